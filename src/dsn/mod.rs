@@ -1,0 +1,1 @@
+//! What a connection string means. Pure: no I/O, no environment, no libpq.

@@ -1,0 +1,1 @@
+//! A safe libpq session: the one room with `unsafe`.

@@ -2,15 +2,15 @@
 //!
 //! The way of a job, and the rooms it passes:
 //!
-//! 1. [`http`] accepts it: checks the request, hands a [`queue::NewJob`] to the writer.
+//! 1. `http` accepts it: checks the request, hands a [`queue::NewJob`] to the writer.
 //! 2. [`queue`] makes it a committed row; only then is the caller told `202`.
-//! 3. [`worker`] claims it, runs it on a thread of its own, and finishes it under its lease.
-//! 4. [`kinds`] is the work itself, on a target database.
-//! 5. [`results`] keeps what it produced; [`http`] serves status and result.
+//! 3. `worker` claims it, runs it on a thread of its own, and finishes it under its lease.
+//! 4. `kinds` is the work itself, on a target database.
+//! 5. `results` keeps what it produced; `http` serves status and result.
 //!
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
 //! [`db`] holds pools, the async doorway, the schema and the private development cluster,
-//! [`config`] the settings, [`cli`] the subcommands.
+//! `config` the settings, `cli` the subcommands.
 //!
 //! Who may use whom is written in ARCHITECTURE.md and enforced by `tests/layers.rs`.
 
@@ -29,6 +29,8 @@
     )
 )]
 
+pub mod db;
 pub mod dsn;
-#[expect(unsafe_code, reason = "the one room that talks to libpq's C interface")]
+#[allow(unsafe_code)]
 pub mod pq;
+pub mod queue;

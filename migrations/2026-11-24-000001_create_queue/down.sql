@@ -1,0 +1,9 @@
+DROP FUNCTION first_id_of(date);
+DROP TABLE idempotency_keys;
+DROP TABLE workers;
+DROP TABLE job_progress;
+DROP TABLE results;
+DROP TABLE result_parts;
+DROP TABLE attempts;
+DROP TABLE finished_jobs;
+DROP TABLE jobs;

@@ -1,0 +1,164 @@
+-- The queue. Jobs that aren't finished live in one narrow table, so that claiming never walks over history;
+-- finished ones move to tables that are partitioned by the day of the job's id and expire by dropping a day.
+-- Runs with search_path = slowlane.
+
+CREATE TABLE jobs (
+    id                  uuid PRIMARY KEY,
+    kind                text NOT NULL,
+    queue               text NOT NULL,
+    target              text NOT NULL,
+    priority            smallint NOT NULL CHECK (priority BETWEEN 0 AND 9),
+    state               text NOT NULL CHECK (state IN ('scheduled', 'queued', 'running', 'paused')),
+    args                json NOT NULL,
+    labels              jsonb NOT NULL CHECK (jsonb_typeof(labels) = 'object'),
+    created_at          timestamptz NOT NULL,
+    run_at              timestamptz NOT NULL,
+    -- The transaction that made the row claimable last: a sweep finds rows that appeared behind a fetcher's position.
+    queued_xid          xid8,
+    timeout_ms          bigint NOT NULL CHECK (timeout_ms > 0),
+    max_attempts        integer NOT NULL CHECK (max_attempts > 0),
+    attempt             integer NOT NULL DEFAULT 0 CHECK (attempt >= 0),
+    interruptions       integer NOT NULL DEFAULT 0 CHECK (interruptions >= 0),
+    -- Grows with every claim and never repeats for a job: the fence of every write that a worker makes.
+    lease               bigint NOT NULL DEFAULT 0 CHECK (lease >= 0),
+    version             bigint NOT NULL DEFAULT 1,
+    worker_id           uuid,
+    started_at          timestamptz,
+    deadline_at         timestamptz,
+    backend_pid         integer,
+    backend_start       timestamptz,
+    cancel_requested_at timestamptz,
+    result_ttl_ms       bigint NOT NULL CHECK (result_ttl_ms > 0),
+    error               json,
+    retry_of            uuid,
+    CONSTRAINT jobs_owner_while_running CHECK (
+        (state = 'running') = (worker_id IS NOT NULL)
+        AND (state = 'running') <= (started_at IS NOT NULL AND deadline_at IS NOT NULL AND lease > 0)),
+    CONSTRAINT jobs_xid_while_queued CHECK ((state = 'queued') <= (queued_xid IS NOT NULL))
+) WITH (
+    fillfactor = 70,
+    autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+    autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_analyze_scale_factor = 0,
+    autovacuum_analyze_threshold = 20000, autovacuum_vacuum_cost_delay = 0
+);
+
+-- The claim: one range scan per queue and priority, in the order of the claim itself.
+CREATE INDEX jobs_claim ON jobs (queue, priority, run_at, id) WHERE state = 'queued';
+-- The sweep for what appeared behind a position.
+CREATE INDEX jobs_queued_xid ON jobs (queued_xid) WHERE state = 'queued';
+-- The promoter sleeps until the first of these is due.
+CREATE INDEX jobs_scheduled ON jobs (run_at) WHERE state = 'scheduled';
+-- What a worker holds: cancel requests, rescue.
+CREATE INDEX jobs_running ON jobs (worker_id) WHERE state = 'running';
+
+CREATE TABLE finished_jobs (
+    id                  uuid NOT NULL,
+    kind                text NOT NULL,
+    queue               text NOT NULL,
+    target              text NOT NULL,
+    priority            smallint NOT NULL,
+    state               text NOT NULL CHECK (state IN ('succeeded', 'failed', 'cancelled')),
+    args                json NOT NULL,
+    labels              jsonb NOT NULL,
+    created_at          timestamptz NOT NULL,
+    run_at              timestamptz NOT NULL,
+    timeout_ms          bigint NOT NULL,
+    max_attempts        integer NOT NULL,
+    attempt             integer NOT NULL,
+    interruptions       integer NOT NULL,
+    lease               bigint NOT NULL,
+    version             bigint NOT NULL,
+    started_at          timestamptz,
+    deadline_at         timestamptz,
+    finished_at         timestamptz NOT NULL,
+    backend_pid         integer,
+    backend_start       timestamptz,
+    cancel_requested_at timestamptz,
+    result_ttl_ms       bigint NOT NULL,
+    rows_returned       bigint,
+    rows_affected       bigint,
+    result_bytes        bigint,
+    progress            json,
+    output              json,
+    error               json,
+    retry_of            uuid,
+    CONSTRAINT finished_jobs_error CHECK ((state = 'failed') <= (error IS NOT NULL)),
+    PRIMARY KEY (id)
+) PARTITION BY RANGE (id);
+
+-- One row for each attempt that ended; the running one is the row of the job itself.
+CREATE TABLE attempts (
+    job_id      uuid NOT NULL,
+    lease       bigint NOT NULL,
+    attempt     integer NOT NULL,
+    worker_id   uuid NOT NULL,
+    started_at  timestamptz NOT NULL,
+    finished_at timestamptz NOT NULL,
+    outcome     text NOT NULL CHECK (outcome IN ('succeeded', 'failed', 'cancelled', 'retried', 'snoozed', 'interrupted')),
+    backend_pid integer,
+    error       json,
+    PRIMARY KEY (job_id, lease)
+) PARTITION BY RANGE (job_id);
+
+-- What a job produced: zstd over length-prefixed text values. Nothing here can be seen before `results` names it.
+CREATE TABLE result_parts (
+    job_id uuid NOT NULL,
+    lease  bigint NOT NULL,
+    n      integer NOT NULL CHECK (n >= 0),
+    data   bytea NOT NULL,
+    PRIMARY KEY (job_id, lease, n)
+) PARTITION BY RANGE (job_id);
+-- The parts are compressed already.
+ALTER TABLE result_parts ALTER COLUMN data SET STORAGE EXTERNAL;
+
+CREATE TABLE results (
+    job_id     uuid PRIMARY KEY,
+    lease      bigint NOT NULL,
+    state      text NOT NULL CHECK (state IN ('available', 'expired', 'deleted')),
+    rows       bigint NOT NULL,
+    bytes      bigint NOT NULL,
+    truncated  boolean NOT NULL,
+    expires_at timestamptz NOT NULL,
+    manifest   json NOT NULL
+);
+CREATE INDEX results_expiry ON results (expires_at) WHERE state = 'available';
+
+-- Lost in a crash, by design: nothing here must survive one.
+CREATE UNLOGGED TABLE job_progress (
+    job_id     uuid PRIMARY KEY,
+    lease      bigint NOT NULL,
+    phase      text NOT NULL,
+    done       bigint NOT NULL,
+    total      bigint,
+    unit       text NOT NULL,
+    basis      text NOT NULL CHECK (basis IN ('exact', 'estimated', 'none')),
+    sampled_at timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE TABLE workers (
+    id         uuid PRIMARY KEY,
+    hostname   text NOT NULL,
+    pid        integer NOT NULL,
+    version    text NOT NULL,
+    threads    integer NOT NULL,
+    kinds      text[] NOT NULL,
+    queues     text[] NOT NULL,
+    started_at timestamptz NOT NULL,
+    beat_at    timestamptz NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE TABLE idempotency_keys (
+    principal   text NOT NULL,
+    route       text NOT NULL,
+    key         text NOT NULL CHECK (char_length(key) BETWEEN 1 AND 255),
+    fingerprint bytea NOT NULL,
+    job_id      uuid NOT NULL,
+    created_at  timestamptz NOT NULL,
+    PRIMARY KEY (principal, route, key)
+);
+CREATE INDEX idempotency_keys_expiry ON idempotency_keys (created_at);
+
+-- The first id of a UTC day: a UUIDv7 starts with 48 bits of milliseconds since 1970.
+CREATE FUNCTION first_id_of(day date) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT rpad(lpad(to_hex((extract(epoch FROM day::timestamp) * 1000)::bigint), 12, '0'), 32, '0')::uuid
+$$;

@@ -1,0 +1,161 @@
+//! The schema's version: what this build knows, what the database has, and the way up.
+//!
+//! Diesel's own table of applied migrations lives in the schema `slowlane`: one that an application keeps in its
+//! own schema is never seen nor touched.
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+
+use crate::db::error::DbError;
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
+
+/// Two processes that migrate take turns: the key of the advisory lock that they take.
+const LOCK_KEY: i64 = 0x736c_6f77_6c61_6e65;
+
+/// The oldest server that is supported.
+const OLDEST_SERVER: i32 = 140_000;
+
+/// How the database's schema stands to this build's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Versions that the database has, oldest first.
+    pub applied: Vec<String>,
+    /// Versions that this build has and the database lacks, oldest first.
+    pub pending: Vec<String>,
+    /// Versions that the database has and this build doesn't know: it was migrated by a newer slowlane.
+    pub unknown: Vec<String>,
+}
+
+impl Status {
+    /// The schema is exactly what this build was made for.
+    pub fn is_current(&self) -> bool {
+        self.pending.is_empty() && self.unknown.is_empty()
+    }
+}
+
+/// Why migrating stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// The database was migrated by a newer slowlane.
+    #[error("the database has migrations that this slowlane doesn't know ({0}): run the newer slowlane")]
+    Newer(String),
+    /// The server is too old.
+    #[error("Postgres {0} is too old: slowlane needs 14 or newer")]
+    ServerTooOld(i32),
+    /// A migration failed; it was rolled back.
+    #[error("a migration failed and was rolled back: {0}")]
+    Failed(String),
+    /// The database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+impl From<diesel::result::Error> for MigrateError {
+    fn from(error: diesel::result::Error) -> Self {
+        MigrateError::Db(error.into())
+    }
+}
+
+#[derive(QueryableByName)]
+struct Version {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    version: String,
+}
+
+#[derive(QueryableByName)]
+struct Present {
+    #[diesel(sql_type = diesel::sql_types::Bool)]
+    present: bool,
+}
+
+#[derive(QueryableByName)]
+struct ServerVersion {
+    #[diesel(sql_type = diesel::sql_types::Integer)]
+    number: i32,
+}
+
+/// Compares the database's schema with this build's. Reads only, and works before the first migration.
+///
+/// # Errors
+/// When the database fails.
+pub fn status(connection: &mut PgConnection) -> Result<Status, MigrateError> {
+    let has_table =
+        diesel::sql_query("SELECT to_regclass('slowlane.__diesel_schema_migrations') IS NOT NULL AS present")
+            .get_result::<Present>(connection)?
+            .present;
+    let applied: Vec<String> = if has_table {
+        diesel::sql_query("SELECT version FROM slowlane.__diesel_schema_migrations ORDER BY version")
+            .load::<Version>(connection)?
+            .into_iter()
+            .map(|row| row.version)
+            .collect()
+    } else {
+        Vec::new()
+    };
+    let known = known()?;
+    Ok(Status {
+        pending: known.iter().filter(|v| !applied.contains(v)).cloned().collect(),
+        unknown: applied.iter().filter(|v| !known.contains(v)).cloned().collect(),
+        applied,
+    })
+}
+
+/// Brings the schema up to this build's, one process at a time, and makes the partitions of the coming days.
+/// Says what it applied.
+///
+/// # Errors
+/// [`MigrateError::Newer`] when the database is ahead of this build; nothing is changed then.
+pub fn up(connection: &mut PgConnection) -> Result<Vec<String>, MigrateError> {
+    check_server(connection)?;
+    diesel::sql_query(format!("SELECT pg_advisory_lock({LOCK_KEY})")).execute(connection)?;
+    let applied = locked_up(connection);
+    diesel::sql_query(format!("SELECT pg_advisory_unlock({LOCK_KEY})")).execute(connection)?;
+    applied
+}
+
+fn locked_up(connection: &mut PgConnection) -> Result<Vec<String>, MigrateError> {
+    let status = status(connection)?;
+    if !status.unknown.is_empty() {
+        return Err(MigrateError::Newer(status.unknown.join(", ")));
+    }
+    diesel::sql_query("CREATE SCHEMA IF NOT EXISTS slowlane").execute(connection)?;
+    diesel::sql_query("SET search_path = slowlane").execute(connection)?;
+    let applied = connection
+        .run_pending_migrations(MIGRATIONS)
+        .map_err(|e| MigrateError::Failed(e.to_string()))?;
+    Ok(applied.iter().map(ToString::to_string).collect())
+}
+
+/// Takes every migration back, newest first. For tests of the migrations themselves.
+///
+/// # Errors
+/// When a migration's way down fails.
+pub fn down(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    connection
+        .revert_all_migrations(MIGRATIONS)
+        .map_err(|e| MigrateError::Failed(e.to_string()))?;
+    Ok(())
+}
+
+fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let number = diesel::sql_query("SELECT current_setting('server_version_num')::int AS number")
+        .get_result::<ServerVersion>(connection)?
+        .number;
+    if number < OLDEST_SERVER {
+        Err(MigrateError::ServerTooOld(number / 10_000))
+    } else {
+        Ok(())
+    }
+}
+
+fn known() -> Result<Vec<String>, MigrateError> {
+    use diesel::migration::{Migration, MigrationSource};
+    let migrations: Vec<Box<dyn Migration<diesel::pg::Pg>>> = MIGRATIONS
+        .migrations()
+        .map_err(|e| MigrateError::Failed(e.to_string()))?;
+    let mut versions: Vec<String> = migrations.iter().map(|m| m.name().version().to_string()).collect();
+    versions.sort();
+    Ok(versions)
+}

@@ -1,0 +1,13 @@
+//! How the queue's database is reached: pools, the async doorway, migrations, the schema as Diesel sees it, the
+//! targets that work runs on, and the private development cluster.
+//!
+//! Knows no job and no HTTP. [`doorway::Doorway`] is the only way by which an async thread meets a connection.
+
+pub mod doorway;
+pub mod error;
+pub mod migrations;
+pub mod pool;
+pub mod schema;
+
+pub use doorway::Doorway;
+pub use error::DbError;

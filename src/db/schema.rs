@@ -1,0 +1,152 @@
+//! The tables of the schema `slowlane` as Diesel sees them. A test compares this page with the catalog.
+//!
+//! Connections set `search_path`, so tables are named without their schema.
+#![expect(missing_docs, reason = "the columns are documented in the migrations")]
+
+/// SQL types that Diesel has no name for.
+pub mod types {
+    /// Postgres' 64-bit transaction id.
+    #[derive(diesel::sql_types::SqlType, diesel::query_builder::QueryId)]
+    #[diesel(postgres_type(name = "xid8"))]
+    pub struct Xid8;
+}
+
+diesel::table! {
+    jobs (id) {
+        id -> Uuid,
+        kind -> Text,
+        queue -> Text,
+        target -> Text,
+        priority -> SmallInt,
+        state -> Text,
+        args -> Json,
+        labels -> Jsonb,
+        created_at -> Timestamptz,
+        run_at -> Timestamptz,
+        queued_xid -> Nullable<crate::db::schema::types::Xid8>,
+        timeout_ms -> BigInt,
+        max_attempts -> Integer,
+        attempt -> Integer,
+        interruptions -> Integer,
+        lease -> BigInt,
+        version -> BigInt,
+        worker_id -> Nullable<Uuid>,
+        started_at -> Nullable<Timestamptz>,
+        deadline_at -> Nullable<Timestamptz>,
+        backend_pid -> Nullable<Integer>,
+        backend_start -> Nullable<Timestamptz>,
+        cancel_requested_at -> Nullable<Timestamptz>,
+        result_ttl_ms -> BigInt,
+        error -> Nullable<Json>,
+        retry_of -> Nullable<Uuid>,
+    }
+}
+
+diesel::table! {
+    finished_jobs (id) {
+        id -> Uuid,
+        kind -> Text,
+        queue -> Text,
+        target -> Text,
+        priority -> SmallInt,
+        state -> Text,
+        args -> Json,
+        labels -> Jsonb,
+        created_at -> Timestamptz,
+        run_at -> Timestamptz,
+        timeout_ms -> BigInt,
+        max_attempts -> Integer,
+        attempt -> Integer,
+        interruptions -> Integer,
+        lease -> BigInt,
+        version -> BigInt,
+        started_at -> Nullable<Timestamptz>,
+        deadline_at -> Nullable<Timestamptz>,
+        finished_at -> Timestamptz,
+        backend_pid -> Nullable<Integer>,
+        backend_start -> Nullable<Timestamptz>,
+        cancel_requested_at -> Nullable<Timestamptz>,
+        result_ttl_ms -> BigInt,
+        rows_returned -> Nullable<BigInt>,
+        rows_affected -> Nullable<BigInt>,
+        result_bytes -> Nullable<BigInt>,
+        progress -> Nullable<Json>,
+        output -> Nullable<Json>,
+        error -> Nullable<Json>,
+        retry_of -> Nullable<Uuid>,
+    }
+}
+
+diesel::table! {
+    attempts (job_id, lease) {
+        job_id -> Uuid,
+        lease -> BigInt,
+        attempt -> Integer,
+        worker_id -> Uuid,
+        started_at -> Timestamptz,
+        finished_at -> Timestamptz,
+        outcome -> Text,
+        backend_pid -> Nullable<Integer>,
+        error -> Nullable<Json>,
+    }
+}
+
+diesel::table! {
+    result_parts (job_id, lease, n) {
+        job_id -> Uuid,
+        lease -> BigInt,
+        n -> Integer,
+        data -> Bytea,
+    }
+}
+
+diesel::table! {
+    results (job_id) {
+        job_id -> Uuid,
+        lease -> BigInt,
+        state -> Text,
+        rows -> BigInt,
+        bytes -> BigInt,
+        truncated -> Bool,
+        expires_at -> Timestamptz,
+        manifest -> Json,
+    }
+}
+
+diesel::table! {
+    job_progress (job_id) {
+        job_id -> Uuid,
+        lease -> BigInt,
+        phase -> Text,
+        done -> BigInt,
+        total -> Nullable<BigInt>,
+        unit -> Text,
+        basis -> Text,
+        sampled_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    workers (id) {
+        id -> Uuid,
+        hostname -> Text,
+        pid -> Integer,
+        version -> Text,
+        threads -> Integer,
+        kinds -> Array<Text>,
+        queues -> Array<Text>,
+        started_at -> Timestamptz,
+        beat_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    idempotency_keys (principal, route, key) {
+        principal -> Text,
+        route -> Text,
+        key -> Text,
+        fingerprint -> Bytea,
+        job_id -> Uuid,
+        created_at -> Timestamptz,
+    }
+}

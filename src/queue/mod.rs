@@ -1,0 +1,22 @@
+//! The domain: what a job is, which states it passes, and every statement that touches the queue's tables.
+//!
+//! Knows no HTTP and no kind of work. Functions take a connection and leave the transaction to their caller unless
+//! they say otherwise; time is the database's.
+//!
+//! | file | what it holds |
+//! | --- | --- |
+//! | [`job`] | the nouns: states, jobs, errors, limits |
+//! | [`accept`] | the writer: requests become committed rows |
+//! | [`claim`] | rows become running jobs; positions and the sweep |
+//! | [`finish`] | running jobs end, are retried or handed back, under their lease |
+//! | [`cancel`] | what a caller asks of a job |
+//! | [`promote`] | scheduled jobs become claimable |
+//! | [`liveness`] | heartbeats, and what the dead left behind |
+//! | [`progress`] | how far running jobs are |
+//! | [`read`] | single jobs, lists, counts |
+//! | [`partitions`] | the days of history, made and dropped |
+//! | [`signals`] | hints within and between processes |
+
+pub mod job;
+
+pub use job::{Job, JobError, JobState, Lease, NewJob, RawJson, RetryPolicy};

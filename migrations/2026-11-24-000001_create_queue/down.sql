@@ -1,4 +1,3 @@
-DROP FUNCTION first_id_of(date);
 DROP TABLE idempotency_keys;
 DROP TABLE workers;
 DROP TABLE job_progress;
@@ -7,3 +6,4 @@ DROP TABLE result_parts;
 DROP TABLE attempts;
 DROP TABLE finished_jobs;
 DROP TABLE jobs;
+DROP FUNCTION first_id_of(date);

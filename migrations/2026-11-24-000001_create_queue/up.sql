@@ -2,6 +2,11 @@
 -- finished ones move to tables that are partitioned by the day of the job's id and expire by dropping a day.
 -- Runs with search_path = slowlane.
 
+-- The first id of a UTC day: a UUIDv7 starts with 48 bits of milliseconds since 1970.
+CREATE FUNCTION first_id_of(day date) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+    SELECT rpad(lpad(to_hex((extract(epoch FROM day::timestamp) * 1000)::bigint), 12, '0'), 32, '0')::uuid
+$$;
+
 CREATE TABLE jobs (
     id                  uuid PRIMARY KEY,
     kind                text NOT NULL,
@@ -34,6 +39,10 @@ CREATE TABLE jobs (
     CONSTRAINT jobs_owner_while_running CHECK (
         (state = 'running') = (worker_id IS NOT NULL)
         AND (state = 'running') <= (started_at IS NOT NULL AND deadline_at IS NOT NULL AND lease > 0)),
+    -- The day of an id decides where its history is kept: one made by a clock that is far off is refused.
+    CONSTRAINT jobs_id_near_clock CHECK (
+        id >= first_id_of((created_at AT TIME ZONE 'UTC')::date - 1)
+        AND id < first_id_of((created_at AT TIME ZONE 'UTC')::date + 2)),
     CONSTRAINT jobs_xid_while_queued CHECK ((state = 'queued') <= (queued_xid IS NOT NULL))
 ) WITH (
     fillfactor = 70,
@@ -157,8 +166,3 @@ CREATE TABLE idempotency_keys (
     PRIMARY KEY (principal, route, key)
 );
 CREATE INDEX idempotency_keys_expiry ON idempotency_keys (created_at);
-
--- The first id of a UTC day: a UUIDv7 starts with 48 bits of milliseconds since 1970.
-CREATE FUNCTION first_id_of(day date) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
-    SELECT rpad(lpad(to_hex((extract(epoch FROM day::timestamp) * 1000)::bigint), 12, '0'), 32, '0')::uuid
-$$;

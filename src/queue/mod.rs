@@ -17,6 +17,17 @@
 //! | [`partitions`] | the days of history, made and dropped |
 //! | [`signals`] | hints within and between processes |
 
+pub mod accept;
+pub mod cancel;
+pub mod claim;
+pub mod finish;
+pub mod insert;
 pub mod job;
+pub mod liveness;
+pub mod partitions;
+pub mod progress;
+pub mod promote;
+pub mod read;
+pub mod signals;
 
 pub use job::{Job, JobError, JobState, Lease, NewJob, RawJson, RetryPolicy};

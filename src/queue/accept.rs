@@ -1,0 +1,335 @@
+//! The writer: requests that wait are gathered, and become committed rows by one statement and one commit.
+//!
+//! Owns the only way into `jobs` for HTTP, with its own connection and thread. One request alone is written at
+//! once; nothing is held back by a timer. Whoever is told [`Accepted`] has a row that survives a crash.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use diesel::pg::PgConnection;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::db::pool::Manager;
+use crate::queue::insert::{self, Inserted};
+use crate::queue::job::{Job, JobError, JobState, NewJob};
+use crate::queue::signals::{ReadyHint, Signals};
+
+/// Requests that may wait for the writer; one more is refused with [`AcceptError::Busy`].
+pub const MAX_WAITING: usize = 1_000;
+/// Bytes of arguments that may wait for the writer: 32 MiB.
+pub const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
+/// Rows in one statement.
+const MAX_GROUP: usize = 500;
+/// How long the writer tries to learn what became of a commit whose connection was lost.
+pub const UNDECIDED_AFTER: Duration = Duration::from_secs(5);
+/// Between two tries to reconnect.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One request: a job, and the key that makes repeating it harmless.
+#[derive(Clone, Debug)]
+pub struct Accept {
+    /// The job, checked.
+    pub job: NewJob,
+    /// The caller's key, where it gave one.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// An `Idempotency-Key` in its scope, and what it was used for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Who uses it: nobody is handed another's job.
+    pub principal: String,
+    /// Method and path.
+    pub route: String,
+    /// The key, unquoted.
+    pub key: String,
+    /// A digest of the request: the same key with another one is refused.
+    pub fingerprint: Vec<u8>,
+}
+
+/// What became of a request. The row is committed.
+#[derive(Clone, Debug)]
+pub enum Accepted {
+    /// A new job.
+    Created(Job),
+    /// The job that the same key made before, as it is now.
+    Replayed(Job),
+}
+
+/// Why there is no job.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// Too many requests wait already.
+    #[error("too many requests wait to be written")]
+    Busy,
+    /// The database can't be reached. Nothing was written.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(String),
+    /// The connection was lost in the commit, and what became of it couldn't be learned in time. The same
+    /// idempotency key, or the job's id, settles it later.
+    #[error("the outcome is unknown: the connection was lost in the commit")]
+    OutcomeUnknown(Uuid),
+    /// The key was used before, for another request.
+    #[error("the idempotency key was used for another request")]
+    KeyReused,
+    /// This row can't be stored.
+    #[error("{0}")]
+    Refused(JobError),
+    /// The statement failed in a way that no caller can mend.
+    #[error("the statement failed: {0}")]
+    Failed(String),
+}
+
+struct Waiting {
+    request: Accept,
+    bytes: usize,
+    answer: oneshot::Sender<Result<Accepted, AcceptError>>,
+}
+
+/// A handle to the writer. Cloning it is cheap; the thread ends when the last one is gone.
+#[derive(Clone)]
+pub struct Writer {
+    requests: SyncSender<Waiting>,
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+impl Writer {
+    /// Starts the thread `slowlane-writer`. It connects when the first request comes.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn start(manager: Manager, signals: Arc<Signals>) -> std::io::Result<(Writer, JoinHandle<()>)> {
+        let (requests, incoming) = sync_channel(MAX_WAITING);
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let room = Arc::clone(&waiting_bytes);
+        let thread = std::thread::Builder::new()
+            .name("slowlane-writer".to_owned())
+            .spawn(move || {
+                WriterThread {
+                    manager,
+                    signals,
+                    incoming,
+                    waiting_bytes: room,
+                    connection: None,
+                }
+                .serve();
+            })?;
+        Ok((
+            Writer {
+                requests,
+                waiting_bytes,
+            },
+            thread,
+        ))
+    }
+
+    /// Waits until `request` is a committed row, or is known not to be one.
+    ///
+    /// # Errors
+    /// [`AcceptError`] says what the caller can do.
+    pub async fn accept(&self, request: Accept) -> Result<Accepted, AcceptError> {
+        let id = request.job.id;
+        let bytes = request.job.args.text().len();
+        if self
+            .waiting_bytes
+            .fetch_add(bytes, Ordering::AcqRel)
+            .saturating_add(bytes)
+            > MAX_WAITING_BYTES
+        {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            return Err(AcceptError::Busy);
+        }
+        let (answer, answered) = oneshot::channel();
+        if let Err(error) = self.requests.try_send(Waiting { request, bytes, answer }) {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            return Err(match error {
+                TrySendError::Full(_) => AcceptError::Busy,
+                TrySendError::Disconnected(_) => AcceptError::Unavailable("the writer has stopped".to_owned()),
+            });
+        }
+        answered.await.unwrap_or(Err(AcceptError::OutcomeUnknown(id)))
+    }
+}
+
+struct WriterThread {
+    manager: Manager,
+    signals: Arc<Signals>,
+    incoming: Receiver<Waiting>,
+    waiting_bytes: Arc<AtomicUsize>,
+    connection: Option<Session>,
+}
+
+struct Session {
+    connection: PgConnection,
+    backend: insert::Backend,
+}
+
+impl WriterThread {
+    fn serve(mut self) {
+        loop {
+            match self.incoming.recv_timeout(Duration::from_secs(60)) {
+                Ok(first) => {
+                    let group = self.gather(first);
+                    self.write(group);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn gather(&self, first: Waiting) -> Vec<Waiting> {
+        let mut group = vec![first];
+        group.extend(self.incoming.try_iter().take(MAX_GROUP - 1));
+        let bytes = group.iter().map(|waiting| waiting.bytes).sum();
+        self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        group
+    }
+
+    /// A group that the database refuses is repeated one by one, so that a bad row fails alone.
+    fn write(&mut self, group: Vec<Waiting>) {
+        let requests: Vec<&Accept> = group.iter().map(|waiting| &waiting.request).collect();
+        let outcomes = match self.insert(&requests) {
+            Err(GroupError::Refused(_)) if requests.len() > 1 => {
+                requests.iter().map(|request| self.insert_alone(request)).collect()
+            }
+            Ok(outcomes) => outcomes,
+            Err(error) => requests
+                .iter()
+                .map(|request| Err(error.for_job(request.job.id)))
+                .collect(),
+        };
+        self.hint(&outcomes);
+        for (waiting, outcome) in group.into_iter().zip(outcomes) {
+            // A caller that has gone away can ask by id or by key.
+            let _ = waiting.answer.send(outcome);
+        }
+    }
+
+    fn insert_alone(&mut self, request: &Accept) -> Result<Accepted, AcceptError> {
+        let id = request.job.id;
+        let mut outcomes = self.insert(&[request]).map_err(|error| error.for_job(id))?;
+        outcomes.pop().unwrap_or(Err(AcceptError::OutcomeUnknown(id)))
+    }
+
+    fn insert(&mut self, requests: &[&Accept]) -> Result<Vec<Result<Accepted, AcceptError>>, GroupError> {
+        let mut lost: Option<(insert::Backend, Instant)> = None;
+        loop {
+            let attempt = self.try_insert(requests, lost.as_ref().map(|(backend, _)| backend));
+            match attempt {
+                Ok(inserted) => return Ok(inserted.into_iter().map(answer).collect()),
+                Err(DbError::Unavailable(reason)) => {
+                    let session = self.connection.take();
+                    match (session, &lost) {
+                        // The statement was under way: it may be committed.
+                        (Some(session), None) => lost = Some((session.backend, Instant::now())),
+                        // Nothing was sent: nothing can be committed.
+                        (None, None) => return Err(GroupError::Unavailable(reason)),
+                        (_, Some((_, since))) if since.elapsed() >= UNDECIDED_AFTER => return Err(GroupError::Unknown),
+                        (_, Some(_)) => std::thread::sleep(RECONNECT_PAUSE),
+                    }
+                }
+                Err(error @ DbError::Busy(_)) => return Err(GroupError::Unavailable(error.to_string())),
+                Err(DbError::Query(error)) => return Err(GroupError::Refused(error)),
+            }
+        }
+    }
+
+    /// With `lost`, the session of an earlier try is ended first: only then is it certain that what isn't found
+    /// now will not appear later.
+    fn try_insert(&mut self, requests: &[&Accept], lost: Option<&insert::Backend>) -> Result<Vec<Inserted>, DbError> {
+        let session = match self.connection.take() {
+            Some(session) => self.connection.insert(session),
+            None => {
+                let mut connection = self.manager.open()?;
+                let backend = insert::backend(&mut connection)?;
+                self.connection.insert(Session { connection, backend })
+            }
+        };
+        if let Some(backend) = lost {
+            insert::end_backend(&mut session.connection, backend)?;
+            return insert::insert_missing(&mut session.connection, requests);
+        }
+        insert::insert(&mut session.connection, requests)
+    }
+
+    fn hint(&self, outcomes: &[Result<Accepted, AcceptError>]) {
+        let mut hints: Vec<ReadyHint> = Vec::new();
+        let mut scheduled = false;
+        for job in outcomes.iter().filter_map(|outcome| match outcome {
+            Ok(Accepted::Created(job)) => Some(job),
+            _ => None,
+        }) {
+            if job.state == JobState::Scheduled {
+                scheduled = true;
+                continue;
+            }
+            let hint = ReadyHint {
+                queue: job.queue.clone(),
+                priority: job.priority,
+                run_at: job.run_at,
+                id: job.id,
+            };
+            match hints
+                .iter_mut()
+                .find(|h| h.queue == hint.queue && h.priority == hint.priority)
+            {
+                Some(first) if (hint.run_at, hint.id) < (first.run_at, first.id) => *first = hint,
+                Some(_) => {}
+                None => hints.push(hint),
+            }
+        }
+        if !hints.is_empty() {
+            self.signals.ready(hints);
+        }
+        if scheduled {
+            self.signals.scheduled();
+        }
+    }
+}
+
+enum GroupError {
+    Unavailable(String),
+    Unknown,
+    Refused(diesel::result::Error),
+}
+
+impl GroupError {
+    fn for_job(&self, id: Uuid) -> AcceptError {
+        match self {
+            GroupError::Unavailable(reason) => AcceptError::Unavailable(reason.clone()),
+            GroupError::Unknown => AcceptError::OutcomeUnknown(id),
+            GroupError::Refused(error) => refused(error),
+        }
+    }
+}
+
+fn refused(error: &diesel::result::Error) -> AcceptError {
+    let diesel::result::Error::DatabaseError(_, info) = error else {
+        return AcceptError::Failed(error.to_string());
+    };
+    match info.constraint_name() {
+        Some("jobs_id_near_clock") => AcceptError::Refused(
+            JobError::new(
+                "clock_difference",
+                "this process' clock is more than a day off the database's",
+            )
+            .with_hint("set both clocks by NTP"),
+        ),
+        _ => AcceptError::Failed(error.to_string()),
+    }
+}
+
+fn answer(inserted: Inserted) -> Result<Accepted, AcceptError> {
+    match inserted {
+        Inserted::Created(job) => Ok(Accepted::Created(job)),
+        Inserted::Replayed(job) => Ok(Accepted::Replayed(job)),
+        Inserted::KeyReused => Err(AcceptError::KeyReused),
+        Inserted::Gone => Err(AcceptError::Failed("a row vanished between two statements".to_owned())),
+    }
+}

@@ -1,0 +1,101 @@
+//! What a caller asks of a job: that it stop.
+//!
+//! A job that waits ends at once. One that runs is only marked: the process that owns it stops the statement on the
+//! server, and the state says `cancelled` when it has stopped.
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::queue::finish::CARRIED;
+use crate::queue::job::{Job, JobState};
+use crate::queue::read;
+
+/// What a request to cancel came to.
+#[derive(Clone, Debug)]
+pub enum CancelOutcome {
+    /// There is no such job.
+    NotFound,
+    /// It waited, and has ended now.
+    Cancelled(Job),
+    /// It runs, and will be stopped.
+    Requested(Job),
+    /// It was cancelled before.
+    AlreadyCancelled(Job),
+    /// It had ended otherwise.
+    AlreadyFinished(Job),
+}
+
+/// Asks for the end of a job, in a transaction of its own.
+///
+/// # Errors
+/// When the database fails; [`DbError::is_missing_partition`] when the job's day isn't there.
+pub fn request(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome, DbError> {
+    connection.transaction(|connection| {
+        use crate::db::schema::jobs::dsl;
+        // Locked first: a claim or a finish at the same moment is before us or after us, never in between.
+        let state: Option<String> = dsl::jobs
+            .find(id)
+            .select(dsl::state)
+            .for_update()
+            .first::<String>(connection)
+            .optional()?;
+        match state.as_deref() {
+            None => finished(connection, id),
+            Some("running") => {
+                diesel::update(dsl::jobs.find(id).filter(dsl::cancel_requested_at.is_null()))
+                    .set((
+                        dsl::cancel_requested_at.eq(diesel::dsl::now),
+                        dsl::version.eq(dsl::version + 1),
+                    ))
+                    .execute(connection)?;
+                Ok(read::job(connection, id)?.map_or(CancelOutcome::NotFound, CancelOutcome::Requested))
+            }
+            Some(_) => {
+                end_waiting(connection, id)?;
+                Ok(read::job(connection, id)?.map_or(CancelOutcome::NotFound, CancelOutcome::Cancelled))
+            }
+        }
+    })
+}
+
+fn finished(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome, DbError> {
+    Ok(match read::job(connection, id)? {
+        None => CancelOutcome::NotFound,
+        Some(job) if job.state == JobState::Cancelled => CancelOutcome::AlreadyCancelled(job),
+        Some(job) => CancelOutcome::AlreadyFinished(job),
+    })
+}
+
+fn end_waiting(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
+    let sql = format!(
+        "WITH d AS (DELETE FROM jobs WHERE id = $1 RETURNING *)
+         INSERT INTO finished_jobs ({CARRIED}, state, interruptions, version, finished_at, error)
+         SELECT {CARRIED_BUT_CANCEL}, 'cancelled', interruptions, version + 1, clock_timestamp(), error FROM d",
+        CARRIED_BUT_CANCEL = CARRIED.replace("cancel_requested_at", "coalesce(cancel_requested_at, now())"),
+    );
+    diesel::sql_query(sql)
+        .bind::<diesel::sql_types::Uuid, _>(id)
+        .execute(connection)?;
+    Ok(())
+}
+
+#[derive(QueryableByName)]
+struct Id {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+}
+
+/// The running jobs of a worker whose cancellation was asked for. This is how a request arrives when no hint does.
+///
+/// # Errors
+/// When the database fails.
+pub fn requested(connection: &mut PgConnection, worker_id: Uuid) -> Result<Vec<Uuid>, DbError> {
+    let rows = diesel::sql_query(
+        "SELECT id FROM jobs WHERE worker_id = $1 AND state = 'running' AND cancel_requested_at IS NOT NULL",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(worker_id)
+    .load::<Id>(connection)?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}

@@ -1,0 +1,250 @@
+//! Ending attempts: jobs finish, wait for a retry, or are handed back, many by one statement, each under its lease.
+//!
+//! A row whose lease has moved on is not touched; its attempt then has no say. Leaving `jobs`, entering
+//! `finished_jobs`, the attempt's end and the result's manifest are one statement: there is no moment at which half
+//! of it can be seen.
+
+use std::collections::HashSet;
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
+
+/// How an attempt ended.
+#[derive(Clone, Debug)]
+pub enum Ending {
+    /// The job is over.
+    Finished(Finished),
+    /// It runs again later; the attempt is charged.
+    Retry {
+        /// Wait this long, in milliseconds.
+        delay_ms: i64,
+        /// Why.
+        error: RawJson,
+    },
+    /// It asked to run again later; nothing is charged.
+    Snooze {
+        /// Wait this long, in milliseconds.
+        delay_ms: i64,
+    },
+    /// It was interrupted through no fault of its own: claimable again at once, counted in `interruptions`.
+    HandBack {
+        /// Why.
+        error: RawJson,
+    },
+}
+
+/// The end of a job.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// `succeeded`, `failed` or `cancelled`.
+    pub state: JobState,
+    /// Why it failed.
+    pub error: Option<RawJson>,
+    /// What the kind returned.
+    pub output: Option<RawJson>,
+    /// Rows and bytes.
+    pub statistics: JobStatistics,
+    /// The last progress, so that it outlives its own table.
+    pub progress: Option<RawJson>,
+    /// The result that becomes visible with this.
+    pub result: Option<FinishedResult>,
+    /// The interruption that ended it is counted too.
+    pub interrupted: bool,
+}
+
+/// A complete result, to be shown.
+#[derive(Clone, Debug)]
+pub struct FinishedResult {
+    /// Rows in it.
+    pub rows: i64,
+    /// Uncompressed bytes.
+    pub bytes: i64,
+    /// It ends at a limit.
+    pub truncated: bool,
+    /// What its parts are.
+    pub manifest: RawJson,
+}
+
+impl Finished {
+    /// An end in `state` with nothing more to tell.
+    pub fn plain(state: JobState) -> Finished {
+        Finished {
+            state,
+            error: None,
+            output: None,
+            statistics: JobStatistics::default(),
+            progress: None,
+            result: None,
+            interrupted: false,
+        }
+    }
+}
+
+#[derive(QueryableByName)]
+struct Touched {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+}
+
+/// Writes the ends of attempts. Says which of them still held their lease: the others changed nothing.
+///
+/// # Errors
+/// When the database fails; [`DbError::is_missing_partition`] when a day of history isn't there yet. Nothing is
+/// written then.
+pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+    connection.transaction(|connection| {
+        let mut held = HashSet::new();
+        let finished: Vec<(&Lease, &Finished)> = endings
+            .iter()
+            .filter_map(|(lease, ending)| match ending {
+                Ending::Finished(finished) => Some((lease, finished)),
+                _ => None,
+            })
+            .collect();
+        if !finished.is_empty() {
+            held.extend(finish(connection, &finished)?);
+        }
+        let others: Vec<&(Lease, Ending)> = endings
+            .iter()
+            .filter(|(_, ending)| !matches!(ending, Ending::Finished(_)))
+            .collect();
+        if !others.is_empty() {
+            held.extend(put_back(connection, &others)?);
+        }
+        Ok(held)
+    })
+}
+
+/// The columns of `finished_jobs` that are carried over from a row of `jobs` called `d`.
+pub(crate) const CARRIED: &str =
+    "id, kind, queue, target, priority, args, labels, created_at, run_at, timeout_ms, max_attempts,
+    attempt, lease, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of";
+
+fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result<Vec<Uuid>, DbError> {
+    let carried = CARRIED
+        .split(',')
+        .map(|column| format!("d.{}", column.trim()))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let sql = format!(
+        "WITH e AS MATERIALIZED (
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+                AS e(id, lease, worker_id, state, error, output, rows_returned, rows_affected, result_bytes, progress,
+                     stored_rows, stored_bytes, truncated, manifest, interrupted)),
+        d AS (
+            DELETE FROM jobs j USING e
+             WHERE j.id = e.id AND j.lease = e.lease AND j.worker_id = e.worker_id AND j.state = 'running'
+            RETURNING j.*, e.state AS end_state, e.error AS end_error, e.output, e.rows_returned, e.rows_affected,
+                      e.result_bytes, e.progress, e.stored_rows, e.stored_bytes, e.truncated, e.manifest, e.interrupted),
+        f AS (
+            INSERT INTO finished_jobs ({CARRIED}, state, interruptions, version, finished_at, rows_returned,
+                                       rows_affected, result_bytes, progress, output, error)
+            SELECT {carried}, d.end_state, d.interruptions + d.interrupted::int, d.version + 1, clock_timestamp(),
+                   d.rows_returned, d.rows_affected, d.result_bytes, d.progress::json, d.output::json, d.end_error::json
+              FROM d),
+        a AS (
+            INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error)
+            SELECT d.id, d.lease, d.attempt, d.worker_id, d.started_at, clock_timestamp(), d.end_state, d.backend_pid,
+                   d.end_error::json FROM d),
+        p AS (DELETE FROM job_progress USING d WHERE job_progress.job_id = d.id),
+        r AS (
+            INSERT INTO results (job_id, lease, state, rows, bytes, truncated, expires_at, manifest)
+            SELECT d.id, d.lease, 'available', d.stored_rows, d.stored_bytes, d.truncated,
+                   clock_timestamp() + d.result_ttl_ms * interval '1 millisecond', d.manifest::json
+              FROM d WHERE d.manifest IS NOT NULL)
+        SELECT id FROM d"
+    );
+    let results: Vec<Option<&FinishedResult>> = ends.iter().map(|(_, f)| f.result.as_ref()).collect();
+    let rows = diesel::sql_query(sql)
+        .bind::<Array<diesel::sql_types::Uuid>, _>(column(ends, |(lease, _)| lease.job_id))
+        .bind::<Array<BigInt>, _>(column(ends, |(lease, _)| lease.number))
+        .bind::<Array<diesel::sql_types::Uuid>, _>(column(ends, |(lease, _)| lease.worker_id))
+        .bind::<Array<Text>, _>(column(ends, |(_, f)| f.state.as_str()))
+        .bind::<Array<Nullable<Text>>, _>(column(ends, |(_, f)| f.error.as_ref().map(RawJson::text)))
+        .bind::<Array<Nullable<Text>>, _>(column(ends, |(_, f)| f.output.as_ref().map(RawJson::text)))
+        .bind::<Array<BigInt>, _>(column(ends, |(_, f)| f.statistics.rows_returned))
+        .bind::<Array<BigInt>, _>(column(ends, |(_, f)| f.statistics.rows_affected))
+        .bind::<Array<BigInt>, _>(column(ends, |(_, f)| f.statistics.result_bytes))
+        .bind::<Array<Nullable<Text>>, _>(column(ends, |(_, f)| f.progress.as_ref().map(RawJson::text)))
+        .bind::<Array<Nullable<BigInt>>, _>(column(&results, |r| r.map(|r| r.rows)))
+        .bind::<Array<Nullable<BigInt>>, _>(column(&results, |r| r.map(|r| r.bytes)))
+        .bind::<Array<Nullable<Bool>>, _>(column(&results, |r| r.map(|r| r.truncated)))
+        .bind::<Array<Nullable<Text>>, _>(column(&results, |r| r.map(|r| r.manifest.text())))
+        .bind::<Array<Bool>, _>(column(ends, |(_, f)| f.interrupted))
+        .load::<Touched>(connection)?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Vec<Uuid>, DbError> {
+    let parts: Vec<PutBack<'_>> = endings
+        .iter()
+        .map(|(lease, ending)| PutBack::of(lease, ending))
+        .collect();
+    let rows = diesel::sql_query(
+        "WITH e AS MATERIALIZED (
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS e(id, lease, worker_id, outcome, delay_ms, error)),
+        old AS (
+            SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, e.outcome, e.delay_ms, e.error
+              FROM jobs j JOIN e ON j.id = e.id AND j.lease = e.lease AND j.worker_id = e.worker_id
+             WHERE j.state = 'running' ORDER BY j.id FOR UPDATE OF j),
+        u AS (
+            UPDATE jobs j SET
+                   state = CASE WHEN o.delay_ms > 0 THEN 'scheduled' ELSE 'queued' END,
+                   run_at = CASE WHEN o.delay_ms > 0 THEN clock_timestamp() + o.delay_ms * interval '1 millisecond'
+                                 ELSE j.run_at END,
+                   queued_xid = CASE WHEN o.delay_ms > 0 THEN NULL ELSE pg_current_xact_id() END,
+                   attempt = j.attempt - (o.outcome <> 'retried')::int,
+                   interruptions = j.interruptions + (o.outcome = 'interrupted')::int,
+                   error = o.error::json, version = j.version + 1, worker_id = NULL, deadline_at = NULL,
+                   backend_pid = NULL, backend_start = NULL
+              FROM old o WHERE j.id = o.id
+            RETURNING j.id),
+        a AS (
+            INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error)
+            SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error::json
+              FROM old),
+        p AS (DELETE FROM job_progress USING old WHERE job_progress.job_id = old.id)
+        SELECT id FROM u",
+    )
+    .bind::<Array<diesel::sql_types::Uuid>, _>(column(&parts, |p| p.lease.job_id))
+    .bind::<Array<BigInt>, _>(column(&parts, |p| p.lease.number))
+    .bind::<Array<diesel::sql_types::Uuid>, _>(column(&parts, |p| p.lease.worker_id))
+    .bind::<Array<Text>, _>(column(&parts, |p| p.outcome))
+    .bind::<Array<BigInt>, _>(column(&parts, |p| p.delay_ms))
+    .bind::<Array<Nullable<Text>>, _>(column(&parts, |p| p.error.map(RawJson::text)))
+    .load::<Touched>(connection)?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+struct PutBack<'e> {
+    lease: &'e Lease,
+    outcome: &'static str,
+    delay_ms: i64,
+    error: Option<&'e RawJson>,
+}
+
+impl<'e> PutBack<'e> {
+    fn of(lease: &'e Lease, ending: &'e Ending) -> PutBack<'e> {
+        let (outcome, delay_ms, error) = match ending {
+            Ending::Retry { delay_ms, error } => ("retried", (*delay_ms).max(1), Some(error)),
+            Ending::Snooze { delay_ms } => ("snoozed", (*delay_ms).max(1), None),
+            Ending::HandBack { error } => ("interrupted", 0, Some(error)),
+            Ending::Finished(_) => ("interrupted", 0, None),
+        };
+        PutBack {
+            lease,
+            outcome,
+            delay_ms,
+            error,
+        }
+    }
+}
+
+fn column<'r, R, T>(rows: &'r [R], value: impl Fn(&'r R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}

@@ -1,0 +1,206 @@
+//! The statements by which requests become rows: jobs and idempotency keys, many at a time.
+//!
+//! Knows no thread and no waiting caller.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text, Timestamptz};
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::queue::accept::Accept;
+use crate::queue::job::{Job, RawJson};
+use crate::queue::read::{self, JobRow, LIVE_COLUMNS, NO_RESULT_COLUMNS};
+
+/// How long an idempotency key is kept, as an SQL interval.
+pub const IDEMPOTENCY_KEY_KEPT: &str = "24 hours";
+
+/// What one row of an insert came to.
+#[derive(Clone, Debug)]
+pub enum Inserted {
+    /// A new job.
+    Created(Job),
+    /// The job that the same key made before, as it is now.
+    Replayed(Job),
+    /// The key was used for another request.
+    KeyReused,
+    /// The key names a job whose record is gone.
+    Gone,
+}
+
+/// One server process: the id alone may be handed out again.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Backend {
+    #[diesel(sql_type = Integer)]
+    pid: i32,
+    #[diesel(sql_type = Timestamptz)]
+    backend_start: DateTime<Utc>,
+}
+
+/// The server process behind this connection.
+///
+/// # Errors
+/// When the database fails.
+pub fn backend(connection: &mut PgConnection) -> Result<Backend, DbError> {
+    let sql = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+    Ok(diesel::sql_query(sql).get_result(connection)?)
+}
+
+/// Ends a server process of this role and waits (up to 2 s) until it is gone, its transaction with it.
+///
+/// # Errors
+/// [`DbError::Busy`] when it is still there.
+pub fn end_backend(connection: &mut PgConnection, backend: &Backend) -> Result<(), DbError> {
+    #[derive(QueryableByName)]
+    struct Ended {
+        #[diesel(sql_type = Bool)]
+        ended: bool,
+    }
+    let rows = diesel::sql_query(
+        "SELECT pg_terminate_backend(pid, 2000) AS ended FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2",
+    )
+    .bind::<Integer, _>(backend.pid)
+    .bind::<Timestamptz, _>(backend.backend_start)
+    .load::<Ended>(connection)?;
+    if rows.iter().all(|row| row.ended) {
+        Ok(())
+    } else {
+        Err(DbError::Unavailable("the lost session is still there".to_owned()))
+    }
+}
+
+/// Inserts every request by one statement and one commit. The answers are in the order of the requests.
+///
+/// # Errors
+/// [`DbError::Query`] when one row is refused: then none is inserted.
+pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec<Inserted>, DbError> {
+    let mut created = insert_rows(connection, requests)?;
+    let repeated: Vec<&&Accept> = requests
+        .iter()
+        .filter(|request| !created.contains_key(&request.job.id))
+        .collect();
+    let mut known = if repeated.is_empty() {
+        HashMap::new()
+    } else {
+        look_up_keys(connection, &repeated)?
+    };
+    Ok(requests
+        .iter()
+        .map(|request| match created.remove(&request.job.id) {
+            Some(job) => Inserted::Created(job),
+            None => known.remove(&request.job.id).unwrap_or(Inserted::Gone),
+        })
+        .collect())
+}
+
+/// As [`insert()`], after a commit whose outcome isn't known: rows that are there count as created.
+///
+/// # Errors
+/// As [`insert()`].
+pub fn insert_missing(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec<Inserted>, DbError> {
+    let mut found = HashMap::new();
+    for request in requests {
+        if let Some(job) = read::job(connection, request.job.id)? {
+            found.insert(job.id, job);
+        }
+    }
+    let missing: Vec<&Accept> = requests
+        .iter()
+        .copied()
+        .filter(|r| !found.contains_key(&r.job.id))
+        .collect();
+    let mut inserted = insert(connection, &missing)?.into_iter();
+    Ok(requests
+        .iter()
+        .map(|request| match found.remove(&request.job.id) {
+            Some(job) => Inserted::Created(job),
+            None => inserted.next().unwrap_or(Inserted::Gone),
+        })
+        .collect())
+}
+
+fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<HashMap<Uuid, Job>, DbError> {
+    let labels = requests
+        .iter()
+        .map(|r| RawJson::of(&r.job.labels))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
+    let sql = format!(
+        "WITH input AS MATERIALIZED (
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) WITH ORDINALITY
+                AS i(id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms,
+                     principal, route, key, fingerprint, n)),
+        keys AS (
+            INSERT INTO idempotency_keys AS k (principal, route, key, fingerprint, job_id, created_at)
+            SELECT DISTINCT ON (principal, route, key) principal, route, key, fingerprint, id, now()
+              FROM input WHERE key IS NOT NULL ORDER BY principal, route, key, n
+            ON CONFLICT (principal, route, key) DO UPDATE
+               SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, created_at = excluded.created_at
+             WHERE k.created_at < now() - interval '{IDEMPOTENCY_KEY_KEPT}'
+            RETURNING job_id),
+        j AS (
+            INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
+                              timeout_ms, max_attempts, result_ttl_ms)
+            SELECT id, kind, queue, target, priority, CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
+                   args::json, labels::jsonb, now(), greatest(run_at, now()),
+                   CASE WHEN run_at > now() THEN NULL ELSE pg_current_xact_id() END,
+                   timeout_ms, max_attempts, result_ttl_ms
+              FROM input WHERE key IS NULL OR id IN (SELECT job_id FROM keys)
+            RETURNING *)
+        SELECT {LIVE_COLUMNS}, {NO_RESULT_COLUMNS} FROM j"
+    );
+    let keys = |field: fn(&crate::queue::accept::Idempotency) -> &str| -> Vec<Option<&str>> {
+        requests.iter().map(|r| r.idempotency.as_ref().map(field)).collect()
+    };
+    let rows = diesel::sql_query(sql)
+        .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.job.id))
+        .bind::<Array<Text>, _>(column(requests, |r| r.job.kind.as_str()))
+        .bind::<Array<Text>, _>(column(requests, |r| r.job.queue.as_str()))
+        .bind::<Array<Text>, _>(column(requests, |r| r.job.target.as_str()))
+        .bind::<Array<SmallInt>, _>(column(requests, |r| r.job.priority))
+        .bind::<Array<Text>, _>(column(requests, |r| r.job.args.text()))
+        .bind::<Array<Text>, _>(labels.iter().map(RawJson::text).collect::<Vec<_>>())
+        .bind::<Array<Nullable<Timestamptz>>, _>(column(requests, |r| r.job.run_at))
+        .bind::<Array<BigInt>, _>(column(requests, |r| r.job.timeout_ms))
+        .bind::<Array<Integer>, _>(column(requests, |r| r.job.max_attempts))
+        .bind::<Array<BigInt>, _>(column(requests, |r| r.job.result_ttl_ms))
+        .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.principal))
+        .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.route))
+        .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.key))
+        .bind::<Array<Nullable<Binary>>, _>(column(requests, |r| {
+            r.idempotency.as_ref().map(|k| k.fingerprint.as_slice())
+        }))
+        .load::<JobRow>(connection)?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Job::from(row))
+        .map(|job| (job.id, job))
+        .collect())
+}
+
+fn column<'r, T>(requests: &'r [&'r Accept], value: impl Fn(&'r Accept) -> T) -> Vec<T> {
+    requests.iter().map(|request| value(request)).collect()
+}
+
+fn look_up_keys(connection: &mut PgConnection, requests: &[&&Accept]) -> Result<HashMap<Uuid, Inserted>, DbError> {
+    use crate::db::schema::idempotency_keys::dsl;
+    let mut answers = HashMap::new();
+    for request in requests {
+        let Some(key) = &request.idempotency else { continue };
+        let row: Option<(Vec<u8>, Uuid)> = dsl::idempotency_keys
+            .find((&key.principal, &key.route, &key.key))
+            .select((dsl::fingerprint, dsl::job_id))
+            .first(connection)
+            .optional()?;
+        let answer = match row {
+            Some((fingerprint, _)) if fingerprint != key.fingerprint => Inserted::KeyReused,
+            Some((_, job_id)) => read::job(connection, job_id)?.map_or(Inserted::Gone, Inserted::Replayed),
+            None => Inserted::Gone,
+        };
+        answers.insert(request.job.id, answer);
+    }
+    Ok(answers)
+}

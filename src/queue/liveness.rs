@@ -1,0 +1,290 @@
+//! Who is alive, by the database's clock, and what the dead left behind.
+//!
+//! One beat per process. A process that hasn't beaten for [`DEAD_AFTER`] is dead: it may still be running, but it
+//! has lost its leases. Ending its sessions on a target is not done here; the janitor does it before it calls
+//! [`rescue`].
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz};
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::queue::finish::{self, Ending, Finished};
+use crate::queue::job::{JobError, JobState, Lease, MAX_INTERRUPTIONS, RawJson};
+
+/// Between two beats of a process.
+pub const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// A process that hasn't beaten for this long has lost its leases.
+pub const DEAD_AFTER: Duration = Duration::from_secs(15);
+/// A process that couldn't beat for this long stops work that nothing else fences.
+pub const STOP_WORK_AFTER: Duration = Duration::from_secs(10);
+
+/// A process, as it introduces itself.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Fresh for each start of a process, and after each death.
+    pub id: Uuid,
+    /// The machine's name.
+    pub hostname: String,
+    /// Threads that run jobs.
+    pub threads: i32,
+    /// Kinds that it knows.
+    pub kinds: Vec<String>,
+    /// Queues that it serves.
+    pub queues: Vec<String>,
+}
+
+/// Enters a process among the living.
+///
+/// # Errors
+/// When the database fails.
+pub fn register(connection: &mut PgConnection, identity: &Identity) -> Result<(), DbError> {
+    use crate::db::schema::workers::dsl;
+    diesel::insert_into(dsl::workers)
+        .values((
+            dsl::id.eq(identity.id),
+            dsl::hostname.eq(&identity.hostname),
+            dsl::pid.eq(i32::try_from(std::process::id()).unwrap_or(i32::MAX)),
+            dsl::version.eq(env!("CARGO_PKG_VERSION")),
+            dsl::threads.eq(identity.threads),
+            dsl::kinds.eq(&identity.kinds),
+            dsl::queues.eq(&identity.queues),
+            dsl::started_at.eq(diesel::dsl::now),
+            dsl::beat_at.eq(diesel::dsl::now),
+        ))
+        .on_conflict(dsl::id)
+        .do_update()
+        .set(dsl::beat_at.eq(diesel::dsl::now))
+        .execute(connection)?;
+    Ok(())
+}
+
+/// Beats. `false` when the process was declared dead meanwhile: its leases are gone, and it goes on under a new id.
+///
+/// # Errors
+/// When the database fails.
+pub fn beat(connection: &mut PgConnection, id: Uuid) -> Result<bool, DbError> {
+    let changed = diesel::sql_query("UPDATE workers SET beat_at = clock_timestamp() WHERE id = $1")
+        .bind::<diesel::sql_types::Uuid, _>(id)
+        .execute(connection)?;
+    Ok(changed == 1)
+}
+
+/// Takes a process off the list, at its own end.
+///
+/// # Errors
+/// When the database fails.
+pub fn unregister(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
+    use crate::db::schema::workers::dsl;
+    diesel::delete(dsl::workers.find(id)).execute(connection)?;
+    Ok(())
+}
+
+/// An attempt whose owner is dead.
+#[derive(Clone, Debug)]
+pub struct Orphan {
+    /// The dead owner's lease.
+    pub lease: Lease,
+    /// The kind of work.
+    pub kind: String,
+    /// The database that it ran on.
+    pub target: String,
+    /// Its session there, if it got as far as noting one.
+    pub backend_pid: Option<i32>,
+    /// When that session began.
+    pub backend_start: Option<DateTime<Utc>>,
+    /// Its cancellation was asked for.
+    pub cancel_requested: bool,
+    /// Interruptions before this one.
+    pub interruptions: i32,
+}
+
+#[derive(QueryableByName)]
+struct OrphanRow {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = BigInt)]
+    lease: i64,
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    worker_id: Uuid,
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = Text)]
+    target: String,
+    #[diesel(sql_type = Nullable<Integer>)]
+    backend_pid: Option<i32>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    backend_start: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Bool)]
+    cancel_requested: bool,
+    #[diesel(sql_type = Integer)]
+    interruptions: i32,
+}
+
+/// At most `most` running jobs of these kinds and targets whose owner is dead or not on the list. None within
+/// [`DEAD_AFTER`] of the server's start: everybody was silent then.
+///
+/// # Errors
+/// When the database fails.
+pub fn orphans(
+    connection: &mut PgConnection,
+    kinds: &[String],
+    targets: &[String],
+    most: i64,
+) -> Result<Vec<Orphan>, DbError> {
+    let rows = diesel::sql_query(
+        "SELECT j.id, j.lease, j.worker_id, j.kind, j.target, j.backend_pid, j.backend_start,
+                j.cancel_requested_at IS NOT NULL AS cancel_requested, j.interruptions
+           FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
+          WHERE j.state = 'running' AND j.kind = ANY($1) AND j.target = ANY($2)
+            AND (w.id IS NULL OR w.beat_at < clock_timestamp() - $3 * interval '1 second')
+            AND pg_postmaster_start_time() < clock_timestamp() - $3 * interval '1 second'
+          ORDER BY j.id LIMIT $4",
+    )
+    .bind::<Array<Text>, _>(kinds)
+    .bind::<Array<Text>, _>(targets)
+    .bind::<Double, _>(DEAD_AFTER.as_secs_f64())
+    .bind::<BigInt, _>(most)
+    .load::<OrphanRow>(connection)?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Orphan {
+            lease: Lease {
+                job_id: row.id,
+                number: row.lease,
+                worker_id: row.worker_id,
+            },
+            kind: row.kind,
+            target: row.target,
+            backend_pid: row.backend_pid,
+            backend_start: row.backend_start,
+            cancel_requested: row.cancel_requested,
+            interruptions: row.interruptions,
+        })
+        .collect())
+}
+
+/// Takes an orphan from its dead owner: handed back if its kind may run again, ended otherwise. Call it only when
+/// the owner's sessions on the target are gone. `false` when the owner came back to life or somebody was faster.
+///
+/// # Errors
+/// When the database fails.
+pub fn rescue(connection: &mut PgConnection, orphan: &Orphan, repeatable: bool) -> Result<bool, DbError> {
+    connection.transaction(|connection| {
+        if !bury(connection, orphan.lease.worker_id)? {
+            return Ok(false);
+        }
+        let ending = ending_of(orphan, repeatable)?;
+        Ok(!finish::end(connection, &[(orphan.lease, ending)])?.is_empty())
+    })
+}
+
+/// Makes sure that the owner is dead, and stays so: it finds its row gone at its next beat.
+fn bury(connection: &mut PgConnection, worker_id: Uuid) -> Result<bool, DbError> {
+    #[derive(QueryableByName)]
+    struct Alive {
+        #[diesel(sql_type = Bool)]
+        alive: bool,
+    }
+    let rows = diesel::sql_query(
+        "SELECT beat_at >= clock_timestamp() - $2 * interval '1 second' AS alive FROM workers WHERE id = $1 FOR UPDATE",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(worker_id)
+    .bind::<Double, _>(DEAD_AFTER.as_secs_f64())
+    .load::<Alive>(connection)?;
+    if rows.iter().any(|row| row.alive) {
+        return Ok(false);
+    }
+    unregister(connection, worker_id)?;
+    Ok(true)
+}
+
+fn ending_of(orphan: &Orphan, repeatable: bool) -> Result<Ending, DbError> {
+    if orphan.cancel_requested && repeatable {
+        return Ok(Ending::Finished(Finished {
+            interrupted: true,
+            ..Finished::plain(JobState::Cancelled)
+        }));
+    }
+    if !repeatable {
+        let error = JobError::new(
+            "outcome_unknown",
+            "the worker died, and nobody knows whether its work took effect",
+        )
+        .with_hint("look at the target before you submit it again");
+        return failed(&error);
+    }
+    interrupted(orphan.interruptions, "the worker died")
+}
+
+/// The end of an attempt that was interrupted: handed back, or `poison` when it is one too many.
+///
+/// # Errors
+/// Never in practice: the error has a JSON form.
+pub fn interrupted(interruptions_before: i32, why: &str) -> Result<Ending, DbError> {
+    if interruptions_before.saturating_add(1) >= MAX_INTERRUPTIONS {
+        let message = format!("interrupted {MAX_INTERRUPTIONS} times, the last time because {why}");
+        let error = JobError::new("poison", message).with_hint("it may be what ends the process that runs it");
+        return failed(&error);
+    }
+    let error = JobError::new("interrupted", why).retryable();
+    Ok(Ending::HandBack { error: json(&error)? })
+}
+
+fn failed(error: &JobError) -> Result<Ending, DbError> {
+    Ok(Ending::Finished(Finished {
+        error: Some(json(error)?),
+        interrupted: true,
+        ..Finished::plain(JobState::Failed)
+    }))
+}
+
+fn json(error: &JobError) -> Result<RawJson, DbError> {
+    Ok(RawJson::of(error).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
+}
+
+/// How this process does, for /readyz. Written by the worker's threads, read without any database.
+#[derive(Debug, Default)]
+pub struct Health {
+    /// Milliseconds since 1970 of the last beat that reached the database; 0 before the first.
+    last_beat_ms: AtomicI64,
+    has_workers: AtomicBool,
+    stopping: AtomicBool,
+}
+
+impl Health {
+    /// This process runs workers: it is ready only while they beat.
+    pub fn expect_workers(&self) {
+        self.has_workers.store(true, Ordering::Relaxed);
+    }
+
+    /// A beat reached the database just now.
+    pub fn beat(&self) {
+        self.last_beat_ms
+            .store(Utc::now().timestamp_millis(), Ordering::Relaxed);
+    }
+
+    /// The process is going down: nothing new is accepted or claimed.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// The process is going down.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// The workers of this process, if it has any, reach the database.
+    pub fn workers_ready(&self) -> bool {
+        if !self.has_workers.load(Ordering::Relaxed) {
+            return true;
+        }
+        let age = Utc::now().timestamp_millis() - self.last_beat_ms.load(Ordering::Relaxed);
+        u128::try_from(age).is_ok_and(|age| age < STOP_WORK_AFTER.as_millis())
+    }
+}

@@ -1,0 +1,349 @@
+//! Reading jobs: one, a page, the marks of many, and counts.
+//!
+//! A job is in `jobs` or in `finished_jobs`. Both are read by one statement, so that a job which moves between them
+//! is never missed and never seen twice.
+
+use chrono::{DateTime, Utc};
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Json, Jsonb, Nullable, SmallInt, Text, Timestamptz};
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::queue::job::{Job, JobBackend, JobProgress, JobResult, JobState, JobStatistics, RawJson, ResultState};
+
+/// The columns of [`JobRow`] from an unfinished job `j`.
+pub(crate) const LIVE_COLUMNS: &str =
+    "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
+        j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
+        NULL::timestamptz AS finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
+        NULL::bigint AS rows_returned, NULL::bigint AS rows_affected, NULL::bigint AS result_bytes,
+        (SELECT json_build_object('phase', p.phase, 'done', p.done, 'total', p.total, 'unit', p.unit, 'basis', p.basis,
+                                  'sampled_at', p.sampled_at)
+           FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease) AS progress,
+        NULL::json AS output, j.error, j.retry_of";
+/// The columns of [`JobRow`] from a finished job `j`.
+pub(crate) const FINISHED_COLUMNS: &str =
+    "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
+        j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
+        j.finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
+        j.rows_returned, j.rows_affected, j.result_bytes,
+        j.progress, j.output, j.error, j.retry_of";
+const RESULT_COLUMNS: &str =
+    "r.state AS result_state, r.rows AS stored_rows, r.bytes AS stored_bytes, r.truncated, r.expires_at";
+/// The result columns of a job that can't have one yet.
+pub(crate) const NO_RESULT_COLUMNS: &str =
+    "NULL::text AS result_state, NULL::bigint AS stored_rows, NULL::bigint AS stored_bytes,
+        NULL::boolean AS truncated, NULL::timestamptz AS expires_at";
+
+#[derive(QueryableByName)]
+pub(crate) struct JobRow {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = Text)]
+    queue: String,
+    #[diesel(sql_type = Text)]
+    target: String,
+    #[diesel(sql_type = SmallInt)]
+    priority: i16,
+    #[diesel(sql_type = Text)]
+    state: String,
+    #[diesel(sql_type = Json)]
+    args: RawJson,
+    #[diesel(sql_type = Jsonb)]
+    labels: RawJson,
+    #[diesel(sql_type = Timestamptz)]
+    created_at: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    run_at: DateTime<Utc>,
+    #[diesel(sql_type = BigInt)]
+    timeout_ms: i64,
+    #[diesel(sql_type = Integer)]
+    max_attempts: i32,
+    #[diesel(sql_type = Integer)]
+    attempt: i32,
+    #[diesel(sql_type = Integer)]
+    interruptions: i32,
+    #[diesel(sql_type = BigInt)]
+    version: i64,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    started_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    deadline_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    finished_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    backend_pid: Option<i32>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    backend_start: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    cancel_requested_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = BigInt)]
+    result_ttl_ms: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    rows_returned: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    rows_affected: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    result_bytes: Option<i64>,
+    #[diesel(sql_type = Nullable<Json>)]
+    progress: Option<RawJson>,
+    #[diesel(sql_type = Nullable<Json>)]
+    output: Option<RawJson>,
+    #[diesel(sql_type = Nullable<Json>)]
+    error: Option<RawJson>,
+    #[diesel(sql_type = Nullable<diesel::sql_types::Uuid>)]
+    retry_of: Option<Uuid>,
+    #[diesel(sql_type = Nullable<Text>)]
+    result_state: Option<String>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    stored_rows: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    stored_bytes: Option<i64>,
+    #[diesel(sql_type = Nullable<Bool>)]
+    truncated: Option<bool>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    expires_at: Option<DateTime<Utc>>,
+}
+
+impl From<JobRow> for Job {
+    fn from(row: JobRow) -> Job {
+        let result = row.result();
+        Job {
+            id: row.id,
+            kind: row.kind,
+            // The tables' CHECK lets no other word in.
+            state: JobState::parse(&row.state).unwrap_or(JobState::Failed),
+            version: row.version,
+            attempt: row.attempt,
+            max_attempts: row.max_attempts,
+            interruptions: row.interruptions,
+            target: row.target,
+            queue: row.queue,
+            priority: row.priority,
+            labels: row.labels,
+            args: row.args,
+            created_at: row.created_at,
+            run_at: row.run_at,
+            started_at: row.started_at,
+            finished_at: row.finished_at,
+            deadline_at: row.deadline_at,
+            timeout_ms: row.timeout_ms,
+            result_ttl_ms: row.result_ttl_ms,
+            // Written by this program; one that can't be read is no reason to hide the job.
+            progress: row
+                .progress
+                .and_then(|json| serde_json::from_str::<JobProgress>(json.text()).ok()),
+            statistics: JobStatistics {
+                rows_returned: row.rows_returned.unwrap_or(0),
+                rows_affected: row.rows_affected.unwrap_or(0),
+                result_bytes: row.result_bytes.unwrap_or(0),
+            },
+            result,
+            backend: row
+                .backend_pid
+                .zip(row.backend_start)
+                .map(|(pid, backend_start)| JobBackend { pid, backend_start }),
+            cancel_requested_at: row.cancel_requested_at,
+            error: row.error,
+            output: row.output,
+            retry_of: row.retry_of,
+        }
+    }
+}
+
+impl JobRow {
+    fn result(&self) -> Option<JobResult> {
+        Some(JobResult {
+            state: ResultState::parse(self.result_state.as_deref()?)?,
+            rows: self.stored_rows?,
+            bytes: self.stored_bytes?,
+            truncated: self.truncated?,
+            expires_at: self.expires_at?,
+        })
+    }
+}
+
+/// One job, in whatever state.
+///
+/// # Errors
+/// When the database fails.
+pub fn job(connection: &mut PgConnection, id: Uuid) -> Result<Option<Job>, DbError> {
+    let sql = format!(
+        "SELECT j.*, {RESULT_COLUMNS}
+           FROM (SELECT {LIVE_COLUMNS} FROM jobs j WHERE j.id = $1
+                 UNION ALL SELECT {FINISHED_COLUMNS} FROM finished_jobs j WHERE j.id = $1) j
+           LEFT JOIN results r ON r.job_id = j.id"
+    );
+    let row = diesel::sql_query(sql)
+        .bind::<diesel::sql_types::Uuid, _>(id)
+        .get_result::<JobRow>(connection)
+        .optional()?;
+    Ok(row.map(Job::from))
+}
+
+/// Which jobs a list holds. What is `None` or empty doesn't matter.
+#[derive(Clone, Debug, Default)]
+pub struct ListFilter {
+    /// Only jobs in this state.
+    pub state: Option<JobState>,
+    /// Only jobs of this kind.
+    pub kind: Option<String>,
+    /// Only jobs of this queue.
+    pub queue: Option<String>,
+    /// Only jobs on this target.
+    pub target: Option<String>,
+    /// Only jobs that carry all of these labels.
+    pub labels: Vec<(String, String)>,
+    /// Only jobs accepted at or after this time.
+    pub created_after: Option<DateTime<Utc>>,
+    /// Only jobs accepted before this time.
+    pub created_before: Option<DateTime<Utc>>,
+}
+
+/// A page of at most `limit` jobs, newest id first, all of them with ids below `before`.
+///
+/// # Errors
+/// When the database fails, or can't answer within the connection's `statement_timeout`.
+pub fn list(
+    connection: &mut PgConnection,
+    filter: &ListFilter,
+    before: Option<Uuid>,
+    limit: i64,
+) -> Result<Vec<Job>, DbError> {
+    // Spelled out twice, so that each table's own index gives the order and the limit reaches both scans.
+    let conditions = "WHERE ($1 IS NULL OR j.id < $1) AND ($2 IS NULL OR j.state = $2) AND ($3 IS NULL OR j.kind = $3)
+        AND ($4 IS NULL OR j.queue = $4) AND ($5 IS NULL OR j.target = $5) AND ($6 IS NULL OR j.labels @> $6)
+        AND ($7 IS NULL OR j.created_at >= $7) AND ($8 IS NULL OR j.created_at < $8) ORDER BY j.id DESC LIMIT $9";
+    let sql = format!(
+        "SELECT j.*, {RESULT_COLUMNS}
+           FROM ((SELECT {LIVE_COLUMNS} FROM jobs j {conditions})
+                 UNION ALL (SELECT {FINISHED_COLUMNS} FROM finished_jobs j {conditions})) j
+           LEFT JOIN results r ON r.job_id = j.id ORDER BY j.id DESC LIMIT $9"
+    );
+    let labels = labels_json(&filter.labels)?;
+    let rows = diesel::sql_query(sql)
+        .bind::<Nullable<diesel::sql_types::Uuid>, _>(before)
+        .bind::<Nullable<Text>, _>(filter.state.map(JobState::as_str))
+        .bind::<Nullable<Text>, _>(filter.kind.as_deref())
+        .bind::<Nullable<Text>, _>(filter.queue.as_deref())
+        .bind::<Nullable<Text>, _>(filter.target.as_deref())
+        .bind::<Nullable<Jsonb>, _>(labels)
+        .bind::<Nullable<Timestamptz>, _>(filter.created_after)
+        .bind::<Nullable<Timestamptz>, _>(filter.created_before)
+        .bind::<BigInt, _>(limit)
+        .load::<JobRow>(connection)?;
+    Ok(rows.into_iter().map(Job::from).collect())
+}
+
+fn labels_json(labels: &[(String, String)]) -> Result<Option<RawJson>, DbError> {
+    if labels.is_empty() {
+        return Ok(None);
+    }
+    let map: std::collections::BTreeMap<&str, &str> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let json = RawJson::of(&map).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
+    Ok(Some(json))
+}
+
+/// As much of a job as a waiter compares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobMark {
+    /// The job.
+    pub id: Uuid,
+    /// Changes with the row.
+    pub version: i64,
+    /// Where it is in its life.
+    pub state: JobState,
+    /// Whether its result can be fetched.
+    pub result_state: Option<ResultState>,
+}
+
+#[derive(QueryableByName)]
+struct MarkRow {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = BigInt)]
+    version: i64,
+    #[diesel(sql_type = Text)]
+    state: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    result_state: Option<String>,
+}
+
+/// The marks of many jobs, by one statement. Ids that no job has are left out.
+///
+/// # Errors
+/// When the database fails.
+pub fn marks(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<JobMark>, DbError> {
+    let rows = diesel::sql_query(
+        "SELECT j.id, j.version, j.state, r.state AS result_state
+           FROM (SELECT id, version, state FROM jobs WHERE id = ANY($1)
+                 UNION ALL SELECT id, version, state FROM finished_jobs WHERE id = ANY($1)) j
+           LEFT JOIN results r ON r.job_id = j.id",
+    )
+    .bind::<Array<diesel::sql_types::Uuid>, _>(ids)
+    .load::<MarkRow>(connection)?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| {
+            Some(JobMark {
+                id: row.id,
+                version: row.version,
+                state: JobState::parse(&row.state)?,
+                result_state: row.result_state.as_deref().and_then(ResultState::parse),
+            })
+        })
+        .collect())
+}
+
+/// How many jobs of a queue are in a state, and how long the oldest has been waiting to be claimed.
+#[derive(Clone, Debug)]
+pub struct QueueDepth {
+    /// The queue.
+    pub queue: String,
+    /// One of the states of unfinished jobs.
+    pub state: JobState,
+    /// Jobs in that state.
+    pub count: i64,
+    /// Seconds since the oldest one's `run_at`; never below 0.
+    pub oldest_age_s: f64,
+}
+
+#[derive(QueryableByName)]
+struct DepthRow {
+    #[diesel(sql_type = Text)]
+    queue: String,
+    #[diesel(sql_type = Text)]
+    state: String,
+    #[diesel(sql_type = BigInt)]
+    count: i64,
+    #[diesel(sql_type = Double)]
+    oldest_age_s: f64,
+}
+
+/// The depth of every queue, by state. Reads every unfinished job: for a gauge every few seconds, not for a request.
+///
+/// # Errors
+/// When the database fails.
+pub fn depths(connection: &mut PgConnection) -> Result<Vec<QueueDepth>, DbError> {
+    let rows = diesel::sql_query(
+        "SELECT queue, state, count(*) AS count,
+                greatest(extract(epoch FROM clock_timestamp() - min(run_at)), 0)::float8 AS oldest_age_s
+           FROM jobs GROUP BY queue, state",
+    )
+    .load::<DepthRow>(connection)?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| {
+            let state = JobState::parse(&row.state)?;
+            Some(QueueDepth {
+                queue: row.queue,
+                state,
+                count: row.count,
+                oldest_age_s: row.oldest_age_s,
+            })
+        })
+        .collect())
+}

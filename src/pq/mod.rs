@@ -1,5 +1,32 @@
 //! A safe libpq session: the one room with `unsafe`.
-#![allow(missing_docs)]
-pub fn explain_connect_failure(_dsn: &crate::dsn::Dsn, _text: &str) -> String {
-    String::new()
+//!
+//! For what Diesel can't do: rows of unknown shape, in bounded memory; parameters described by the server; LISTEN
+//! with a blocking wait; cancelling through libpq; libpq's own parameter table. Knows no job and no pool but r2d2's
+//! trait. A failure is always an error: libpq's `PQgetResult` is read to its end, so a stream that stops early never
+//! looks complete.
+
+mod error;
+mod manager;
+mod raw;
+mod session;
+mod stream;
+
+pub use error::{Notice, PqError, PqErrorKind, explain_connect_failure};
+pub use manager::SessionManager;
+pub use session::{Canceller, Column, Notification, Rows, Session, Statement, TransactionStatus};
+pub use stream::{Chunk, RowStream};
+
+use std::sync::OnceLock;
+
+use crate::dsn::Parameter;
+
+/// Every parameter that the bundled libpq knows.
+pub fn parameters() -> &'static [Parameter] {
+    static TABLE: OnceLock<Vec<Parameter>> = OnceLock::new();
+    TABLE.get_or_init(raw::parameter_table)
+}
+
+/// The bundled libpq's version, such as 180006.
+pub fn libpq_version() -> i32 {
+    raw::version()
 }

@@ -3,11 +3,14 @@
 //!
 //! Knows no job and no HTTP. [`doorway::Doorway`] is the only way by which an async thread meets a connection.
 
+pub mod cluster;
 pub mod doorway;
 pub mod error;
 pub mod migrations;
 pub mod pool;
+pub mod roles;
 pub mod schema;
+pub mod targets;
 
 pub use doorway::Doorway;
 pub use error::DbError;

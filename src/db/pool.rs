@@ -109,17 +109,14 @@ impl r2d2::ManageConnection for Manager {
 }
 
 /// Builds a pool of at most `size` connections. It opens none yet: open one with [`Manager::open`] first, so that
-/// a wrong setting is one clear error instead of a pool that retries.
-pub fn build(manager: Manager, size: u32, name: &'static str, wait: Duration) -> Pool {
+/// a wrong setting is one clear error instead of a pool that retries. Whoever asks waits at most `wait`.
+pub fn build<M: r2d2::ManageConnection>(manager: M, size: u32, name: &'static str, wait: Duration) -> r2d2::Pool<M> {
     r2d2::Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
         .connection_timeout(wait)
         .test_on_check_out(false)
-        .error_handler(Box::new(LogRarely {
-            name,
-            last: Mutex::new(None),
-        }))
+        .error_handler(Box::new(LogRarely { name, last: Mutex::new(None) }))
         .build_unchecked(manager)
 }
 

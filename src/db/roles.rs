@@ -1,0 +1,111 @@
+//! The roles and databases of a cluster of ours, and what the service may do in the queue's schema.
+//!
+//! `slowlane_owner` migrates; `slowlane_queue` is the service: it may act as the owner where partitions are made and
+//! dropped, and only by saying so; a work role can do nothing but work. Each step may be repeated.
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Text};
+
+use crate::db::DbError;
+
+/// Owns the schema `slowlane`.
+pub const OWNER: &str = "slowlane_owner";
+/// The service.
+pub const QUEUE: &str = "slowlane_queue";
+/// The work role of the demo.
+pub const DEMO: &str = "slowlane_demo";
+/// The queue's database in a cluster of ours.
+pub const QUEUE_DATABASE: &str = "slowlane";
+/// The demo's database.
+pub const DEMO_DATABASE: &str = "demo";
+
+/// The passwords of the roles.
+pub struct Passwords {
+    /// Of [`OWNER`].
+    pub owner: String,
+    /// Of [`QUEUE`].
+    pub queue: String,
+    /// Of [`DEMO`].
+    pub demo: String,
+}
+
+#[derive(QueryableByName)]
+struct Present {
+    #[diesel(sql_type = Bool)]
+    present: bool,
+}
+
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// Makes roles and databases, as the cluster's superuser.
+///
+/// # Errors
+/// When the database fails.
+pub fn set_up(superuser: &mut PgConnection, passwords: &Passwords) -> Result<(), DbError> {
+    // Whatever the settings are, a statement that holds a password is not to reach the server's log.
+    superuser.batch_execute(
+        "SET log_statement = 'none'; SET log_min_error_statement = 'panic'; SET log_min_duration_statement = -1;
+         SET standard_conforming_strings = on",
+    )?;
+    for (role, password) in [(OWNER, &passwords.owner), (QUEUE, &passwords.queue), (DEMO, &passwords.demo)] {
+        set_up_role(superuser, role, password)?;
+    }
+    superuser.batch_execute(&format!("GRANT {} TO {}", identifier(OWNER), identifier(QUEUE)))?;
+    set_up_database(superuser, QUEUE_DATABASE, OWNER)?;
+    set_up_database(superuser, DEMO_DATABASE, DEMO)?;
+    superuser.batch_execute(&format!(
+        "REVOKE ALL ON DATABASE {0} FROM PUBLIC; GRANT CONNECT ON DATABASE {0} TO {1}",
+        identifier(QUEUE_DATABASE),
+        identifier(QUEUE)
+    ))?;
+    Ok(())
+}
+
+fn set_up_role(superuser: &mut PgConnection, role: &str, password: &str) -> Result<(), DbError> {
+    let present = diesel::sql_query("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1) AS present")
+        .bind::<Text, _>(role)
+        .get_result::<Present>(superuser)?
+        .present;
+    let verb = if present { "ALTER" } else { "CREATE" };
+    superuser.batch_execute(&format!(
+        "{verb} ROLE {} WITH LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOINHERIT PASSWORD {}",
+        identifier(role),
+        literal(password)
+    ))?;
+    Ok(())
+}
+
+fn set_up_database(superuser: &mut PgConnection, database: &str, owner: &str) -> Result<(), DbError> {
+    let present = diesel::sql_query("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1) AS present")
+        .bind::<Text, _>(database)
+        .get_result::<Present>(superuser)?
+        .present;
+    if !present {
+        superuser.batch_execute(&format!("CREATE DATABASE {} OWNER {}", identifier(database), identifier(owner)))?;
+    }
+    Ok(())
+}
+
+/// Lets the service use the queue's schema, as the schema's owner and after migrating.
+///
+/// # Errors
+/// When the database fails, or there is no such role.
+pub fn grant_service(owner: &mut PgConnection, service: &str) -> Result<(), DbError> {
+    let service = identifier(service);
+    owner.batch_execute(&format!(
+        "GRANT USAGE ON SCHEMA slowlane TO {service};
+         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA slowlane TO {service};
+         GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA slowlane TO {service};
+         ALTER DEFAULT PRIVILEGES IN SCHEMA slowlane GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {service};
+         ALTER DEFAULT PRIVILEGES IN SCHEMA slowlane GRANT EXECUTE ON FUNCTIONS TO {service}"
+    ))?;
+    Ok(())
+}

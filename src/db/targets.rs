@@ -1,0 +1,358 @@
+//! The databases that work runs on: their pools, the settings that every session is pinned to, and the session from
+//! which others are ended.
+//!
+//! Knows no job: it is told an `application_name` and hands out sessions that carry it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Integer, Text, Timestamptz};
+
+use crate::db::DbError;
+use crate::db::pool::Manager;
+use crate::dsn::Dsn;
+use crate::pq::{PqError, Session, SessionManager};
+
+/// How long a statement waits for a lock: 5 s.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a job waits for a session of its target.
+const CHECKOUT_WAIT: Duration = Duration::from_secs(10);
+/// How long ending a session may take before the caller is told that it is still there.
+const END_WAIT_MS: i64 = 5_000;
+
+/// What a session must be set to before each job: results have one form whatever the role's or database's defaults.
+const PINNED: &str = "SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
+    SET bytea_output = 'hex'; SET extra_float_digits = 1; SET xmlbinary = 'base64'; SET search_path TO DEFAULT;";
+
+/// What a target is told in the settings.
+#[derive(Clone, Debug)]
+pub struct TargetSettings {
+    /// Where it is.
+    pub dsn: Dsn,
+    /// `work_mem` of its sessions; the server's own when absent.
+    pub work_mem: Option<String>,
+    /// A role with more rights than work needs is accepted.
+    pub allow_unsafe_role: bool,
+    /// Its sessions can only read, whatever the kind.
+    pub read_only: bool,
+}
+
+/// Why a target can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// It can't be reached or refused us.
+    #[error("target {name}: {source}")]
+    Unreachable {
+        /// Its name in the settings.
+        name: String,
+        /// Why.
+        source: DbError,
+    },
+    /// Its role could do more than work may.
+    #[error(
+        "target_role_too_strong: target {name}: its role {what}; use a role without that right, or set \
+         allow_unsafe_role = true for the target"
+    )]
+    RoleTooStrong {
+        /// Its name in the settings.
+        name: String,
+        /// The right that is too much.
+        what: String,
+    },
+    /// The server is older than 14.
+    #[error("target {name}: Postgres {version} is too old: slowlane needs 14 or newer")]
+    ServerTooOld {
+        /// Its name in the settings.
+        name: String,
+        /// The server's version.
+        version: i32,
+    },
+}
+
+/// A connection on loan that is closed instead of returned when something was left behind on it.
+pub struct Work<C> {
+    /// The connection.
+    pub inner: C,
+    /// It isn't as it was: a cancel may still be in flight, or its reset failed.
+    pub tainted: bool,
+}
+
+/// Hands out [`Work`] connections of another manager.
+pub struct WorkManager<M>(M);
+
+impl<M: r2d2::ManageConnection> r2d2::ManageConnection for WorkManager<M> {
+    type Connection = Work<M::Connection>;
+    type Error = M::Error;
+
+    fn connect(&self) -> Result<Self::Connection, M::Error> {
+        Ok(Work { inner: self.0.connect()?, tainted: false })
+    }
+
+    fn is_valid(&self, connection: &mut Self::Connection) -> Result<(), M::Error> {
+        self.0.is_valid(&mut connection.inner)
+    }
+
+    fn has_broken(&self, connection: &mut Self::Connection) -> bool {
+        connection.tainted || self.0.has_broken(&mut connection.inner)
+    }
+}
+
+/// A Diesel connection on loan for a job.
+pub type DieselLoan = r2d2::PooledConnection<WorkManager<Manager>>;
+/// A libpq session on loan for a job.
+pub type SessionLoan = r2d2::PooledConnection<WorkManager<SessionManager>>;
+
+/// One server process of a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetBackend {
+    /// Its process id.
+    pub pid: i32,
+    /// When it started.
+    pub backend_start: DateTime<Utc>,
+}
+
+/// A database that work runs on. Opens sessions when they are first asked for.
+pub struct Target {
+    name: String,
+    settings: TargetSettings,
+    diesel: r2d2::Pool<WorkManager<Manager>>,
+    sessions: r2d2::Pool<WorkManager<SessionManager>>,
+    /// From here sessions of other connections are cancelled and ended.
+    supervisor: Mutex<Option<PgConnection>>,
+}
+
+/// The targets of this process, by name.
+pub type Targets = BTreeMap<String, Arc<Target>>;
+
+impl Target {
+    /// Tries one connection, checks server and role, and makes pools of `size`.
+    ///
+    /// # Errors
+    /// [`TargetError`], with what to do about it.
+    pub fn open(name: &str, settings: TargetSettings, size: u32) -> Result<Target, TargetError> {
+        let unreachable = |source: DbError| TargetError::Unreachable { name: name.to_owned(), source };
+        let mut first = supervising(&settings.dsn).open().map_err(unreachable)?;
+        check(name, &settings, &mut first)?;
+        let dsn = settings.dsn.clone().for_connecting();
+        Ok(Target {
+            name: name.to_owned(),
+            diesel: pool(Manager::work(&dsn, "SELECT 1"), size),
+            sessions: pool(SessionManager::new(dsn), size),
+            supervisor: Mutex::new(Some(first)),
+            settings,
+        })
+    }
+
+    /// Its name in the settings.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A Diesel connection that carries `application_name`, pinned and limited, and the server process behind it.
+    ///
+    /// # Errors
+    /// When none can be had within 10 s, or the target refuses it.
+    pub fn diesel(&self, application_name: &str, timeout: Duration) -> Result<(DieselLoan, TargetBackend), DbError> {
+        let mut loan = self.diesel.get().map_err(|_| no_session(&self.name))?;
+        // A session that died while it lay in the pool is replaced once: the next one is fresh or fails for a reason.
+        if loan.inner.batch_execute(&self.prologue(application_name, timeout)).is_err() {
+            loan.tainted = true;
+            drop(loan);
+            loan = self.diesel.get().map_err(|_| no_session(&self.name))?;
+            loan.inner.batch_execute(&self.prologue(application_name, timeout))?;
+        }
+        let row = diesel::sql_query(BACKEND_SQL).get_result::<BackendRow>(&mut loan.inner)?;
+        Ok((loan, TargetBackend { pid: row.pid, backend_start: row.backend_start }))
+    }
+
+    /// A libpq session that carries `application_name`, pinned and limited, and the server process behind it.
+    ///
+    /// # Errors
+    /// As [`Target::diesel`].
+    pub fn session(&self, application_name: &str, timeout: Duration) -> Result<(SessionLoan, TargetBackend), PqError> {
+        let mut loan = self.checkout_session()?;
+        if loan.inner.execute_batch(&self.prologue(application_name, timeout)).is_err() {
+            loan.tainted = true;
+            drop(loan);
+            loan = self.checkout_session()?;
+            loan.inner.execute_batch(&self.prologue(application_name, timeout))?;
+        }
+        let pid = loan.inner.backend_pid();
+        let rows = loan.inner.query(
+            "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')
+               FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+            &[],
+        )?;
+        let backend_start = rows.get(0, 0).and_then(|text| text.parse().ok()).unwrap_or_default();
+        Ok((loan, TargetBackend { pid, backend_start }))
+    }
+
+    fn checkout_session(&self) -> Result<SessionLoan, PqError> {
+        self.sessions.get().map_err(|_| PqError::connection_lost(&no_session(&self.name).to_string()))
+    }
+
+    fn prologue(&self, application_name: &str, timeout: Duration) -> String {
+        let work_mem = match &self.settings.work_mem {
+            Some(value) => format!("SET work_mem = '{}';", value.replace('\'', "")),
+            None => String::new(),
+        };
+        let read_only = if self.settings.read_only { "SET default_transaction_read_only = on;" } else { "" };
+        format!(
+            "SET application_name = '{}'; {PINNED} SET lock_timeout = {}; SET statement_timeout = {}; {work_mem} {read_only}",
+            application_name.replace('\'', ""),
+            LOCK_TIMEOUT.as_millis(),
+            timeout.as_millis().max(1),
+        )
+    }
+
+    /// Asks the server to stop what this backend does. Does nothing when the backend is another one by now.
+    ///
+    /// # Errors
+    /// When the target can't be reached.
+    pub fn cancel_backend(&self, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
+        self.signal("pg_cancel_backend(pid)", backend, application_name)
+    }
+
+    /// Ends this backend. Does nothing when the backend is another one by now.
+    ///
+    /// # Errors
+    /// When the target can't be reached.
+    pub fn terminate_backend(&self, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
+        self.signal("pg_terminate_backend(pid)", backend, application_name)
+    }
+
+    fn signal(&self, call: &str, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
+        let sql = format!(
+            "SELECT {call} FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2 AND application_name = $3"
+        );
+        self.supervise(|connection| {
+            diesel::sql_query(&sql)
+                .bind::<Integer, _>(backend.pid)
+                .bind::<Timestamptz, _>(backend.backend_start)
+                .bind::<Text, _>(application_name)
+                .execute(connection)?;
+            Ok(())
+        })
+    }
+
+    /// Ends every session that carries `application_name` and waits until they are gone.
+    ///
+    /// # Errors
+    /// [`DbError::Busy`] when one is still there after 5 s; otherwise when the target can't be reached.
+    pub fn end_sessions(&self, application_name: &str) -> Result<(), DbError> {
+        #[derive(QueryableByName)]
+        struct Ended {
+            #[diesel(sql_type = Bool)]
+            ended: bool,
+        }
+        self.supervise(|connection| {
+            let rows = diesel::sql_query(
+                "SELECT pg_terminate_backend(pid, $2) AS ended FROM pg_stat_activity
+                  WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid()",
+            )
+            .bind::<Text, _>(application_name)
+            .bind::<diesel::sql_types::BigInt, _>(END_WAIT_MS)
+            .load::<Ended>(connection)?;
+            if rows.iter().all(|row| row.ended) { Ok(()) } else { Err(DbError::Busy("a session is still ending")) }
+        })
+    }
+
+    fn supervise<T>(&self, work: impl Fn(&mut PgConnection) -> Result<T, DbError>) -> Result<T, DbError> {
+        let mut slot = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = slot.as_mut() {
+            match work(connection) {
+                Err(DbError::Unavailable(_)) => *slot = None,
+                outcome => return outcome,
+            }
+        }
+        let connection = slot.insert(supervising(&self.settings.dsn).open()?);
+        work(connection)
+    }
+}
+
+/// Makes a loan fit for the next job: everything that the last one set, locked, created or prepared goes.
+pub fn reset_diesel(loan: &mut DieselLoan) {
+    if loan.inner.batch_execute("DISCARD ALL").is_err() {
+        loan.tainted = true;
+    }
+}
+
+/// As [`reset_diesel`], for a libpq session. One that isn't idle is closed instead.
+pub fn reset_session(loan: &mut SessionLoan) {
+    if !loan.inner.is_idle() || loan.inner.execute_batch("DISCARD ALL").is_err() {
+        loan.tainted = true;
+    }
+}
+
+const BACKEND_SQL: &str = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+
+#[derive(QueryableByName)]
+struct BackendRow {
+    #[diesel(sql_type = Integer)]
+    pid: i32,
+    #[diesel(sql_type = Timestamptz)]
+    backend_start: DateTime<Utc>,
+}
+
+fn no_session(name: &str) -> DbError {
+    DbError::Unavailable(format!("no session of target {name} could be opened within {} s", CHECKOUT_WAIT.as_secs()))
+}
+
+fn supervising(dsn: &Dsn) -> Manager {
+    let dsn = dsn.clone().for_connecting().with("application_name", "slowlane supervisor");
+    Manager::work(&dsn, "SET statement_timeout = 10000; SET TimeZone = 'UTC'")
+}
+
+fn pool<M: r2d2::ManageConnection>(manager: M, size: u32) -> r2d2::Pool<WorkManager<M>> {
+    crate::db::pool::build(WorkManager(manager), size, "work", CHECKOUT_WAIT)
+}
+
+#[derive(QueryableByName)]
+struct RoleRow {
+    #[diesel(sql_type = Integer)]
+    version: i32,
+    #[diesel(sql_type = Bool)]
+    superuser: bool,
+    #[diesel(sql_type = Text)]
+    memberships: String,
+    #[diesel(sql_type = Bool)]
+    sees_queue: bool,
+}
+
+/// A read-only transaction is no wall: a superuser's `COPY … TO PROGRAM` starts its program inside one. Grants are.
+fn check(name: &str, settings: &TargetSettings, connection: &mut PgConnection) -> Result<(), TargetError> {
+    let row = diesel::sql_query(
+        "SELECT current_setting('server_version_num')::int AS version, rolsuper AS superuser,
+                coalesce((SELECT string_agg(g.rolname, ', ' ORDER BY g.rolname) FROM pg_roles g
+                           WHERE NOT r.rolsuper AND pg_has_role(r.oid, g.oid, 'MEMBER')
+                             AND g.rolname IN ('pg_read_server_files', 'pg_write_server_files',
+                                               'pg_execute_server_program', 'pg_signal_backend')), '') AS memberships,
+                coalesce(has_schema_privilege(current_user, (SELECT oid FROM pg_namespace WHERE nspname = 'slowlane'),
+                                              'USAGE'), false) AS sees_queue
+           FROM pg_roles r WHERE rolname = current_user",
+    )
+    .get_result::<RoleRow>(connection)
+    .map_err(|error| TargetError::Unreachable { name: name.to_owned(), source: error.into() })?;
+    if row.version < 140_000 {
+        return Err(TargetError::ServerTooOld { name: name.to_owned(), version: row.version / 10_000 });
+    }
+    let what = if row.superuser {
+        "is a superuser".to_owned()
+    } else if !row.memberships.is_empty() {
+        format!("is a member of {}", row.memberships)
+    } else if row.sees_queue {
+        "may use the schema slowlane".to_owned()
+    } else {
+        return Ok(());
+    };
+    if settings.allow_unsafe_role {
+        log::warn!(target = name; "the role of this target {what}, and allow_unsafe_role lets it");
+        return Ok(());
+    }
+    Err(TargetError::RoleTooStrong { name: name.to_owned(), what })
+}

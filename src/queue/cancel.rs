@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::queue::finish::CARRIED;
 use crate::queue::job::{Job, JobState};
-use crate::queue::read;
+use crate::queue::{partitions, read};
 
 /// What a request to cancel came to.
 #[derive(Clone, Debug)]
@@ -27,11 +27,22 @@ pub enum CancelOutcome {
     AlreadyFinished(Job),
 }
 
-/// Asks for the end of a job, in a transaction of its own.
+/// Asks for the end of a job, in a transaction of its own. A job that waited past the days that are kept ready has
+/// its day made first.
 ///
 /// # Errors
-/// When the database fails; [`DbError::is_missing_partition`] when the job's day isn't there.
+/// When the database fails.
 pub fn request(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome, DbError> {
+    match try_request(connection, id) {
+        Err(error) if error.is_missing_partition() => {
+            partitions::ensure_day(connection, partitions::day_of(id))?;
+            try_request(connection, id)
+        }
+        outcome => outcome,
+    }
+}
+
+fn try_request(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome, DbError> {
     connection.transaction(|connection| {
         use crate::db::schema::jobs::dsl;
         // Locked first: a claim or a finish at the same moment is before us or after us, never in between.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, TimeZone, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Integer, Json, SmallInt, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Json, SmallInt, Text, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::DbError;
@@ -136,12 +136,12 @@ struct ClaimedRow {
 
 /// The claim. Priorities are tried in order, each by one range scan from its own position, and the scan of the next
 /// one begins only when the ones before it gave too few. `ANY(ARRAY(…))` keeps the plan on the primary key: a join
-/// with the locked rows can flip to a hash join over the whole table.
+/// with the locked rows can flip to a hash join over the whole table. A process that was declared dead claims nothing.
 pub const CLAIM_SQL: &str = "
     UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, version = version + 1,
            worker_id = $1, started_at = clock_timestamp(), queued_xid = NULL, backend_pid = NULL, backend_start = NULL,
            deadline_at = clock_timestamp() + timeout_ms * interval '1 millisecond'
-     WHERE state = 'queued' AND id = ANY(ARRAY(
+     WHERE state = 'queued' AND EXISTS (SELECT FROM workers w WHERE w.id = $1) AND id = ANY(ARRAY(
         SELECT c.id FROM unnest($2, $3, $4) AS p(priority, run_at, id), LATERAL (
             SELECT j.id FROM jobs j
              WHERE j.state = 'queued' AND j.queue = $5 AND j.priority = p.priority
@@ -259,29 +259,49 @@ pub fn sweep(connection: &mut PgConnection, queues: &[String], positions: &mut P
     Ok(())
 }
 
-/// Notes which server process runs the attempt, before it is told to do anything. `false` when the lease is lost.
+/// What the row says when a session is noted on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noted {
+    /// The lease holds: go on.
+    Held,
+    /// The lease holds, and the job is to be cancelled: don't begin.
+    CancelRequested,
+    /// Somebody else has the job: stop.
+    LeaseLost,
+}
+
+#[derive(QueryableByName)]
+struct NotedRow {
+    #[diesel(sql_type = Bool)]
+    cancel_requested: bool,
+}
+
+/// Notes which server process runs the attempt, before it is told to do anything, and reads the cancel flag in the
+/// same statement: a request between claim and dispatch is never overlooked.
 ///
 /// # Errors
 /// When the database fails.
-pub fn record_backend(
+pub fn note_backend(
     connection: &mut PgConnection,
     lease: &Lease,
     pid: i32,
     backend_start: DateTime<Utc>,
-) -> Result<bool, DbError> {
-    use crate::db::schema::jobs::dsl;
-    let changed = diesel::update(
-        dsl::jobs
-            .find(lease.job_id)
-            .filter(dsl::lease.eq(lease.number))
-            .filter(dsl::worker_id.eq(lease.worker_id))
-            .filter(dsl::state.eq("running")),
+) -> Result<Noted, DbError> {
+    let row = diesel::sql_query(
+        "UPDATE jobs SET backend_pid = $4, backend_start = $5, version = version + 1
+          WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'
+         RETURNING cancel_requested_at IS NOT NULL AS cancel_requested",
     )
-    .set((
-        dsl::backend_pid.eq(pid),
-        dsl::backend_start.eq(backend_start),
-        dsl::version.eq(dsl::version + 1),
-    ))
-    .execute(connection)?;
-    Ok(changed == 1)
+    .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
+    .bind::<BigInt, _>(lease.number)
+    .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
+    .bind::<Integer, _>(pid)
+    .bind::<Timestamptz, _>(backend_start)
+    .get_result::<NotedRow>(connection)
+    .optional()?;
+    Ok(match row {
+        None => Noted::LeaseLost,
+        Some(row) if row.cancel_requested => Noted::CancelRequested,
+        Some(_) => Noted::Held,
+    })
 }

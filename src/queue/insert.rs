@@ -204,3 +204,12 @@ fn look_up_keys(connection: &mut PgConnection, requests: &[&&Accept]) -> Result<
     }
     Ok(answers)
 }
+
+/// Forgets idempotency keys that are past their time. Says how many.
+///
+/// # Errors
+/// When the database fails.
+pub fn forget_old_keys(connection: &mut PgConnection) -> Result<usize, DbError> {
+    let sql = format!("DELETE FROM idempotency_keys WHERE created_at < now() - interval '{IDEMPOTENCY_KEY_KEPT}'");
+    Ok(diesel::sql_query(sql).execute(connection)?)
+}

@@ -43,6 +43,15 @@ pub enum Message {
     Changed(Vec<Uuid>),
 }
 
+/// A message as it travels in a NOTIFY.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The process that sent it: it has acted on its own hints already.
+    pub origin: Uuid,
+    /// The hint.
+    pub message: Message,
+}
+
 type Listener = Arc<dyn Fn(&Message) + Send + Sync>;
 
 /// The hints of one process. Shared by every thread that makes or awaits one.

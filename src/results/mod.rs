@@ -1,0 +1,141 @@
+//! Where results are kept, and the forms in which they are fetched.
+//!
+//! A result is kept as rows, not as a format: zstd parts of length-prefixed text values. Nothing of it can be seen
+//! before the statement that ends the job names its manifest. The manifest holds the exact length of each part in
+//! each format, so that every format has a length and ranges without being encoded first. Knows the queue's leases;
+//! knows no HTTP, no kind and no libpq.
+
+mod csv;
+mod json;
+pub mod range;
+mod rows;
+pub mod store;
+mod writer;
+
+use serde::{Deserialize, Serialize};
+
+pub use writer::{Limits, Pushed, ResultWriter};
+
+use crate::db::DbError;
+
+/// A column of a result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// Its name as the statement gave it, not necessarily unique.
+    pub name: String,
+    /// Its type's oid.
+    pub type_oid: u32,
+    /// Its type as Postgres writes it, modifier included.
+    #[serde(rename = "type")]
+    pub type_name: String,
+}
+
+/// One part: its rows in the order of the result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartInfo {
+    /// Rows in it.
+    pub rows: u64,
+    /// Uncompressed bytes.
+    pub bytes: u64,
+    /// Its length as CSV.
+    pub csv_bytes: u64,
+    /// Its length as NDJSON.
+    pub ndjson_bytes: u64,
+    /// Of the uncompressed bytes, in hexadecimal.
+    pub sha256: String,
+}
+
+/// What a complete result is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Its columns.
+    pub columns: Vec<Column>,
+    /// Its parts, in order; part `n` is stored under the number `n`.
+    pub parts: Vec<PartInfo>,
+    /// Rows in all.
+    pub rows: i64,
+    /// Uncompressed bytes in all.
+    pub bytes: i64,
+    /// It ends at a limit.
+    pub truncated: bool,
+    /// Of all uncompressed bytes, in hexadecimal.
+    pub sha256: String,
+}
+
+/// A form in which a result is fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// As `COPY … CSV HEADER` writes it.
+    Csv,
+    /// One JSON object a line.
+    Ndjson,
+    /// One JSON array of objects.
+    Json,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Format; 3] = [Format::Csv, Format::Ndjson, Format::Json];
+
+    /// Its name in `?format=`, and the ending of a file's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Format::Csv => "csv",
+            Format::Ndjson => "ndjson",
+            Format::Json => "json",
+        }
+    }
+
+    /// The format that a name stands for.
+    pub fn parse(name: &str) -> Option<Format> {
+        Format::ALL.into_iter().find(|format| format.as_str() == name)
+    }
+
+    /// Its media type, without parameters.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Format::Csv => "text/csv",
+            Format::Ndjson => "application/x-ndjson",
+            Format::Json => "application/json",
+        }
+    }
+
+    /// Its media type with parameters.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::Csv => "text/csv; charset=utf-8; header=present",
+            Format::Ndjson => "application/x-ndjson",
+            Format::Json => "application/json",
+        }
+    }
+}
+
+impl Manifest {
+    /// The exact length of the whole result in a format, in bytes.
+    pub fn length(&self, format: Format) -> u64 {
+        range::segments(self, format).last().map_or(0, |segment| segment.start + segment.length)
+    }
+
+    /// A strong entity tag of the result in a format, quotes included.
+    pub fn etag(&self, format: Format) -> String {
+        format!("\"{}-{}\"", self.sha256.get(..32).unwrap_or(&self.sha256), format.as_str())
+    }
+}
+
+/// Why a result can't be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ResultError {
+    /// Somebody else has the job.
+    #[error("the lease was lost: what this attempt produces is no longer wanted")]
+    LeaseLost,
+    /// A stored part isn't what the manifest says.
+    #[error("a stored part is damaged: {0}")]
+    Damaged(&'static str),
+    /// A value is larger than a part can hold.
+    #[error("a value is too large to be kept")]
+    TooLarge,
+    /// The queue's database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}

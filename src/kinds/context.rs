@@ -1,0 +1,280 @@
+//! What an attempt can use: sessions on its target, progress, the result store, and whether it is to stop.
+//!
+//! Sessions are noted on the job before they are told to do anything, and armed for as long as they are on loan: a
+//! cancel, a deadline and a shutdown reach whatever the attempt is waiting for.
+
+use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use diesel::pg::PgConnection;
+
+use crate::db::pool::Pool;
+use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
+use crate::kinds::control::{Interrupt, JobControl, StopReason};
+use crate::kinds::WorkError;
+use crate::pq::{Canceller, Session};
+use crate::queue::claim::{self, ClaimedJob, Noted};
+use crate::queue::job::JobStatistics;
+use crate::queue::progress::Report;
+use crate::queue::{JobError, Lease};
+use crate::results::{Column, Limits, Manifest, ResultWriter};
+
+/// What a process gives to every attempt.
+#[derive(Clone)]
+pub struct Services {
+    /// Connections to the queue, for noting sessions.
+    pub control: Pool,
+    /// Connections to the queue, for parts of results.
+    pub results: Pool,
+}
+
+/// The last report of an attempt, read by the thread that writes progress.
+pub type ProgressCell = Arc<Mutex<Option<Report>>>;
+
+/// One attempt, seen from inside.
+pub struct WorkContext<'a> {
+    job: &'a ClaimedJob,
+    control: Arc<JobControl>,
+    target: Arc<Target>,
+    services: &'a Services,
+    progress: ProgressCell,
+    statistics: RefCell<JobStatistics>,
+    manifest: RefCell<Option<Manifest>>,
+}
+
+impl<'a> WorkContext<'a> {
+    /// The context of an attempt.
+    pub fn new(
+        job: &'a ClaimedJob,
+        control: Arc<JobControl>,
+        target: Arc<Target>,
+        services: &'a Services,
+        progress: ProgressCell,
+    ) -> WorkContext<'a> {
+        WorkContext {
+            job,
+            control,
+            target,
+            services,
+            progress,
+            statistics: RefCell::default(),
+            manifest: RefCell::default(),
+        }
+    }
+
+    /// The attempt's lease.
+    pub fn lease(&self) -> Lease {
+        self.job.lease
+    }
+
+    /// The number of this attempt, from 1.
+    pub fn attempt(&self) -> i32 {
+        self.job.attempt
+    }
+
+    /// What is left until the attempt times out.
+    pub fn remaining(&self) -> Duration {
+        self.control.remaining()
+    }
+
+    /// Ends the attempt when it is to end. Call it between statements and in long loops.
+    ///
+    /// # Errors
+    /// [`WorkError::Cancelled`] when the attempt is to end, for whatever reason.
+    pub fn check(&self) -> Result<(), WorkError> {
+        match self.control.stop_reason() {
+            None if self.remaining().is_zero() => {
+                self.control.stop(StopReason::Deadline);
+                Err(WorkError::Cancelled)
+            }
+            None => Ok(()),
+            Some(_) => Err(WorkError::Cancelled),
+        }
+    }
+
+    /// Says how far the attempt is. Written about once a second; the last report wins.
+    pub fn progress(&self, report: Report) {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+    }
+
+    /// Counts rows and bytes for the job's `statistics`.
+    pub fn count(&self, change: impl FnOnce(&mut JobStatistics)) {
+        change(&mut self.statistics.borrow_mut());
+    }
+
+    /// A Diesel connection on the target, until it is dropped.
+    ///
+    /// # Errors
+    /// When none can be had, the attempt is to end, or its lease is lost.
+    pub fn diesel(&self) -> Result<DieselWork<'_>, WorkError> {
+        self.check()?;
+        let name = self.lease().application_name();
+        let (loan, backend) = self.target.diesel(&name, self.remaining())?;
+        self.note(&backend)?;
+        let interrupt = ByBackend { target: Arc::clone(&self.target), backend, name };
+        let handle = self.arm(Box::new(interrupt))?;
+        Ok(DieselWork { loan, control: &self.control, handle })
+    }
+
+    /// A libpq session on the target, until it is dropped.
+    ///
+    /// # Errors
+    /// As [`WorkContext::diesel`].
+    pub fn session(&self) -> Result<SessionWork<'_>, WorkError> {
+        self.check()?;
+        let name = self.lease().application_name();
+        let (loan, backend) = self.target.session(&name, self.remaining())?;
+        self.note(&backend)?;
+        let canceller = loan.inner.canceller()?;
+        let own = loan.inner.canceller()?;
+        let by_backend = ByBackend { target: Arc::clone(&self.target), backend, name };
+        let handle = self.arm(Box::new(ByCanceller { canceller, by_backend }))?;
+        Ok(SessionWork { loan, control: &self.control, handle, own })
+    }
+
+    fn note(&self, backend: &TargetBackend) -> Result<(), WorkError> {
+        let mut connection = self.services.control.get().map_err(|_| {
+            WorkError::Retry(JobError::new("queue_unavailable", "the queue could not be reached").retryable())
+        })?;
+        match claim::note_backend(&mut connection, &self.job.lease, backend.pid, backend.backend_start)? {
+            Noted::Held => Ok(()),
+            Noted::CancelRequested => {
+                self.control.stop(StopReason::Cancel);
+                Err(WorkError::Cancelled)
+            }
+            Noted::LeaseLost => {
+                self.control.stop(StopReason::LeaseLost);
+                Err(WorkError::Cancelled)
+            }
+        }
+    }
+
+    fn arm(&self, interrupt: Box<dyn Interrupt>) -> Result<u64, WorkError> {
+        self.control.arm(interrupt).map_err(|_| WorkError::Cancelled)
+    }
+
+    /// Where rows go that the job shows as its result.
+    pub fn result_writer(&self, columns: Vec<Column>, limits: Limits) -> ResultWriter {
+        ResultWriter::new(self.services.results.clone(), self.job.lease, columns, limits)
+    }
+
+    /// The result that becomes visible when the job succeeds.
+    pub fn keep_result(&self, manifest: Manifest) {
+        *self.manifest.borrow_mut() = Some(manifest);
+    }
+
+    /// What the attempt leaves behind, for its end.
+    pub fn into_parts(self) -> (JobStatistics, Option<Manifest>) {
+        (self.statistics.into_inner(), self.manifest.into_inner())
+    }
+}
+
+/// A Diesel connection on loan. Dereferences to [`PgConnection`].
+pub struct DieselWork<'c> {
+    loan: DieselLoan,
+    control: &'c JobControl,
+    handle: u64,
+}
+
+impl Deref for DieselWork<'_> {
+    type Target = PgConnection;
+    fn deref(&self) -> &PgConnection {
+        &self.loan.inner
+    }
+}
+
+impl DerefMut for DieselWork<'_> {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.loan.inner
+    }
+}
+
+impl Drop for DieselWork<'_> {
+    fn drop(&mut self) {
+        if self.control.disarm(self.handle) {
+            self.loan.tainted = true;
+        } else {
+            reset_diesel(&mut self.loan);
+        }
+    }
+}
+
+/// A libpq session on loan. Dereferences to [`Session`].
+pub struct SessionWork<'c> {
+    loan: SessionLoan,
+    control: &'c JobControl,
+    handle: u64,
+    own: Canceller,
+}
+
+impl SessionWork<'_> {
+    /// The session, its canceller, and the mark that has it closed, each on its own.
+    pub fn split(&mut self) -> (&mut Session, &mut Canceller, &mut bool) {
+        let work = &mut *self.loan;
+        (&mut work.inner, &mut self.own, &mut work.tainted)
+    }
+}
+
+impl Deref for SessionWork<'_> {
+    type Target = Session;
+    fn deref(&self) -> &Session {
+        &self.loan.inner
+    }
+}
+
+impl DerefMut for SessionWork<'_> {
+    fn deref_mut(&mut self) -> &mut Session {
+        &mut self.loan.inner
+    }
+}
+
+impl Drop for SessionWork<'_> {
+    fn drop(&mut self) {
+        if self.control.disarm(self.handle) {
+            self.loan.tainted = true;
+        } else if !self.loan.tainted {
+            reset_session(&mut self.loan);
+        }
+    }
+}
+
+/// Stops a session from another one of the same role: Diesel hands out no key for libpq's own way.
+struct ByBackend {
+    target: Arc<Target>,
+    backend: TargetBackend,
+    name: String,
+}
+
+impl Interrupt for ByBackend {
+    fn cancel(&mut self) {
+        if let Err(error) = self.target.cancel_backend(&self.backend, &self.name) {
+            log::warn!(session = self.name.as_str(); "a statement could not be cancelled, and is tried again: {error}");
+        }
+    }
+
+    fn terminate(&mut self) {
+        if let Err(error) = self.target.terminate_backend(&self.backend, &self.name) {
+            log::warn!(session = self.name.as_str(); "a session could not be ended, and is tried again: {error}");
+        }
+    }
+}
+
+/// Stops a session through libpq: no further slot and no privilege is needed.
+struct ByCanceller {
+    canceller: Canceller,
+    by_backend: ByBackend,
+}
+
+impl Interrupt for ByCanceller {
+    fn cancel(&mut self) {
+        if let Err(error) = self.canceller.cancel() {
+            log::warn!(session = self.by_backend.name.as_str(); "a statement could not be cancelled, and is tried again: {error}");
+        }
+    }
+
+    fn terminate(&mut self) {
+        self.by_backend.terminate();
+    }
+}

@@ -1,0 +1,150 @@
+//! How a running attempt is stopped from outside: the reason, and the hand on what it is waiting for.
+//!
+//! Knows no clock and no thread. Whoever wants the attempt to end states a reason; a thread of the worker then
+//! presses what the attempt has armed until the attempt lets go.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Why an attempt is to end. The first reason stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// Its caller asked for it.
+    Cancel,
+    /// Its time is over.
+    Deadline,
+    /// The process is going down.
+    Shutdown,
+    /// The process lost the queue, and with it perhaps the lease.
+    QueueLost,
+    /// The lease belongs to somebody else.
+    LeaseLost,
+}
+
+/// What stops the statement that an attempt is waiting for.
+pub trait Interrupt: Send {
+    /// Asks the server to stop the statement. Harmless when none is running; may be repeated.
+    fn cancel(&mut self);
+    /// Ends the session.
+    fn terminate(&mut self);
+}
+
+#[derive(Default)]
+struct Inner {
+    reason: Option<StopReason>,
+    armed: Vec<(u64, Box<dyn Interrupt>)>,
+    next_handle: u64,
+    /// A cancel or more was sent while something was armed: it may still arrive.
+    pressed: bool,
+    ended: bool,
+}
+
+/// One attempt, seen from outside.
+pub struct JobControl {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+    deadline: Instant,
+}
+
+impl JobControl {
+    /// An attempt that may run until `deadline`.
+    pub fn new(deadline: Instant) -> JobControl {
+        JobControl { inner: Mutex::default(), changed: Condvar::new(), deadline }
+    }
+
+    /// When the attempt times out.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// What is left until the deadline; zero when it has passed.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Why the attempt is to end, if it is.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        self.lock().reason
+    }
+
+    /// Asks for the end of the attempt. `false` when it was asked for already, or is over.
+    pub fn stop(&self, reason: StopReason) -> bool {
+        let mut inner = self.lock();
+        if inner.reason.is_some() || inner.ended {
+            return false;
+        }
+        inner.reason = Some(reason);
+        drop(inner);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Puts a hand on a session for as long as the returned number isn't given to [`JobControl::disarm`].
+    ///
+    /// # Errors
+    /// The reason, when the attempt is to end already: then nothing may begin.
+    pub fn arm(&self, interrupt: Box<dyn Interrupt>) -> Result<u64, StopReason> {
+        let mut inner = self.lock();
+        if let Some(reason) = inner.reason {
+            return Err(reason);
+        }
+        let handle = inner.next_handle;
+        inner.next_handle += 1;
+        inner.armed.push((handle, interrupt));
+        Ok(handle)
+    }
+
+    /// Takes the hand off. Waits for a press that is under way. `true` when the session was pressed: a cancel may
+    /// still reach it, and it must be closed.
+    pub fn disarm(&self, handle: u64) -> bool {
+        let mut inner = self.lock();
+        inner.armed.retain(|(armed, _)| *armed != handle);
+        inner.pressed
+    }
+
+    /// The attempt is over.
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// The attempt is over.
+    pub fn is_over(&self) -> bool {
+        self.lock().ended
+    }
+
+    /// Presses everything that is armed. `hard` ends sessions instead of cancelling statements.
+    pub fn press(&self, hard: bool) {
+        let mut inner = self.lock();
+        if inner.armed.is_empty() {
+            return;
+        }
+        inner.pressed = true;
+        for (_, interrupt) in &mut inner.armed {
+            if hard { interrupt.terminate() } else { interrupt.cancel() }
+        }
+    }
+
+    /// Waits until the attempt is to end or is over, or `until` has come. Says whether it is over.
+    pub fn wait_for_stop(&self, until: Instant) -> bool {
+        self.wait(until, |inner| inner.ended || inner.reason.is_some())
+    }
+
+    /// Waits until the attempt is over, or `until` has come. Says whether it is over.
+    pub fn wait_for_end(&self, until: Instant) -> bool {
+        self.wait(until, |inner| inner.ended)
+    }
+
+    fn wait(&self, until: Instant, done: impl Fn(&Inner) -> bool) -> bool {
+        let patience = until.saturating_duration_since(Instant::now());
+        let (inner, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), patience, |inner| !done(inner))
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.ended
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

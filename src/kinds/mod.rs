@@ -1,0 +1,287 @@
+//! Kinds of work: the trait that one implements, the list of them, and what an attempt can use.
+//!
+//! A new kind touches its own file and one line of the list. Knows the queue's types, results and targets; knows no
+//! HTTP and no thread of the worker.
+
+pub mod carrier_report;
+pub mod context;
+pub mod control;
+pub mod params;
+pub mod query;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
+
+pub use context::{Services, WorkContext};
+pub use control::{JobControl, StopReason};
+
+use crate::db::DbError;
+use crate::pq::{PqError, PqErrorKind};
+use crate::queue::{JobError, RawJson};
+
+/// A kind of work: its arguments are the type itself.
+///
+/// ```
+/// use slowlane::kinds::{Work, WorkContext, WorkError};
+///
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct Greet { name: String }
+///
+/// impl Work for Greet {
+///     const KIND: &'static str = "greet";
+///     const REPEATABLE: bool = true;
+///     type Output = String;
+///     fn run(&self, _ctx: &mut WorkContext<'_>) -> Result<String, WorkError> {
+///         Ok(format!("hello {}", self.name))
+///     }
+/// }
+/// ```
+pub trait Work: Serialize + DeserializeOwned + Send + 'static {
+    /// The kind's name in requests and rows.
+    const KIND: &'static str;
+    /// An attempt that ended unknown may be repeated: its effects are none, or the same ones again.
+    const REPEATABLE: bool;
+    /// It keeps a result that can be fetched. Defaults to no.
+    const PRODUCES_RESULT: bool = false;
+    /// What the job shows as `output`.
+    type Output: Serialize;
+
+    /// What the types can't say about the arguments. Defaults to nothing.
+    ///
+    /// # Errors
+    /// Each argument that can't be accepted, with what was expected.
+    fn check(&self) -> Result<(), Vec<ArgError>> {
+        Ok(())
+    }
+
+    /// Does the work, on a thread of its own that may wait.
+    ///
+    /// # Errors
+    /// [`WorkError`] decides what becomes of the job.
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Self::Output, WorkError>;
+}
+
+/// An argument that can't be accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArgError {
+    /// A JSON pointer from the arguments, such as `/sql`.
+    pub pointer: String,
+    /// What was expected.
+    pub detail: String,
+}
+
+impl ArgError {
+    /// An error about the argument at `pointer`.
+    pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> ArgError {
+        ArgError { pointer: pointer.into(), detail: detail.into() }
+    }
+}
+
+/// Arguments that a kind refuses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the arguments were refused")]
+pub struct CheckError {
+    /// Each of them.
+    pub errors: Vec<ArgError>,
+}
+
+/// How an attempt failed, and what that means for the job.
+#[derive(Clone, Debug)]
+pub enum WorkError {
+    /// Worth another attempt, if there is one left.
+    Retry(JobError),
+    /// Not worth another attempt.
+    Fail(JobError),
+    /// It stopped because it was asked to.
+    Cancelled,
+    /// It wants to run again later, uncharged.
+    Snooze(Duration),
+}
+
+impl WorkError {
+    /// A failure, to be tried again or not as the error itself says.
+    pub fn of(error: JobError) -> WorkError {
+        if error.retryable { WorkError::Retry(error) } else { WorkError::Fail(error) }
+    }
+}
+
+/// SQLSTATE of a statement that was cancelled.
+pub const QUERY_CANCELED: &str = "57014";
+
+impl From<PqError> for WorkError {
+    fn from(error: PqError) -> Self {
+        let retryable = error.retryable() || error.sqlstate.as_deref() == Some(QUERY_CANCELED);
+        let code = match (&error.kind, error.sqlstate.as_deref()) {
+            (_, Some(QUERY_CANCELED)) => "cancelled_by_server",
+            (_, Some("25006")) => "read_only",
+            (_, Some("42501")) => "permission_denied",
+            (_, Some("55P03")) => "lock_timeout",
+            (PqErrorKind::Server, _) => "sql_error",
+            _ => "connection_lost",
+        };
+        WorkError::of(JobError {
+            code: code.to_owned(),
+            message: error.message,
+            retryable,
+            sqlstate: error.sqlstate,
+            detail: error.detail,
+            hint: error.hint,
+            position: error.position,
+        })
+    }
+}
+
+impl From<diesel::result::Error> for WorkError {
+    fn from(error: diesel::result::Error) -> Self {
+        use diesel::result::{DatabaseErrorKind, Error};
+        let (detail, hint, position) = match &error {
+            Error::DatabaseError(_, info) => (
+                info.details().map(str::to_owned),
+                info.hint().map(str::to_owned),
+                info.statement_position().and_then(|p| u32::try_from(p).ok()),
+            ),
+            _ => (None, None, None),
+        };
+        // Diesel passes no SQLSTATE on; what it tells apart is enough to know what is worth another try.
+        let serialization =
+            matches!(&error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _));
+        let message = error.to_string();
+        let cancelled = message.starts_with("canceling statement");
+        let (code, retryable) = match DbError::from(error) {
+            DbError::Unavailable(_) => ("connection_lost", true),
+            _ if cancelled => ("cancelled_by_server", true),
+            DbError::Busy(_) => ("lock_timeout", true),
+            DbError::Query(_) => ("sql_error", serialization || message.contains("deadlock detected")),
+        };
+        let sqlstate = cancelled.then(|| QUERY_CANCELED.to_owned());
+        let error = JobError { code: code.to_owned(), message, retryable, sqlstate, detail, hint, position };
+        WorkError::of(error)
+    }
+}
+
+impl From<DbError> for WorkError {
+    fn from(error: DbError) -> Self {
+        match error {
+            DbError::Query(error) => error.into(),
+            DbError::Busy(_) | DbError::Unavailable(_) => {
+                WorkError::Retry(JobError::new("connection_lost", error.to_string()).retryable())
+            }
+        }
+    }
+}
+
+/// What the worker and the HTTP side know of a kind.
+struct Entry {
+    repeatable: bool,
+    produces_result: bool,
+    check: fn(&RawValue) -> Result<(), CheckError>,
+    run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
+}
+
+/// The list of kinds that a process knows.
+#[derive(Default)]
+pub struct Registry {
+    kinds: BTreeMap<&'static str, Entry>,
+}
+
+impl Registry {
+    /// The kinds that every slowlane has.
+    pub fn standard() -> Registry {
+        Registry::default().with::<query::Query>()
+    }
+
+    /// Adds a kind. One of the same name is replaced.
+    pub fn with<W: Work>(mut self) -> Registry {
+        let entry = Entry {
+            repeatable: W::REPEATABLE,
+            produces_result: W::PRODUCES_RESULT,
+            check: check::<W>,
+            run: run::<W>,
+        };
+        self.kinds.insert(W::KIND, entry);
+        self
+    }
+
+    /// The names of all kinds, in order.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.kinds.keys().copied().collect()
+    }
+
+    /// There is a kind of this name.
+    pub fn contains(&self, kind: &str) -> bool {
+        self.kinds.contains_key(kind)
+    }
+
+    /// The kind keeps a result that can be fetched.
+    pub fn produces_result(&self, kind: &str) -> bool {
+        self.kinds.get(kind).is_some_and(|entry| entry.produces_result)
+    }
+
+    /// An attempt of this kind that ended unknown may be repeated. `None` for a kind that isn't on the list.
+    pub fn repeatable(&self, kind: &str) -> Option<bool> {
+        self.kinds.get(kind).map(|entry| entry.repeatable)
+    }
+
+    /// Checks arguments before they become a row.
+    ///
+    /// # Errors
+    /// Each argument that is refused.
+    pub fn check(&self, kind: &str, args: &RawValue) -> Result<(), CheckError> {
+        match self.kinds.get(kind) {
+            Some(entry) => (entry.check)(args),
+            None => Err(CheckError { errors: vec![ArgError::new("", "there is no such kind")] }),
+        }
+    }
+
+    /// Runs an attempt.
+    ///
+    /// # Errors
+    /// What the kind says, or that its arguments can't be read by this version.
+    pub fn run(&self, kind: &str, args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
+        match self.kinds.get(kind) {
+            Some(entry) => (entry.run)(args, ctx),
+            None => Err(WorkError::Fail(JobError::new("unknown_kind", format!("there is no kind {kind}")))),
+        }
+    }
+}
+
+fn parse<W: Work>(args: &RawValue) -> Result<W, ArgError> {
+    let mut reader = serde_json::Deserializer::from_str(args.get());
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let pointer = pointer_of(error.path());
+        // The position that serde_json adds is one within the arguments and would mislead.
+        let text = error.into_inner().to_string();
+        let detail = text.split(" at line ").next().unwrap_or(&text).to_owned();
+        ArgError { pointer, detail }
+    })
+}
+
+fn pointer_of(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(format!("/{index}")),
+            Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect()
+}
+
+fn check<W: Work>(args: &RawValue) -> Result<(), CheckError> {
+    let work = parse::<W>(args).map_err(|error| CheckError { errors: vec![error] })?;
+    work.check().map_err(|errors| CheckError { errors })
+}
+
+fn run<W: Work>(args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
+    let work = parse::<W>(args).map_err(|error| {
+        WorkError::Fail(JobError::new("invalid_args", format!("{}: {}", error.pointer, error.detail)))
+    })?;
+    let output = work.run(ctx)?;
+    RawJson::of(&output)
+        .map_err(|error| WorkError::Fail(JobError::new("invalid_output", format!("the output has no JSON form: {error}"))))
+}

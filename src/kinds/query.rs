@@ -1,0 +1,324 @@
+//! `query`: one statement that returns rows, sent as it is, in a read-only transaction; its rows are the result.
+//!
+//! The caller's text is never wrapped or joined with ours, and travels as one statement of the extended protocol.
+//! What only Postgres can know (syntax, tables, types) ends the job, not the request.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::kinds::context::WorkContext;
+use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, params};
+use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session, Statement};
+use crate::queue::JobError;
+use crate::queue::job::ProgressBasis;
+use crate::queue::progress::Report;
+use crate::results::{Column, Limits, Pushed, ResultWriter};
+
+/// Uncompressed bytes of a result when the caller names no limit: 1 GiB.
+pub const DEFAULT_BYTE_LIMIT: u64 = 1024 * 1024 * 1024;
+/// The most parameters that the protocol can carry.
+pub const MAX_PARAMS: usize = 65_535;
+
+/// The arguments of a `query`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Query {
+    /// One statement that returns rows.
+    pub sql: String,
+    /// Values for `$1`, `$2` and so on, each as JSON.
+    #[serde(default)]
+    pub params: Vec<Box<RawValue>>,
+    /// Rows to keep at most.
+    #[serde(default)]
+    pub row_limit: Option<u64>,
+    /// Uncompressed bytes to keep at most. Defaults to 1 GiB, which is also the most.
+    #[serde(default)]
+    pub byte_limit: Option<u64>,
+    /// What happens at a limit.
+    #[serde(default)]
+    pub on_limit: OnLimit,
+}
+
+/// What happens when a result reaches a limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLimit {
+    /// It ends there, and says so.
+    #[default]
+    Truncate,
+    /// The job fails, and keeps nothing.
+    Fail,
+}
+
+impl Work for Query {
+    const KIND: &'static str = "query";
+    const REPEATABLE: bool = true;
+    const PRODUCES_RESULT: bool = true;
+    type Output = Option<()>;
+
+    fn check(&self) -> Result<(), Vec<ArgError>> {
+        let mut errors = Vec::new();
+        if first_word(&self.sql).is_none() {
+            errors.push(ArgError::new("/sql", "expected one SQL statement that returns rows"));
+        }
+        if self.params.len() > MAX_PARAMS {
+            errors.push(ArgError::new("/params", format!("expected at most {MAX_PARAMS} values")));
+        }
+        if self.row_limit == Some(0) {
+            errors.push(ArgError::new("/row_limit", "expected 1 or more"));
+        }
+        if self.byte_limit.is_some_and(|limit| limit == 0 || limit > DEFAULT_BYTE_LIMIT) {
+            errors.push(ArgError::new("/byte_limit", format!("expected 1 to {DEFAULT_BYTE_LIMIT}")));
+        }
+        errors.extend(params::check(&self.params).into_iter().map(|e| ArgError::new(e.pointer, e.detail)));
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Option<()>, WorkError> {
+        let mut work = ctx.session()?;
+        let (session, canceller, close) = work.split();
+        session.execute_batch("BEGIN TRANSACTION READ ONLY")?;
+        let statement = self.prepare(session)?;
+        let values = params::encode(&self.params, &statement.params).map_err(refused_param)?;
+        let mut sink = Sink::new(ctx, self, &statement.columns, describe(session, &statement.columns)?);
+        // Looking the types up took the place of the unnamed statement.
+        self.prepare(session)?;
+        ctx.check()?;
+        let outcome = stream(session, &values, canceller, close, &mut sink)?;
+        if !*close {
+            end_transaction(session)?;
+        }
+        sink.keep(outcome)?;
+        Ok(None)
+    }
+}
+
+impl Query {
+    fn prepare(&self, session: &mut Session) -> Result<Statement, WorkError> {
+        let types = params::explicit_types(&self.params);
+        let oids = if types.iter().all(Option::is_none) { Vec::new() } else { look_up_types(session, &types)? };
+        let statement = session.prepare(&self.sql, &oids).map_err(not_a_query)?;
+        if statement.columns.is_empty() && !may_return_no_columns(&self.sql) {
+            return Err(not_allowed("this statement returns no rows"));
+        }
+        Ok(statement)
+    }
+}
+
+/// The oids of the types that parameters name themselves; 0 leaves the choice to the server.
+fn look_up_types(session: &mut Session, types: &[Option<String>]) -> Result<Vec<u32>, WorkError> {
+    let mut oids = Vec::with_capacity(types.len());
+    for (n, name) in types.iter().enumerate() {
+        let Some(name) = name else {
+            oids.push(0);
+            continue;
+        };
+        let rows = session.query("SELECT to_regtype($1)::oid::text", &[Some(name)])?;
+        let oid = rows.get(0, 0).and_then(|text| text.parse().ok());
+        oids.push(oid.ok_or_else(|| {
+            WorkError::Fail(JobError::new("invalid_parameter", format!("/params/{n}/type: there is no type {name}")))
+        })?);
+    }
+    Ok(oids)
+}
+
+fn refused_param(error: params::ParamError) -> WorkError {
+    WorkError::Fail(JobError::new(error.code, error.to_string()))
+}
+
+fn not_allowed(what: &str) -> WorkError {
+    let hint = "query runs one statement that returns rows; COPY, transaction control and the like aren't among them";
+    WorkError::Fail(JobError::new("statement_not_allowed", what).with_hint(hint))
+}
+
+fn not_a_query(error: PqError) -> WorkError {
+    match error.kind {
+        PqErrorKind::Copy => not_allowed("COPY doesn't return rows"),
+        _ => error.into(),
+    }
+}
+
+/// What ended the stream of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    AtTheLastRow,
+    AtRowLimit,
+    AtByteLimit,
+}
+
+fn stream(
+    session: &mut Session,
+    values: &[Option<std::ffi::CString>],
+    canceller: &mut Canceller,
+    close: &mut bool,
+    sink: &mut Sink<'_, '_>,
+) -> Result<Ended, WorkError> {
+    let mut rows = session.stream(values).map_err(not_a_query)?;
+    let mut ended = Ended::AtTheLastRow;
+    loop {
+        match rows.next_chunk() {
+            Ok(None) => return Ok(ended),
+            // What still comes after a limit is read and dropped, until the cancel has arrived.
+            Ok(Some(_)) if ended != Ended::AtTheLastRow => {}
+            Ok(Some(chunk)) => {
+                ended = sink.take(&chunk)?;
+                if ended != Ended::AtTheLastRow {
+                    *close = true;
+                    if let Err(error) = canceller.cancel() {
+                        log::debug!("a statement at its limit could not be cancelled: {error}");
+                    }
+                }
+            }
+            Err(error) if ended != Ended::AtTheLastRow && error.sqlstate.as_deref() == Some(QUERY_CANCELED) => {
+                return Ok(ended);
+            }
+            Err(error) => return Err(not_a_query(error)),
+        }
+    }
+}
+
+/// The rows are complete only when the transaction that they were read in ended as we say.
+fn end_transaction(session: &mut Session) -> Result<(), WorkError> {
+    if session.transaction_status() != pq::TransactionStatus::InTransaction {
+        return Err(not_allowed("the statement ended the transaction that it ran in"));
+    }
+    session.execute_batch("COMMIT")?;
+    Ok(())
+}
+
+/// Where rows go: counted, told as progress, and kept.
+struct Sink<'s, 'c> {
+    ctx: &'s WorkContext<'c>,
+    query: &'s Query,
+    writer: ResultWriter,
+}
+
+impl<'s, 'c> Sink<'s, 'c> {
+    fn new(ctx: &'s WorkContext<'c>, query: &'s Query, columns: &[pq::Column], types: Vec<String>) -> Sink<'s, 'c> {
+        let columns = columns
+            .iter()
+            .zip(types)
+            .map(|(column, type_name)| Column { name: column.name.clone(), type_oid: column.type_oid, type_name })
+            .collect();
+        let limits =
+            Limits { row_limit: query.row_limit, byte_limit: query.byte_limit.unwrap_or(DEFAULT_BYTE_LIMIT) };
+        Sink { ctx, query, writer: ctx.result_writer(columns, limits) }
+    }
+
+    fn take(&mut self, chunk: &Chunk) -> Result<Ended, WorkError> {
+        self.ctx.check()?;
+        for row in 0..chunk.rows() {
+            match self.writer.push((0..chunk.columns()).map(|column| chunk.value(row, column)))? {
+                Pushed::Stored => {}
+                Pushed::RowLimit => return Ok(Ended::AtRowLimit),
+                Pushed::ByteLimit => return Ok(Ended::AtByteLimit),
+            }
+        }
+        self.ctx.progress(Report {
+            phase: "streaming rows".to_owned(),
+            done: i64::try_from(self.writer.rows()).unwrap_or(i64::MAX),
+            total: None,
+            unit: "rows".to_owned(),
+            basis: ProgressBasis::None,
+        });
+        Ok(Ended::AtTheLastRow)
+    }
+
+    fn keep(self, ended: Ended) -> Result<(), WorkError> {
+        let truncated = ended != Ended::AtTheLastRow;
+        if truncated && self.query.on_limit == OnLimit::Fail {
+            let limit = if ended == Ended::AtRowLimit { "row_limit" } else { "byte_limit" };
+            let error = JobError::new("limit_exceeded", format!("the result is larger than {limit}"));
+            return Err(WorkError::Fail(error.with_hint("raise the limit, or set on_limit to \"truncate\"")));
+        }
+        let (rows, bytes) = (self.writer.rows(), self.writer.bytes());
+        let manifest = self.writer.finish(truncated)?;
+        self.ctx.count(|statistics| {
+            statistics.rows_returned = i64::try_from(rows).unwrap_or(i64::MAX);
+            statistics.result_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        });
+        self.ctx.keep_result(manifest);
+        Ok(())
+    }
+}
+
+/// The names of the columns' types, as Postgres writes them.
+fn describe(session: &mut Session, columns: &[pq::Column]) -> Result<Vec<String>, WorkError> {
+    let list = |value: fn(&pq::Column) -> i64| {
+        let items: Vec<String> = columns.iter().map(|column| value(column).to_string()).collect();
+        format!("{{{}}}", items.join(","))
+    };
+    let oids = list(|column| i64::from(column.type_oid));
+    let modifiers = list(|column| i64::from(column.type_modifier));
+    let rows = session.query(
+        "SELECT format_type(oid, modifier) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS t(oid, modifier, n) ORDER BY n",
+        &[Some(&oids), Some(&modifiers)],
+    )?;
+    Ok((0..rows.len()).map(|n| rows.get(n, 0).unwrap_or("unknown").to_owned()).collect())
+}
+
+/// `SELECT FROM t` has no columns and still returns rows.
+fn may_return_no_columns(sql: &str) -> bool {
+    first_word(sql).is_some_and(|word| {
+        ["select", "with", "values", "table"].iter().any(|known| word.eq_ignore_ascii_case(known))
+            || word.starts_with('(')
+    })
+}
+
+/// The first word of a statement, behind blanks, comments and empty statements. `None` when there is none.
+fn first_word(sql: &str) -> Option<&str> {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
+        if let Some(comment) = rest.strip_prefix("--") {
+            rest = comment.find(['\n', '\r']).and_then(|end| comment.get(end..))?;
+        } else if rest.starts_with("/*") {
+            rest = after_comment(rest)?;
+        } else {
+            break;
+        }
+    }
+    let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
+    match rest.get(..end) {
+        _ if rest.is_empty() => None,
+        Some("") => rest.get(..rest.chars().next().map_or(0, char::len_utf8)),
+        word => word,
+    }
+}
+
+/// What follows a comment; comments nest in Postgres. `None` when it doesn't end.
+fn after_comment(sql: &str) -> Option<&str> {
+    let mut rest = sql;
+    let mut depth = 0_u32;
+    loop {
+        if let Some(inner) = rest.strip_prefix("/*") {
+            depth += 1;
+            rest = inner;
+        } else if let Some(after) = rest.strip_prefix("*/") {
+            depth -= 1;
+            rest = after;
+            if depth == 0 {
+                return Some(rest);
+            }
+        } else {
+            let mut chars = rest.chars();
+            chars.next()?;
+            rest = chars.as_str();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_word;
+
+    #[test]
+    fn the_first_word_is_found_behind_comments() {
+        assert_eq!(first_word("SELECT 1"), Some("SELECT"));
+        assert_eq!(first_word(" -- a\n/* b /* c */ */ ; with x as (select 1) select"), Some("with"));
+        assert_eq!(first_word("(SELECT 1)"), Some("("));
+        for nothing in ["", "  \n", "-- only a comment", "/* open", "/* a */ -- b", ";;"] {
+            assert_eq!(first_word(nothing), None, "{nothing:?}");
+        }
+    }
+}

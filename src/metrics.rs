@@ -1,0 +1,157 @@
+//! What is counted and measured, in OpenMetrics' terms. Imports nothing of ours, so that every room may count.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindOutcome {
+    kind: String,
+    outcome: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueState {
+    queue: String,
+    state: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PoolName {
+    pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    method: String,
+    status: u16,
+}
+
+/// How a pool is used at the moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PoolUse {
+    /// Connections that it may hold.
+    pub size: i64,
+    /// Connections on loan.
+    pub in_use: i64,
+    /// Requests that wait for one.
+    pub waiting: i64,
+}
+
+/// The counters and gauges of a process.
+pub struct Metrics {
+    registry: Registry,
+    accepted: Family<Kind, Counter>,
+    finished: Family<KindOutcome, Counter>,
+    requests: Family<Request, Counter>,
+    threads_replaced: Counter,
+    depth: Family<QueueState, Gauge>,
+    oldest_age: Family<QueueState, Gauge<f64, AtomicU64>>,
+    pool_size: Family<PoolName, Gauge>,
+    pool_in_use: Family<PoolName, Gauge>,
+    pool_waiting: Family<PoolName, Gauge>,
+    result_store_bytes: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Metrics {
+            registry: Registry::with_prefix("slowlane"),
+            accepted: Family::default(),
+            finished: Family::default(),
+            requests: Family::default(),
+            threads_replaced: Counter::default(),
+            depth: Family::default(),
+            oldest_age: Family::default(),
+            pool_size: Family::default(),
+            pool_in_use: Family::default(),
+            pool_waiting: Family::default(),
+            result_store_bytes: Gauge::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("jobs_accepted", "Jobs that this process accepted", self.accepted.clone());
+        r.register("attempts_finished", "Attempts that ended in this process, by outcome", self.finished.clone());
+        r.register("http_requests", "Requests that this process answered", self.requests.clone());
+        r.register("work_threads_replaced", "Threads that died or were stuck in their work", self.threads_replaced.clone());
+        r.register("queue_depth", "Unfinished jobs, by queue and state", self.depth.clone());
+        r.register("queue_oldest_age_seconds", "Age of the oldest unfinished job since its run_at", self.oldest_age.clone());
+        r.register("pool_size", "Connections that a pool may hold", self.pool_size.clone());
+        r.register("pool_in_use", "Connections on loan", self.pool_in_use.clone());
+        r.register("pool_waiting", "Requests that wait for a connection", self.pool_waiting.clone());
+        r.register("result_store_bytes", "Bytes on disk of stored results", self.result_store_bytes.clone());
+    }
+
+    /// A job was accepted.
+    pub fn accepted(&self, kind: &str) {
+        self.accepted.get_or_create(&Kind { kind: kind.to_owned() }).inc();
+    }
+
+    /// An attempt ended.
+    pub fn finished(&self, kind: &str, outcome: &str) {
+        self.finished.get_or_create(&KindOutcome { kind: kind.to_owned(), outcome: outcome.to_owned() }).inc();
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, method: &str, status: u16) {
+        self.requests.get_or_create(&Request { method: method.to_owned(), status }).inc();
+    }
+
+    /// A thread that runs jobs died or was given up.
+    pub fn thread_replaced(&self) {
+        self.threads_replaced.inc();
+    }
+
+    /// The depth of the queues, all of them at once: what isn't named is empty.
+    pub fn set_depths(&self, depths: impl Iterator<Item = (String, String, i64, f64)>) {
+        self.depth.clear();
+        self.oldest_age.clear();
+        for (queue, state, count, age) in depths {
+            let labels = QueueState { queue, state };
+            self.depth.get_or_create(&labels).set(count);
+            self.oldest_age.get_or_create(&labels).set(age);
+        }
+    }
+
+    /// How a pool is used.
+    pub fn set_pool(&self, pool: &str, usage: PoolUse) {
+        let labels = PoolName { pool: pool.to_owned() };
+        self.pool_size.get_or_create(&labels).set(usage.size);
+        self.pool_in_use.get_or_create(&labels).set(usage.in_use);
+        self.pool_waiting.get_or_create(&labels).set(usage.waiting);
+    }
+
+    /// How much the stored results take.
+    pub fn set_result_store_bytes(&self, bytes: i64) {
+        self.result_store_bytes.set(bytes);
+    }
+
+    /// How much the stored results took when that was last looked at.
+    pub fn result_store_bytes(&self) -> i64 {
+        self.result_store_bytes.get()
+    }
+
+    /// Everything, as OpenMetrics text.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String can't fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

@@ -1,0 +1,167 @@
+//! Writes how attempts ended: at once when one ends alone, many by one statement under load, and as often as it
+//! takes while the queue can't be reached.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use chrono::NaiveDate;
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::queue::finish::{self, Ending, Finished};
+use crate::queue::job::JobState;
+use crate::queue::{JobError, Lease, RawJson, partitions};
+use crate::worker::Shared;
+use crate::worker::threads::{Threads, jittered};
+
+/// Ends written by one statement.
+const MAX_GROUP: usize = 200;
+/// The pause before an end is tried again.
+const AFTER_ERROR: Duration = Duration::from_millis(250);
+
+/// One attempt's end.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The right to say so.
+    pub lease: Lease,
+    /// The kind of work.
+    pub kind: String,
+    /// How it ended.
+    pub ending: Ending,
+}
+
+/// What the completer is told.
+pub enum Told {
+    /// An attempt ended.
+    Ended(Ended),
+    /// Somebody waits until all that was told before is written.
+    Flush(Sender<()>),
+}
+
+pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Told>, threads: &mut Threads) -> std::io::Result<()> {
+    let shared = Arc::clone(shared);
+    threads.spawn("slowlane-finish", move || serve(&shared, &told))
+}
+
+/// Waits, for at most `patience`, until every end that was handed over is written.
+pub(super) fn flush(shared: &Shared, patience: Duration) {
+    let (written, wait) = channel();
+    if shared.endings.send(Told::Flush(written)).is_err() || wait.recv_timeout(patience).is_err() {
+        log::warn!("not every end could be written before stopping; those jobs will be rescued");
+    }
+}
+
+fn serve(shared: &Shared, told: &Receiver<Told>) {
+    while !shared.stop.is_set() {
+        let first = match told.recv_timeout(Duration::from_millis(500)) {
+            Ok(first) => first,
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let mut group = Vec::new();
+        let mut waiting = Vec::new();
+        for message in std::iter::once(first).chain(told.try_iter().take(MAX_GROUP - 1)) {
+            match message {
+                Told::Ended(ended) => group.push(ended),
+                Told::Flush(written) => waiting.push(written),
+            }
+        }
+        write(shared, group);
+        for written in waiting {
+            // Whoever waited has given up: then nobody needs to know.
+            let _ = written.send(());
+        }
+    }
+}
+
+/// A group that is refused is written one by one, and one that is refused alone ends as a plain failure: no job is
+/// left running for ever because its end can't be stored.
+fn write(shared: &Shared, group: Vec<Ended>) {
+    if group.is_empty() {
+        return;
+    }
+    match write_group(shared, &group) {
+        Ok(held) => told_everybody(shared, &group, &held),
+        Err(error) if group.len() > 1 => {
+            log::warn!("a group of ends was refused, and is written one by one: {error}");
+            group.into_iter().for_each(|ended| write(shared, vec![ended]));
+        }
+        Err(error) => {
+            for ended in group {
+                log::error!(job = ended.lease.job_id.to_string(); "the end of an attempt was refused: {error}");
+                write_plain_failure(shared, ended);
+            }
+        }
+    }
+}
+
+fn write_plain_failure(shared: &Shared, ended: Ended) {
+    let error = JobError::new("internal", "the end of this job could not be stored; the log says why");
+    let Ok(error) = RawJson::of(&error) else { return };
+    let ending = Ending::Finished(Finished { error: Some(error), ..Finished::plain(JobState::Failed) });
+    let group = [Ended { ending, ..ended }];
+    match write_group(shared, &group) {
+        Ok(held) => told_everybody(shared, &group, &held),
+        Err(error) => log::error!("not even a plain failure could be stored: {error}"),
+    }
+}
+
+fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbError> {
+    let endings: Vec<(Lease, Ending)> = group.iter().map(|ended| (ended.lease, ended.ending.clone())).collect();
+    let mut failing = false;
+    loop {
+        let outcome = shared
+            .config
+            .control
+            .get()
+            .map_err(|_| DbError::Unavailable("no connection".to_owned()))
+            .and_then(|mut connection| match finish::end(&mut connection, &endings) {
+                Err(error) if error.is_missing_partition() => {
+                    days(group).into_iter().try_for_each(|day| partitions::ensure_day(&mut connection, day))?;
+                    finish::end(&mut connection, &endings)
+                }
+                outcome => outcome,
+            });
+        match outcome {
+            Err(error @ (DbError::Unavailable(_) | DbError::Busy(_))) => {
+                if !std::mem::replace(&mut failing, true) {
+                    log::warn!("the ends of attempts can't be written, and are tried again: {error}");
+                }
+                if shared.stop.wait(jittered(AFTER_ERROR)) {
+                    return Err(error);
+                }
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn days(group: &[Ended]) -> HashSet<NaiveDate> {
+    group.iter().map(|ended| partitions::day_of(ended.lease.job_id)).collect()
+}
+
+fn told_everybody(shared: &Shared, group: &[Ended], held: &HashSet<Uuid>) {
+    for ended in group {
+        let id = ended.lease.job_id;
+        if !held.contains(&id) {
+            log::info!(job = id.to_string(); "the lease was lost: the end of this attempt is not written");
+            continue;
+        }
+        shared.config.metrics.finished(&ended.kind, outcome(&ended.ending));
+        if matches!(ended.ending, Ending::Retry { .. } | Ending::Snooze { .. }) {
+            shared.config.signals.scheduled();
+        }
+    }
+    shared.config.signals.jobs_changed(held.iter().copied().collect());
+}
+
+fn outcome(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::Finished(finished) => finished.state.as_str(),
+        Ending::Retry { .. } => "retried",
+        Ending::Snooze { .. } => "snoozed",
+        Ending::HandBack { .. } => "interrupted",
+    }
+}

@@ -1,0 +1,204 @@
+//! Runs attempts, each from its claim to its ending, on threads of their own.
+//!
+//! | what the kind said | with no stop | cancelled | past its deadline | shutdown, queue lost |
+//! | --- | --- | --- | --- | --- |
+//! | `Ok` | succeeded | succeeded | succeeded | succeeded |
+//! | `Retry`, panic | retried, or failed after the last attempt | cancelled | failed, `timeout` | handed back |
+//! | `Fail` | failed | cancelled | failed, `timeout` | handed back |
+//! | `Cancelled` | retried, `cancelled_by_server` | cancelled | failed, `timeout` | handed back |
+//! | `Snooze` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::db::DbError;
+use crate::kinds::{QUERY_CANCELED, StopReason, WorkContext, WorkError};
+use crate::queue::claim::ClaimedJob;
+use crate::queue::finish::{Ending, Finished, FinishedResult};
+use crate::queue::job::{JobState, JobStatistics};
+use crate::queue::liveness::interrupted;
+use crate::queue::{JobError, RawJson, RetryPolicy};
+use crate::results::Manifest;
+use crate::worker::Shared;
+use crate::worker::completer::{Ended, Told};
+use crate::worker::running::Attempt;
+
+/// The server's own timer and ours may be this far apart.
+const TIMER_SLACK: Duration = Duration::from_millis(250);
+
+static NUMBER: AtomicUsize = AtomicUsize::new(0);
+
+/// Starts as many threads as the configuration says.
+pub(super) fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
+    (0..shared.config.threads).try_for_each(|_| add_thread(shared))
+}
+
+/// Starts one more thread. It isn't joined: one that is stuck in its work must not hold the process up.
+pub(super) fn add_thread(shared: &Arc<Shared>) -> std::io::Result<()> {
+    let shared = Arc::clone(shared);
+    let name = format!("slowlane-work-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    std::thread::Builder::new().name(name).spawn(move || serve(&shared)).map(drop)
+}
+
+fn serve(shared: &Arc<Shared>) {
+    let _presence = Presence(shared);
+    while let Some(attempt) = shared.slots.next() {
+        if !run(shared, &attempt) {
+            // The watchdog gave this thread up and started another in its place.
+            return;
+        }
+    }
+}
+
+/// Notices the death of a thread, however it comes.
+struct Presence<'s>(&'s Arc<Shared>);
+
+impl Drop for Presence<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("a thread that runs jobs died, and is replaced");
+            self.0.config.metrics.thread_replaced();
+            if let Err(error) = add_thread(self.0) {
+                log::error!("the thread could not be replaced: {error}");
+            }
+        }
+    }
+}
+
+/// Runs one attempt. `false` when the attempt was taken from this thread meanwhile.
+fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
+    let job = &attempt.job;
+    let (outcome, statistics, manifest) = perform(shared, attempt);
+    attempt.control.end();
+    let ending = ending(job, attempt, outcome, statistics, manifest, &shared.config.retry);
+    match shared.running.leave(&job.lease) {
+        Some(_) => {
+            say(shared, job, ending);
+            true
+        }
+        None => false,
+    }
+}
+
+/// Hands an ending to the completer.
+pub(super) fn say(shared: &Shared, job: &ClaimedJob, ending: Result<Ending, DbError>) {
+    let ending = match ending {
+        Ok(ending) => ending,
+        Err(error) => {
+            log::error!(job = job.lease.job_id.to_string(); "the end of an attempt has no JSON form: {error}");
+            return;
+        }
+    };
+    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending };
+    if shared.endings.send(Told::Ended(ended)).is_err() {
+        log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be rescued");
+    }
+}
+
+type Performed = (Result<RawJson, WorkError>, JobStatistics, Option<Manifest>);
+
+fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
+    let job = &attempt.job;
+    let Some(target) = shared.config.targets.get(&job.target) else {
+        let error = JobError::new("unknown_target", format!("this process has no target {}", job.target));
+        return (Err(WorkError::Fail(error)), JobStatistics::default(), None);
+    };
+    let mut context = WorkContext::new(
+        job,
+        Arc::clone(&attempt.control),
+        Arc::clone(target),
+        &shared.services,
+        Arc::clone(&attempt.progress),
+    );
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        context.check()?;
+        shared.config.registry.run(&job.kind, &job.args.0, &mut context)
+    }));
+    let outcome = outcome.unwrap_or_else(|_| {
+        log::error!(job = job.lease.job_id.to_string(), kind = job.kind.as_str(); "an attempt panicked");
+        let error = JobError::new("panic", "the work panicked; the log of the process that ran it has the message");
+        Err(WorkError::Retry(error.retryable()))
+    });
+    let (statistics, manifest) = context.into_parts();
+    (outcome, statistics, manifest)
+}
+
+fn ending(
+    job: &ClaimedJob,
+    attempt: &Attempt,
+    outcome: Result<RawJson, WorkError>,
+    statistics: JobStatistics,
+    manifest: Option<Manifest>,
+    retry: &RetryPolicy,
+) -> Result<Ending, DbError> {
+    let error = match outcome {
+        Ok(output) => return succeeded(output, statistics, manifest),
+        Err(error) => error,
+    };
+    if let Some(reason) = attempt.control.stop_reason() {
+        return stopped(job, reason);
+    }
+    if attempt.control.remaining() <= TIMER_SLACK && is_cancelled_by_server(&error) {
+        return stopped(job, StopReason::Deadline);
+    }
+    match error {
+        WorkError::Retry(error) if job.attempt < job.max_attempts => {
+            let delay_ms = i64::try_from(retry.delay(job.attempt).as_millis()).unwrap_or(i64::MAX);
+            Ok(Ending::Retry { delay_ms, error: json(&error)? })
+        }
+        WorkError::Retry(error) | WorkError::Fail(error) => failed(&error),
+        WorkError::Snooze(delay) => {
+            Ok(Ending::Snooze { delay_ms: i64::try_from(delay.as_millis()).unwrap_or(i64::MAX) })
+        }
+        WorkError::Cancelled => {
+            let error = JobError::new("cancelled_by_work", "the work stopped without having been asked to");
+            failed(&error)
+        }
+    }
+}
+
+fn is_cancelled_by_server(error: &WorkError) -> bool {
+    matches!(error, WorkError::Retry(e) | WorkError::Fail(e) if e.sqlstate.as_deref() == Some(QUERY_CANCELED))
+}
+
+/// The end of an attempt that was stopped for `reason`.
+pub(super) fn stopped(job: &ClaimedJob, reason: StopReason) -> Result<Ending, DbError> {
+    match reason {
+        StopReason::Cancel => Ok(Ending::Finished(Finished::plain(JobState::Cancelled))),
+        StopReason::Deadline => {
+            let message = format!("the attempt did not end within timeout_ms = {}", job.timeout_ms);
+            failed(&JobError::new("timeout", message).with_hint("raise timeout_ms, or give the work less to do"))
+        }
+        StopReason::Shutdown => interrupted(job.interruptions, "its worker shut down"),
+        StopReason::QueueLost | StopReason::LeaseLost => interrupted(job.interruptions, "its worker lost the queue"),
+    }
+}
+
+fn succeeded(
+    output: RawJson,
+    statistics: JobStatistics,
+    manifest: Option<Manifest>,
+) -> Result<Ending, DbError> {
+    let result = match manifest {
+        None => None,
+        Some(manifest) => Some(FinishedResult {
+            rows: manifest.rows,
+            bytes: manifest.bytes,
+            truncated: manifest.truncated,
+            manifest: json(&manifest)?,
+        }),
+    };
+    // `null` is what a kind without output returns.
+    let output = Some(output).filter(|output| output.text() != "null");
+    Ok(Ending::Finished(Finished { output, statistics, result, ..Finished::plain(JobState::Succeeded) }))
+}
+
+fn failed(error: &JobError) -> Result<Ending, DbError> {
+    Ok(Ending::Finished(Finished { error: Some(json(error)?), ..Finished::plain(JobState::Failed) }))
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<RawJson, DbError> {
+    Ok(RawJson::of(value).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
+}

@@ -1,0 +1,126 @@
+//! Claims as many jobs as threads are free, the moment there may be some: after a hint, when a thread becomes free
+//! after a full claim, and every second anyway.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::db::DbError;
+use crate::kinds::JobControl;
+use crate::queue::claim::{self, ClaimedJob, Positions};
+use crate::queue::signals::Message;
+use crate::worker::Shared;
+use crate::worker::running::Attempt;
+use crate::worker::threads::{Threads, jittered};
+
+/// How long a fetcher goes without looking when nothing wakes it: the truth behind every hint.
+const POLL: Duration = Duration::from_secs(1);
+/// Between two sweeps for rows behind a position.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// Between two claims from the very first row. A row that was skipped because somebody else held its lock, and then
+/// let it go unclaimed, is found by this.
+const FULL_SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// The pause after a failed claim.
+const AFTER_ERROR: Duration = Duration::from_secs(1);
+
+pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
+    let listener = Arc::downgrade(shared);
+    shared.config.signals.on_hint(move |message| {
+        if let (Message::Ready(hints), Some(shared)) = (message, listener.upgrade()) {
+            shared.slots.wake(hints);
+        }
+    });
+    let shared = Arc::clone(shared);
+    threads.spawn("slowlane-fetch", move || Fetcher::new(&shared).serve())
+}
+
+struct Fetcher<'s> {
+    shared: &'s Shared,
+    positions: Positions,
+    swept: Instant,
+    reset: Instant,
+    failing: bool,
+}
+
+impl<'s> Fetcher<'s> {
+    fn new(shared: &'s Shared) -> Fetcher<'s> {
+        let now = Instant::now();
+        Fetcher { shared, positions: Positions::default(), swept: now, reset: now, failing: false }
+    }
+
+    fn serve(&mut self) {
+        while !self.shared.stop.is_set() {
+            let wake = self.shared.slots.wait(POLL.mul_f64(rand::random_range(0.8..1.2)));
+            if wake.closed {
+                return;
+            }
+            for hint in &wake.hints {
+                self.positions.go_back(hint);
+            }
+            // A process that can't beat is about to lose its leases: it must not take new ones.
+            if !self.shared.config.health.workers_ready() {
+                continue;
+            }
+            match self.fetch(wake.free) {
+                Ok(()) => self.succeeded(),
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    fn fetch(&mut self, mut free: usize) -> Result<(), DbError> {
+        let mut connection =
+            self.shared.config.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()))?;
+        if self.reset.elapsed() >= FULL_SWEEP_EVERY {
+            self.positions.reset();
+            self.reset = Instant::now();
+        }
+        if self.swept.elapsed() >= SWEEP_EVERY {
+            claim::sweep(&mut connection, &self.shared.config.queues, &mut self.positions)?;
+            self.swept = Instant::now();
+        }
+        let scope = self.shared.scope();
+        for queue in &scope.queues {
+            if free == 0 {
+                break;
+            }
+            let most = i64::try_from(free).unwrap_or(i64::MAX);
+            let claimed = claim::claim(&mut connection, &scope, queue, &mut self.positions, most)?;
+            let full = claimed.len() >= free;
+            free = free.saturating_sub(claimed.len());
+            self.hand_over(claimed, full);
+        }
+        Ok(())
+    }
+
+    fn hand_over(&self, claimed: Vec<ClaimedJob>, full: bool) {
+        let attempts: Vec<Attempt> = claimed.into_iter().map(attempt).collect();
+        for attempt in &attempts {
+            self.shared.running.enter(attempt.clone());
+        }
+        self.shared.slots.hand_over(attempts, full);
+    }
+
+    fn succeeded(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            log::info!("the queue can be reached again; claiming goes on");
+        }
+    }
+
+    fn failed(&mut self, error: &DbError) {
+        if !std::mem::replace(&mut self.failing, true) {
+            log::warn!("claiming failed, and is tried again: {error}");
+        }
+        // What was claimed and never heard of is found by the rescue; what became claimable, from the start.
+        self.positions.reset();
+        self.shared.stop.wait(jittered(AFTER_ERROR));
+    }
+}
+
+fn attempt(job: ClaimedJob) -> Attempt {
+    let timeout = Duration::from_millis(u64::try_from(job.timeout_ms).unwrap_or(0));
+    Attempt {
+        control: Arc::new(JobControl::new(Instant::now() + timeout)),
+        job: Arc::new(job),
+        progress: Arc::default(),
+    }
+}

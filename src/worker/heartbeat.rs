@@ -1,0 +1,121 @@
+//! Beats by the database's clock on a connection of its own, brings cancel requests back, and writes progress.
+//!
+//! A process that was declared dead learns it here: it stops what it runs, and goes on under a new id. One that
+//! couldn't beat for a while stops work that nothing else fences, before somebody else is given it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::pg::PgConnection;
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::kinds::StopReason;
+use crate::queue::liveness::{self, BEAT_EVERY, STOP_WORK_AFTER};
+use crate::queue::signals::Message;
+use crate::queue::{cancel, progress};
+use crate::worker::Shared;
+use crate::worker::threads::{Threads, jittered};
+
+/// Between two looks for cancel requests: how late one may be without NOTIFY.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
+    let listener = Arc::downgrade(shared);
+    shared.config.signals.on_hint(move |message| {
+        if let (Message::Cancel(ids), Some(shared)) = (message, listener.upgrade()) {
+            for id in ids {
+                shared.running.stop(*id, StopReason::Cancel);
+            }
+        }
+    });
+    let shared = Arc::clone(shared);
+    threads.spawn("slowlane-beat", move || Heartbeat::new(&shared).serve())
+}
+
+/// Takes this process off the list of the living. What it still holds is rescued at once.
+pub(super) fn say_goodbye(shared: &Shared) {
+    let goodbye = shared.manager("goodbye").open().and_then(|mut c| liveness::unregister(&mut c, shared.worker_id()));
+    if let Err(error) = goodbye {
+        log::info!("this process could not sign off, and will be declared dead: {error}");
+    }
+}
+
+struct Heartbeat<'s> {
+    shared: &'s Shared,
+    connection: Option<PgConnection>,
+    registered: bool,
+    last_beat: Instant,
+    failing: bool,
+}
+
+impl<'s> Heartbeat<'s> {
+    fn new(shared: &'s Shared) -> Heartbeat<'s> {
+        Heartbeat { shared, connection: None, registered: false, last_beat: Instant::now(), failing: false }
+    }
+
+    fn serve(&mut self) {
+        let mut due = Instant::now();
+        while !self.shared.stop.is_set() {
+            let now = Instant::now();
+            let beating = now >= due;
+            match self.tick(beating) {
+                Ok(()) if beating => {
+                    due = now + BEAT_EVERY;
+                    self.beaten();
+                }
+                Ok(()) => {}
+                Err(error) => self.failed(&error),
+            }
+            self.shared.stop.wait(if self.failing { jittered(LOOK_EVERY) } else { LOOK_EVERY });
+        }
+    }
+
+    fn tick(&mut self, beating: bool) -> Result<(), DbError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.shared.manager("heartbeat").open()?,
+        };
+        if !self.registered {
+            let id = self.shared.worker_id();
+            liveness::register(&mut connection, &self.shared.identity(id))?;
+            self.registered = true;
+        } else if beating && !liveness::beat(&mut connection, self.shared.worker_id())? {
+            self.declared_dead(&mut connection)?;
+        }
+        for id in cancel::requested(&mut connection, self.shared.worker_id())? {
+            self.shared.running.stop(id, StopReason::Cancel);
+        }
+        progress::write(&mut connection, &self.shared.running.take_reports())?;
+        self.connection = Some(connection);
+        Ok(())
+    }
+
+    /// The leases are gone with the old id. The new one is on the list before it claims anything.
+    fn declared_dead(&mut self, connection: &mut PgConnection) -> Result<(), DbError> {
+        log::warn!("this process was declared dead: it stops what it runs, and goes on under a new id");
+        self.shared.running.stop_all(StopReason::LeaseLost);
+        let id = Uuid::now_v7();
+        liveness::register(connection, &self.shared.identity(id))?;
+        self.shared.set_worker_id(id);
+        Ok(())
+    }
+
+    fn beaten(&mut self) {
+        self.last_beat = Instant::now();
+        self.shared.config.health.beat();
+        if std::mem::take(&mut self.failing) {
+            log::info!("the queue can be reached again");
+        }
+    }
+
+    fn failed(&mut self, error: &DbError) {
+        if !std::mem::replace(&mut self.failing, true) {
+            log::warn!("the queue can't be reached, and is tried again: {error}");
+        }
+        if self.last_beat.elapsed() >= STOP_WORK_AFTER && !self.shared.running.is_empty() {
+            log::warn!("no beat reached the queue for {} s: stopping what runs", STOP_WORK_AFTER.as_secs());
+            self.shared.running.stop_all(StopReason::QueueLost);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What nobody else does: jobs of dead processes are rescued, days of history made and dropped, results expired.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use diesel::pg::PgConnection;
+
+use crate::db::DbError;
+use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
+use crate::queue::{insert, partitions};
+use crate::results::store;
+use crate::worker::Shared;
+use crate::worker::threads::{Threads, jittered};
+
+/// Between two looks for the dead.
+const RESCUE_EVERY: Duration = Duration::from_secs(2);
+/// Between two rounds of housekeeping.
+const KEEP_HOUSE_EVERY: Duration = Duration::from_secs(30);
+/// Orphans taken in one look.
+const BATCH: i64 = 100;
+/// Results and parts removed by one statement.
+const RESULTS_BATCH: i64 = 100;
+
+pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
+    let shared = Arc::clone(shared);
+    threads.spawn("slowlane-janitor", move || Janitor { shared: &shared, connection: None, kept: None }.serve())
+}
+
+struct Janitor<'s> {
+    shared: &'s Shared,
+    /// The session, and since when it is there: right after an outage everybody looks dead.
+    connection: Option<(PgConnection, Instant)>,
+    kept: Option<Instant>,
+}
+
+impl Janitor<'_> {
+    fn serve(&mut self) {
+        let mut failing = false;
+        while !self.shared.stop.is_set() {
+            match self.round() {
+                Ok(()) => failing = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        log::warn!("housekeeping failed, and is tried again: {error}");
+                    }
+                    if error.is_unavailable() {
+                        self.connection = None;
+                    }
+                }
+            }
+            self.shared.stop.wait(jittered(RESCUE_EVERY));
+        }
+    }
+
+    fn round(&mut self) -> Result<(), DbError> {
+        let (connection, since) = match &mut self.connection {
+            Some((connection, since)) => (connection, *since),
+            none => {
+                let (connection, since) = none.insert((self.shared.manager("janitor").open()?, Instant::now()));
+                (connection, *since)
+            }
+        };
+        if self.kept.is_none_or(|at| at.elapsed() >= KEEP_HOUSE_EVERY) {
+            self.kept = Some(Instant::now());
+            keep_house(self.shared, connection)?;
+        }
+        if since.elapsed() >= DEAD_AFTER { rescue_orphans(self.shared, connection) } else { Ok(()) }
+    }
+}
+
+/// One look for jobs whose owner is dead. Their sessions on the target are ended first; where that fails, the job
+/// waits for the next look.
+fn rescue_orphans(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
+    let orphans = liveness::orphans(connection, &shared.kinds(), &shared.target_names(), BATCH)?;
+    for orphan in orphans {
+        let job = orphan.lease.job_id.to_string();
+        if let Err(error) = end_sessions(shared, &orphan) {
+            log::warn!(job = job; "the sessions of a dead worker can't be ended yet, and its job waits: {error}");
+            continue;
+        }
+        let repeatable = shared.config.registry.repeatable(&orphan.kind).unwrap_or(false);
+        if liveness::rescue(connection, &orphan, repeatable)? {
+            log::warn!(job = job, worker = orphan.lease.worker_id.to_string(); "took a job from a dead worker");
+            shared.config.metrics.finished(&orphan.kind, "rescued");
+            shared.config.signals.job_changed(orphan.lease.job_id);
+            shared.slots.wake(&[]);
+        }
+    }
+    Ok(())
+}
+
+fn end_sessions(shared: &Shared, orphan: &Orphan) -> Result<(), DbError> {
+    match shared.config.targets.get(&orphan.target) {
+        Some(target) => target.end_sessions(&orphan.lease.application_name()),
+        None => Err(DbError::Unavailable(format!("this process has no target {}", orphan.target))),
+    }
+}
+
+fn keep_house(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
+    partitions::ensure(connection)?;
+    expire_results(shared, connection)?;
+    store::sweep_orphans(connection, RESULTS_BATCH)?;
+    insert::forget_old_keys(connection)?;
+    let retention = chrono::TimeDelta::from_std(shared.config.retention).unwrap_or(chrono::TimeDelta::MAX);
+    if let Some(keep_from) = Utc::now().checked_sub_signed(retention) {
+        let days = partitions::retire(connection, keep_from)?;
+        if days > 0 {
+            log::info!(days = days; "dropped days of history that are past their retention");
+        }
+    }
+    Ok(())
+}
+
+fn expire_results(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
+    loop {
+        let expired = store::expire(connection, RESULTS_BATCH)?;
+        if expired.is_empty() {
+            return Ok(());
+        }
+        shared.config.signals.jobs_changed(expired);
+    }
+}

@@ -1,0 +1,202 @@
+//! The worker: threads that claim jobs, run them, and end them under their lease.
+//!
+//! | file | thread | what it does |
+//! | --- | --- | --- |
+//! | [`fetcher`] | `slowlane-fetch` | claims as many jobs as threads are free |
+//! | [`executor`] | `slowlane-work-N` | runs an attempt and says how it ended |
+//! | [`completer`] | `slowlane-finish` | writes the ends, many at a time |
+//! | [`heartbeat`] | `slowlane-beat` | beats, brings cancel requests back, writes progress |
+//! | [`watchdog`] | `slowlane-watch` | deadlines; presses what is to stop until it stops |
+//! | [`listener`] | `slowlane-listen`, `slowlane-notify` | hints between processes |
+//! | [`promoter`] | `slowlane-due` | scheduled jobs become claimable |
+//! | [`janitor`] | `slowlane-janitor` | rescues what the dead left, keeps days and results |
+//!
+//! Knows the queue, the kinds and the targets; knows no HTTP. Nothing here is the truth: every thread may be killed
+//! at any point, and another process goes on from the rows.
+
+pub mod completer;
+pub mod executor;
+pub mod fetcher;
+pub mod heartbeat;
+pub mod janitor;
+pub mod listener;
+pub mod promoter;
+pub mod running;
+pub mod slots;
+pub mod threads;
+pub mod watchdog;
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::db::pool::{Manager, Pool};
+use crate::db::targets::Targets;
+use crate::dsn::Dsn;
+use crate::kinds::{Registry, Services, StopReason};
+use crate::metrics::Metrics;
+use crate::queue::RetryPolicy;
+use crate::queue::claim::Scope;
+use crate::queue::liveness::{Health, Identity};
+use crate::queue::signals::Signals;
+use crate::worker::completer::Told;
+use crate::worker::running::Running;
+use crate::worker::slots::Slots;
+use crate::worker::threads::{Stop, Threads};
+
+/// How long a stopped attempt may take to let go before the process gives up on it.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// What the workers of a process are given.
+pub struct WorkersConfig {
+    /// The queue.
+    pub queue: Dsn,
+    /// For claims, ends and rescues.
+    pub control: Pool,
+    /// For parts of results.
+    pub results: Pool,
+    /// The databases that work runs on.
+    pub targets: Targets,
+    /// The kinds that this process knows.
+    pub registry: Arc<Registry>,
+    /// The queues that it serves.
+    pub queues: Vec<String>,
+    /// Threads that run jobs.
+    pub threads: usize,
+    /// Hints travel between processes by NOTIFY.
+    pub notify: bool,
+    /// How long records of finished jobs are kept.
+    pub retention: Duration,
+    /// When failed attempts are repeated.
+    pub retry: RetryPolicy,
+    /// Hints within this process.
+    pub signals: Arc<Signals>,
+    /// How this process does.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// What every thread of the workers shares.
+pub(crate) struct Shared {
+    config: WorkersConfig,
+    services: Services,
+    worker_id: RwLock<Uuid>,
+    hostname: String,
+    slots: Slots,
+    running: Running,
+    endings: Sender<Told>,
+    stop: Arc<Stop>,
+}
+
+impl Shared {
+    /// The id under which this process claims at the moment.
+    fn worker_id(&self) -> Uuid {
+        *self.worker_id.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on this process claims under another id.
+    fn set_worker_id(&self, id: Uuid) {
+        *self.worker_id.write().unwrap_or_else(PoisonError::into_inner) = id;
+    }
+
+    fn identity(&self, id: Uuid) -> Identity {
+        Identity {
+            id,
+            hostname: self.hostname.clone(),
+            threads: i32::try_from(self.config.threads).unwrap_or(i32::MAX),
+            kinds: self.kinds(),
+            queues: self.config.queues.clone(),
+        }
+    }
+
+    fn kinds(&self) -> Vec<String> {
+        self.config.registry.names().into_iter().map(str::to_owned).collect()
+    }
+
+    fn target_names(&self) -> Vec<String> {
+        self.config.targets.keys().cloned().collect()
+    }
+
+    fn scope(&self) -> Scope {
+        Scope {
+            worker_id: self.worker_id(),
+            kinds: self.kinds(),
+            targets: self.target_names(),
+            queues: self.config.queues.clone(),
+        }
+    }
+
+    fn manager(&self, name: &'static str) -> Manager {
+        let statement_timeout = Duration::from_secs(10);
+        Manager::queue(&self.config.queue, &crate::db::pool::Purpose { name, statement_timeout })
+    }
+}
+
+/// The workers of a process. Stop them with [`Workers::shut_down`].
+pub struct Workers {
+    shared: Arc<Shared>,
+    threads: Threads,
+}
+
+impl Workers {
+    /// Starts every thread. The first job may be claimed before this returns.
+    ///
+    /// # Errors
+    /// When a thread can't be started.
+    pub fn start(config: WorkersConfig) -> std::io::Result<Workers> {
+        let (endings, ended) = channel();
+        let services = Services { control: config.control.clone(), results: config.results.clone() };
+        let stop = Arc::new(Stop::default());
+        let shared = Arc::new(Shared {
+            services,
+            worker_id: RwLock::new(Uuid::now_v7()),
+            hostname: nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(),
+            slots: Slots::default(),
+            running: Running::default(),
+            endings,
+            stop: Arc::clone(&stop),
+            config,
+        });
+        shared.config.health.expect_workers();
+        let mut threads = Threads::new(stop);
+        completer::start(&shared, ended, &mut threads)?;
+        heartbeat::start(&shared, &mut threads)?;
+        watchdog::start(&shared, &mut threads)?;
+        listener::start(&shared, &mut threads)?;
+        promoter::start(&shared, &mut threads)?;
+        janitor::start(&shared, &mut threads)?;
+        executor::start(&shared)?;
+        fetcher::start(&shared, &mut threads)?;
+        Ok(Workers { shared, threads })
+    }
+
+    /// Attempts that run at the moment.
+    pub fn running(&self) -> usize {
+        self.shared.running.len()
+    }
+
+    /// Claims nothing more, lets running attempts end within `grace`, then cancels them on the server and hands
+    /// them back. `hurry` ends the grace early: it is asked several times a second.
+    pub fn shut_down(self, grace: Duration, hurry: impl Fn() -> bool) {
+        let Workers { shared, threads } = self;
+        shared.config.health.stop();
+        shared.slots.close();
+        let until = Instant::now() + grace;
+        while !shared.running.wait_until_empty(Duration::from_millis(100)) {
+            if Instant::now() >= until || hurry() {
+                break;
+            }
+        }
+        if shared.running.len() > 0 {
+            log::info!(jobs = shared.running.len(); "stopping what still runs, and handing it back");
+            shared.running.stop_all(StopReason::Shutdown);
+            shared.running.wait_until_empty(LET_GO);
+        }
+        completer::flush(&shared, LET_GO);
+        threads.stop_and_join(LET_GO);
+        heartbeat::say_goodbye(&shared);
+    }
+}

@@ -1,0 +1,64 @@
+//! Moves scheduled jobs to `queued` when they are due: sleeps until the next one, and looks every second anyway.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::db::DbError;
+use crate::queue::promote;
+use crate::queue::signals::Message;
+use crate::worker::Shared;
+use crate::worker::threads::Threads;
+
+/// How late a job may become claimable when no hint arrives.
+const POLL: Duration = Duration::from_secs(1);
+
+pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
+    let (sender, scheduled) = channel();
+    let sender = Mutex::new(sender);
+    shared.config.signals.on_hint(move |message| {
+        if let (Message::Scheduled, Ok(sender)) = (message, sender.lock()) {
+            // The promoter is gone: then so is the process.
+            let _ = sender.send(());
+        }
+    });
+    let shared = Arc::clone(shared);
+    threads.spawn("slowlane-due", move || serve(&shared, &scheduled))
+}
+
+fn serve(shared: &Shared, scheduled: &Receiver<()>) {
+    let mut failing = false;
+    while !shared.stop.is_set() {
+        let wait = match promote(shared) {
+            Ok(wait) => {
+                failing = false;
+                wait
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    log::warn!("scheduled jobs can't be promoted, and are tried again: {error}");
+                }
+                POLL
+            }
+        };
+        match scheduled.recv_timeout(wait.min(POLL)) {
+            Ok(()) => drop(scheduled.try_iter().count()),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => drop(shared.stop.wait(POLL)),
+        }
+    }
+}
+
+fn promote(shared: &Shared) -> Result<Duration, DbError> {
+    let mut connection = shared.config.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()))?;
+    loop {
+        let hints = promote::due(&mut connection)?;
+        let full = i64::try_from(hints.len()).unwrap_or(i64::MAX) >= promote::BATCH;
+        if !hints.is_empty() {
+            shared.config.signals.ready(hints);
+        }
+        if !full {
+            return Ok(promote::until_next(&mut connection)?.unwrap_or(POLL));
+        }
+    }
+}

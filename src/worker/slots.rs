@@ -1,0 +1,114 @@
+//! The handover from the fetcher to the threads that run jobs: claimed jobs one way, free threads the other.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::worker::running::Attempt;
+use crate::queue::signals::ReadyHint;
+
+#[derive(Default)]
+struct Inner {
+    claimed: VecDeque<Attempt>,
+    idle: usize,
+    hints: Vec<ReadyHint>,
+    /// Something may be claimable.
+    woken: bool,
+    /// The last claim was full: there is more as soon as a thread is free.
+    more: bool,
+    closed: bool,
+}
+
+impl Inner {
+    fn free(&self) -> usize {
+        self.idle.saturating_sub(self.claimed.len())
+    }
+}
+
+/// What the fetcher learns when it wakes.
+#[derive(Debug, Default)]
+pub struct Wake {
+    /// Threads without a job.
+    pub free: usize,
+    /// Rows that may lie behind a position.
+    pub hints: Vec<ReadyHint>,
+    /// Nothing more is to be claimed.
+    pub closed: bool,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Slots {
+    inner: Mutex<Inner>,
+    for_threads: Condvar,
+    for_fetcher: Condvar,
+}
+
+impl Slots {
+    /// A thread asks for its next job, and waits for it. `None` when there will be none.
+    pub fn next(&self) -> Option<Attempt> {
+        let mut inner = self.lock();
+        inner.idle += 1;
+        if inner.more {
+            inner.woken = true;
+            self.for_fetcher.notify_one();
+        }
+        loop {
+            if let Some(attempt) = inner.claimed.pop_front() {
+                inner.idle -= 1;
+                return Some(attempt);
+            }
+            if inner.closed {
+                inner.idle -= 1;
+                return None;
+            }
+            inner = self
+                .for_threads
+                .wait_timeout(inner, Duration::from_secs(60))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// The fetcher waits until a thread is free and something may be claimable, or until `patience` is over.
+    pub fn wait(&self, patience: Duration) -> Wake {
+        let (mut inner, _) = self
+            .for_fetcher
+            .wait_timeout_while(self.lock(), patience, |inner| !inner.closed && !(inner.woken && inner.free() > 0))
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.woken = false;
+        Wake { free: inner.free(), hints: std::mem::take(&mut inner.hints), closed: inner.closed }
+    }
+
+    /// The fetcher hands claimed jobs over. `full`: there may be more.
+    pub fn hand_over(&self, attempts: Vec<Attempt>, full: bool) {
+        let mut inner = self.lock();
+        inner.claimed.extend(attempts);
+        inner.more = full;
+        if full && inner.free() > 0 {
+            inner.woken = true;
+        }
+        drop(inner);
+        self.for_threads.notify_all();
+    }
+
+    /// Something may be claimable.
+    pub fn wake(&self, hints: &[ReadyHint]) {
+        let mut inner = self.lock();
+        inner.hints.extend_from_slice(hints);
+        inner.woken = true;
+        drop(inner);
+        self.for_fetcher.notify_one();
+    }
+
+    /// Nothing more is to be claimed. Jobs that were handed over are still run.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.for_threads.notify_all();
+        self.for_fetcher.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,87 @@
+//! The worker's own threads: named, told to stop by one event, restarted and reported when they die.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The event that ends every thread.
+#[derive(Default)]
+pub struct Stop {
+    stopped: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    /// Ends every thread that waits here.
+    pub fn set(&self) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// The threads are to end.
+    pub fn is_set(&self) -> bool {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for at most `patience`. `true` when the threads are to end.
+    pub fn wait(&self, patience: Duration) -> bool {
+        let guard = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stopped, _) =
+            self.changed.wait_timeout_while(guard, patience, |stopped| !*stopped).unwrap_or_else(PoisonError::into_inner);
+        *stopped
+    }
+}
+
+/// The threads that serve the workers of a process.
+pub struct Threads {
+    stop: Arc<Stop>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// No threads yet; they will end by `stop`.
+    pub fn new(stop: Arc<Stop>) -> Threads {
+        Threads { stop, handles: Vec::new() }
+    }
+
+    /// Starts a thread that runs `work` until it returns. One that panics is reported and run again a second later.
+    ///
+    /// # Errors
+    /// When the thread can't be started.
+    pub fn spawn(&mut self, name: &'static str, mut work: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+        let stop = Arc::clone(&self.stop);
+        let handle = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            while catch_unwind(AssertUnwindSafe(&mut work)).is_err() {
+                log::error!(thread = name; "a thread of the worker panicked, and is started again");
+                if stop.wait(Duration::from_secs(1)) {
+                    return;
+                }
+            }
+        })?;
+        self.handles.push(handle);
+        Ok(())
+    }
+
+    /// Ends every thread, and waits for each no longer than `patience` in all.
+    pub fn stop_and_join(self, patience: Duration) {
+        self.stop.set();
+        let until = Instant::now() + patience;
+        for handle in self.handles {
+            while !handle.is_finished() && Instant::now() < until {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            if handle.is_finished() {
+                // A panic was reported when it happened.
+                let _ = handle.join();
+            } else {
+                log::warn!(thread = handle.thread().name().unwrap_or("?"); "a thread did not end in time");
+            }
+        }
+    }
+}
+
+/// A delay between a half and one and a half of `delay`, so that processes don't act in step.
+pub fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(rand::random_range(0.5..1.5))
+}

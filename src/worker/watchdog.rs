@@ -1,0 +1,90 @@
+//! Deadlines, and the pressing of what is to stop until it has stopped.
+//!
+//! The deadline is owned here, outside the session that does the work: a statement that ignores its own timeout, a
+//! COMMIT that hangs and a kind that forgets to look all end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::kinds::StopReason;
+use crate::worker::Shared;
+use crate::worker::running::Attempt;
+use crate::worker::threads::Threads;
+use crate::worker::{LET_GO, executor};
+
+/// Between two cancels of the same statement.
+const PRESS_EVERY: Duration = Duration::from_millis(100);
+/// After this long the session is ended instead.
+const TERMINATE_AFTER: Duration = Duration::from_secs(5);
+/// How long the watch sleeps when nothing is due.
+const IDLE: Duration = Duration::from_secs(1);
+
+pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
+    let shared = Arc::clone(shared);
+    threads.spawn("slowlane-watch", move || serve(&shared))
+}
+
+fn serve(shared: &Arc<Shared>) {
+    let mut pressed: Vec<Attempt> = Vec::new();
+    while !shared.stop.is_set() {
+        pressed.retain(|attempt| !attempt.control.is_over());
+        let mut next = Instant::now() + IDLE;
+        for attempt in shared.running.all() {
+            if attempt.control.remaining().is_zero() {
+                attempt.control.stop(StopReason::Deadline);
+            }
+            if attempt.control.stop_reason().is_none() {
+                next = next.min(attempt.control.deadline());
+            } else if !pressed.iter().any(|known| Arc::ptr_eq(&known.control, &attempt.control)) {
+                press_on_a_thread(shared, &attempt);
+                pressed.push(attempt);
+            }
+        }
+        shared.running.wait_for_change(next);
+    }
+}
+
+/// Each attempt that is to stop has a thread of its own, so that a target which answers no more holds up nobody
+/// else's cancel.
+fn press_on_a_thread(shared: &Arc<Shared>, attempt: &Attempt) {
+    let (shared, attempt) = (Arc::clone(shared), attempt.clone());
+    let spawned = std::thread::Builder::new().name("slowlane-stop".to_owned()).spawn(move || press(&shared, &attempt));
+    if let Err(error) = spawned {
+        log::error!("an attempt can't be stopped, because no thread could be started: {error}");
+    }
+}
+
+fn press(shared: &Arc<Shared>, attempt: &Attempt) {
+    let since = Instant::now();
+    loop {
+        attempt.control.press(since.elapsed() >= TERMINATE_AFTER);
+        if attempt.control.wait_for_end(Instant::now() + PRESS_EVERY) {
+            return;
+        }
+        if since.elapsed() >= LET_GO && give_up(shared, attempt) {
+            return;
+        }
+    }
+}
+
+/// The thread is stuck in work that doesn't look. Once nothing of it is left on the target, the job ends without it
+/// and another thread takes its place. `false` when its sessions couldn't be ended yet.
+fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
+    let lease = attempt.job.lease;
+    let Some(target) = shared.config.targets.get(&attempt.job.target) else { return true };
+    if let Err(error) = target.end_sessions(&lease.application_name()) {
+        log::warn!(job = lease.job_id.to_string(); "the sessions of a stuck attempt could not be ended, and are tried again: {error}");
+        return false;
+    }
+    if shared.running.leave(&lease).is_none() {
+        return true;
+    }
+    let reason = attempt.control.stop_reason().unwrap_or(StopReason::Deadline);
+    log::error!(job = lease.job_id.to_string(), kind = attempt.job.kind.as_str(); "a thread is stuck in its work, and is replaced");
+    shared.config.metrics.thread_replaced();
+    if let Err(error) = executor::add_thread(shared) {
+        log::error!("the thread could not be replaced: {error}");
+    }
+    executor::say(shared, &attempt.job, executor::stopped(&attempt.job, reason));
+    true
+}

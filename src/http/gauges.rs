@@ -1,0 +1,44 @@
+//! What is measured from time to time instead of in a request: the depth of the queues and the size of the results.
+
+use std::time::Duration;
+
+use crate::http::State;
+use crate::metrics::PoolUse;
+use crate::queue::read;
+use crate::results::store;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// Starts the task that looks. Must be called where tasks can be spawned.
+pub(super) fn start(shared: State) {
+    actix_rt::spawn(async move {
+        loop {
+            look(&shared).await;
+            tokio::time::sleep(EVERY).await;
+        }
+    });
+}
+
+/// A look that fails leaves the gauges as they were.
+async fn look(shared: &State) {
+    let looked = shared
+        .state
+        .doorway
+        .run(|connection| Ok((read::depths(connection)?, store::stored_bytes(connection)?)))
+        .await;
+    if let Ok((depths, bytes)) = looked {
+        let depths = depths.into_iter().map(|d| (d.queue, d.state.as_str().to_owned(), d.count, d.oldest_age_s));
+        shared.state.metrics.set_depths(depths);
+        shared.state.metrics.set_result_store_bytes(bytes);
+    }
+}
+
+/// Brings the gauges of the pools up to date.
+pub(super) fn pools(shared: &State) {
+    let usage = shared.state.doorway.usage();
+    let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let usage = PoolUse { size: count(usage.size), in_use: count(usage.busy), waiting: count(usage.waiting) };
+    shared.state.metrics.set_pool("api", usage);
+    (shared.state.pools)(&shared.state.metrics);
+}

@@ -1,0 +1,97 @@
+//! `GET /v1/jobs/{id}` and `POST /v1/jobs/{id}/cancel`.
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::Utc;
+use uuid::Uuid;
+
+use crate::http::headers::{if_none_match, prefer_wait};
+use crate::http::problem::{Code, Problem};
+use crate::http::wire::{self, JobResource};
+use crate::http::{Shared, State};
+use crate::queue::cancel::CancelOutcome;
+use crate::queue::{Job, JobState, cancel, read};
+
+/// The id in a path.
+pub(super) fn parse_id(text: &str) -> Result<Uuid, Problem> {
+    Uuid::try_parse(text)
+        .map_err(|_| Problem::new(Code::InvalidId, "the id in the path is not a UUID").field("id", "expected a UUID"))
+}
+
+/// A job, or 404.
+pub(super) async fn read(shared: &Shared, id: Uuid) -> Result<Job, Problem> {
+    let job = shared.state.doorway.run(move |connection| read::job(connection, id)).await?;
+    job.ok_or_else(|| {
+        Problem::new(Code::JobNotFound, format!("there is no job {id}, or its record is past its time")).field("id", "expected the id of a job")
+    })
+}
+
+/// How many seconds a caller should wait before it asks again: the longer a job runs, the less often.
+pub(super) fn retry_after(job: &Job) -> u64 {
+    match (Utc::now() - job.created_at).num_seconds() {
+        ..10 => 1,
+        10..60 => 2,
+        60..600 => 5,
+        _ => 10,
+    }
+}
+
+pub(super) async fn get(request: HttpRequest, shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let mut job = read(&shared, id).await?;
+    let mut applied = None;
+    if let Some(wait) = prefer_wait(&request) {
+        // Without a tag the caller knows what it is told now; with one, what the tag stands for.
+        let stale = request.headers().contains_key(header::IF_NONE_MATCH) && !if_none_match(&request, &wire::etag(&job));
+        let settled = job.state.is_final();
+        let waited = if stale || settled { Some(false) } else { wait_for_change(&shared, &job, wait).await };
+        if waited == Some(true) {
+            job = read(&shared, id).await?;
+        }
+        applied = waited.map(|_| wait);
+    }
+    let etag = wire::etag(&job);
+    let unchanged = if_none_match(&request, &etag);
+    let mut response = HttpResponse::build(if unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK });
+    response.insert_header((header::ETAG, etag));
+    if !job.state.is_final() {
+        response.insert_header((header::RETRY_AFTER, retry_after(&job).to_string()));
+    }
+    if let Some(wait) = applied {
+        response.insert_header(("Preference-Applied", format!("wait={}", wait.as_secs())));
+    }
+    if unchanged { Ok(response.finish()) } else { Ok(response.json(resource(&shared, &job))) }
+}
+
+async fn wait_for_change(shared: &Shared, job: &Job, wait: std::time::Duration) -> Option<bool> {
+    let (version, result) = (job.version, job.result.as_ref().map(|result| result.state));
+    let until = tokio::time::Instant::now() + wait;
+    shared.waiters.wait(job.id, until, move |mark| mark.version != version || mark.result_state != result).await
+}
+
+/// The wire form of a job.
+pub(super) fn resource<'j>(shared: &Shared, job: &'j Job) -> JobResource<'j> {
+    JobResource::of(job, shared.state.registry.produces_result(&job.kind))
+}
+
+pub(super) async fn cancel(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let outcome = shared.state.doorway.run(move |connection| cancel::request(connection, id)).await?;
+    let (status, job) = match outcome {
+        CancelOutcome::NotFound => return read(&shared, id).await.map(|_| HttpResponse::Accepted().finish()),
+        CancelOutcome::AlreadyFinished(job) => {
+            return Err(Problem::new(Code::AlreadyFinished, format!("the job has ended as {}", job.state))
+                .field("id", "expected a job that has not ended"));
+        }
+        CancelOutcome::AlreadyCancelled(job) => (StatusCode::OK, job),
+        CancelOutcome::Cancelled(job) | CancelOutcome::Requested(job) => (StatusCode::ACCEPTED, job),
+    };
+    if job.state == JobState::Running {
+        shared.state.signals.cancel_requested(id);
+    }
+    shared.state.signals.job_changed(id);
+    Ok(HttpResponse::build(status)
+        .insert_header((header::LOCATION, wire::path(id)))
+        .insert_header((header::ETAG, wire::etag(&job)))
+        .json(resource(&shared, &job)))
+}

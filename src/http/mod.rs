@@ -1,0 +1,165 @@
+//! The HTTP side: routes, wire types, problem documents, and who may ask.
+//!
+//! No thread of it ever waits for the database: handlers reach a connection only through the [`Doorway`], and jobs
+//! become rows through the [`Writer`]. Knows no worker, no libpq and no kind of work but by the [`Registry`] that it
+//! is handed.
+
+mod cursor;
+mod gauges;
+mod guard;
+mod headers;
+mod jobs;
+mod list;
+mod probes;
+mod problem;
+mod results;
+mod strict_json;
+mod submit;
+mod waiters;
+mod wire;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::Server;
+use actix_web::http::{KeepAlive, Method};
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpServer, web};
+
+pub use guard::{ListenError, check_listen};
+pub use problem::Code;
+
+use crate::db::Doorway;
+use crate::kinds::Registry;
+use crate::metrics::Metrics;
+use crate::queue::accept::Writer;
+use crate::queue::liveness::Health;
+use crate::queue::signals::Signals;
+use crate::http::waiters::Waiters;
+
+/// The largest body of a request: 1 MiB.
+pub const MAX_BODY_BYTES: usize = 1024 * 1024;
+/// Threads that answer requests; none of them ever waits for the database.
+const HTTP_THREADS: usize = 2;
+/// How long a connection may take to send its request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How the HTTP side is set.
+#[derive(Clone)]
+pub struct HttpSettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Names that `Host` may carry beside loopback names and the listen address.
+    pub allowed_hosts: Vec<String>,
+    /// What `Authorization: Bearer` must carry, where it is set.
+    pub api_token: Option<Token>,
+    /// Kinds with results are refused above this many bytes on disk.
+    pub result_store_bytes: i64,
+    /// How long a stopping server lets requests end.
+    pub grace: Duration,
+}
+
+/// A token that can't be printed.
+#[derive(Clone)]
+pub struct Token(pub(crate) Arc<str>);
+
+impl Token {
+    /// Hides `text`.
+    pub fn new(text: &str) -> Token {
+        Token(Arc::from(text))
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// What every handler has.
+pub struct HttpState {
+    /// The way to a connection.
+    pub doorway: Doorway,
+    /// The way to a new row.
+    pub writer: Writer,
+    /// The kinds of this process.
+    pub registry: Arc<Registry>,
+    /// The names of the targets.
+    pub targets: Vec<String>,
+    /// The names of the queues.
+    pub queues: Vec<String>,
+    /// Hints.
+    pub signals: Arc<Signals>,
+    /// How this process does.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// How pools beside the doorway are used, asked for when metrics are.
+    pub pools: Box<dyn Fn(&Metrics) + Send + Sync>,
+    /// Settings.
+    pub settings: HttpSettings,
+}
+
+pub(crate) struct Shared {
+    state: HttpState,
+    waiters: Waiters,
+}
+
+/// What a handler takes.
+type State = web::Data<Shared>;
+
+/// A server on `listener`. It runs when it is awaited, and stops by its handle.
+///
+/// # Errors
+/// When the listener can't be used.
+pub fn server(state: HttpState, listener: TcpListener) -> std::io::Result<Server> {
+    let grace = state.settings.grace.as_secs();
+    let waiters = Waiters::new(state.doorway.clone(), &state.signals);
+    let shared = web::Data::new(Shared { state, waiters });
+    gauges::start(shared.clone());
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(shared.clone())
+            .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
+            .wrap(from_fn(guard::guard))
+            .wrap(from_fn(problem::as_documents))
+            .configure(routes)
+            .default_service(web::to(problem::no_route))
+    })
+    .workers(HTTP_THREADS)
+    .keep_alive(KeepAlive::Timeout(Duration::from_secs(75)))
+    .client_request_timeout(HEAD_TIMEOUT)
+    .shutdown_timeout(grace)
+    .disable_signals()
+    .listen(listener)?;
+    Ok(server.run())
+}
+
+fn routes(app: &mut web::ServiceConfig) {
+    app.service(resource("/healthz", &[Method::GET]).route(web::get().to(probes::healthz)))
+        .service(resource("/readyz", &[Method::GET]).route(web::get().to(probes::readyz)))
+        .service(resource("/metrics", &[Method::GET]).route(web::get().to(probes::metrics)))
+        .service(
+            resource("/v1/jobs", &[Method::GET, Method::POST])
+                .route(web::get().to(list::list))
+                .route(web::post().to(submit::submit)),
+        )
+        .service(resource("/v1/jobs/{id}", &[Method::GET]).route(web::get().to(jobs::get)))
+        .service(resource("/v1/jobs/{id}/cancel", &[Method::POST]).route(web::post().to(jobs::cancel)))
+        .service(
+            resource("/v1/jobs/{id}/result", &[Method::GET, Method::DELETE])
+                .route(web::get().to(results::manifest))
+                .route(web::delete().to(results::delete)),
+        )
+        .service(
+            resource("/v1/jobs/{id}/result/data", &[Method::GET, Method::HEAD])
+                .route(web::get().to(results::data))
+                .route(web::head().to(results::data)),
+        );
+}
+
+/// A resource that answers other methods with 405 and the ones that it has.
+fn resource(path: &str, methods: &'static [Method]) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(move || async move { problem::method_not_allowed(methods) }))
+}

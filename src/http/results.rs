@@ -1,0 +1,218 @@
+//! `GET …/result`, `GET …/result/data` and `DELETE …/result`.
+//!
+//! Data is streamed part by part: each is read and encoded on a thread of the doorway, at most two are in memory, and
+//! a part that can't be had breaks the connection. An answer never ends cleanly before its last byte.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use actix_web::http::{Method, StatusCode, header};
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::http::headers::if_none_match;
+use crate::http::jobs::{self, parse_id, retry_after};
+use crate::http::problem::{Code, Problem};
+use crate::http::wire::{self, Time};
+use crate::http::{Shared, State};
+use crate::queue::job::ResultState;
+use crate::queue::{Job, JobState};
+use crate::results::range::{self, Piece, Source};
+use crate::results::store::{self, StoredResult};
+use crate::results::{Column, Format, Manifest};
+
+mod body;
+mod negotiate;
+
+use body::PartStream;
+use negotiate::{Coding, content_coding, format};
+
+#[derive(Serialize)]
+struct ManifestResource<'m> {
+    job_id: Uuid,
+    columns: &'m [Column],
+    rows: i64,
+    bytes: i64,
+    truncated: bool,
+    expires_at: Time,
+    sha256: &'m str,
+    formats: Vec<FormatResource>,
+}
+
+#[derive(Serialize)]
+struct FormatResource {
+    format: Format,
+    content_type: &'static str,
+    bytes: u64,
+    etag: String,
+    href: String,
+}
+
+/// What a request for a result finds.
+enum Found {
+    Result(Box<StoredResult>),
+    /// There is nothing to fetch, and this says so.
+    Answer(HttpResponse),
+}
+
+async fn find(shared: &Shared, id: Uuid) -> Result<Found, Problem> {
+    let job = jobs::read(shared, id).await?;
+    let stored = shared.state.doorway.run(move |connection| store::result(connection, id)).await?;
+    match (job.state, stored) {
+        (_, Some(stored)) if stored.state == ResultState::Available => Ok(Found::Result(Box::new(stored))),
+        (_, Some(stored)) if stored.state == ResultState::Expired => {
+            Err(Problem::new(Code::ResultExpired, "the result was kept for result_ttl_ms, and is gone"))
+        }
+        (_, Some(_)) => Err(Problem::new(Code::ResultDeleted, "the result was deleted on request")),
+        (JobState::Failed, None) => {
+            Err(Problem::new(Code::JobFailed, "the job failed; its error says why").hint(format!("see {}", wire::path(id))))
+        }
+        (JobState::Cancelled, None) => Err(Problem::new(Code::JobCancelled, "the job was cancelled")),
+        (JobState::Succeeded, None) => Ok(Found::Answer(HttpResponse::NoContent().finish())),
+        (_, None) => Ok(Found::Answer(not_ready(shared, &job))),
+    }
+}
+
+fn not_ready(shared: &Shared, job: &Job) -> HttpResponse {
+    HttpResponse::Accepted()
+        .insert_header((header::LOCATION, wire::path(job.id)))
+        .insert_header((header::RETRY_AFTER, retry_after(job).to_string()))
+        .json(jobs::resource(shared, job))
+}
+
+pub(super) async fn manifest(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let stored = match find(&shared, id).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Result(stored) => stored,
+    };
+    let manifest = &stored.manifest;
+    let formats = Format::ALL.into_iter().map(|format| FormatResource {
+        format,
+        content_type: format.content_type(),
+        bytes: manifest.length(format),
+        etag: manifest.etag(format),
+        href: format!("{}/result/data?format={}", wire::path(id), format.as_str()),
+    });
+    Ok(HttpResponse::Ok().json(ManifestResource {
+        job_id: id,
+        columns: &manifest.columns,
+        rows: manifest.rows,
+        bytes: manifest.bytes,
+        truncated: manifest.truncated,
+        expires_at: Time(stored.expires_at),
+        sha256: &manifest.sha256,
+        formats: formats.collect(),
+    }))
+}
+
+pub(super) async fn delete(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let job = jobs::read(&shared, id).await?;
+    if !job.state.is_final() {
+        return Err(Problem::new(Code::JobNotFinished, "the job has not ended; cancel it first")
+            .field("id", "expected a job that has ended"));
+    }
+    shared.state.doorway.run(move |connection| store::delete(connection, id)).await?;
+    shared.state.signals.job_changed(id);
+    Ok(HttpResponse::NoContent().finish())
+}
+
+pub(super) async fn data(request: HttpRequest, shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let format = format(&request)?;
+    let stored = match find(&shared, id).await? {
+        Found::Answer(answer) => return Ok(answer),
+        Found::Result(stored) => stored,
+    };
+    let length = stored.manifest.length(format);
+    let identity_etag = stored.manifest.etag(format);
+    let range = negotiate::range(&request, length, &identity_etag)?;
+    let coding = if range.is_some() { Coding::Identity } else { content_coding(&request) };
+    let etag = coding.etag(&identity_etag);
+    let mut response = HttpResponse::Ok();
+    response
+        .insert_header((header::ETAG, etag.clone()))
+        .insert_header((header::ACCEPT_RANGES, "bytes"))
+        .insert_header((header::VARY, "Accept, Accept-Encoding"))
+        .insert_header((header::CACHE_CONTROL, "private, no-cache"));
+    if if_none_match(&request, &etag) {
+        return Ok(response.status(StatusCode::NOT_MODIFIED).finish());
+    }
+    response
+        .insert_header((header::CONTENT_TYPE, format.content_type()))
+        .insert_header((header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.{}\"", format.as_str())));
+    if let Some(name) = coding.name() {
+        response.insert_header((header::CONTENT_ENCODING, name));
+    }
+    let wanted = range.clone().unwrap_or(0..length);
+    if let Some(Range { start, end }) = range {
+        let content_range = format!("bytes {start}-{}/{length}", end.saturating_sub(1));
+        response.status(StatusCode::PARTIAL_CONTENT).insert_header((header::CONTENT_RANGE, content_range));
+    }
+    if coding == Coding::Identity {
+        response.no_chunking(wanted.end - wanted.start);
+    }
+    if request.method() == Method::HEAD {
+        return Ok(response.body(body::Empty { length: (coding == Coding::Identity).then_some(wanted.end - wanted.start) }));
+    }
+    let exact = (coding == Coding::Identity).then_some(wanted.end - wanted.start);
+    let stream = stream(shared, id, *stored, format, wanted, coding);
+    Ok(response.body(body::Streamed { stream, length: exact }))
+}
+
+/// Starts to produce the wanted bytes; at most one piece waits while another is sent.
+fn stream(
+    shared: State,
+    id: Uuid,
+    stored: StoredResult,
+    format: Format,
+    wanted: Range<u64>,
+    coding: Coding,
+) -> PartStream {
+    let (sender, stream) = body::channel();
+    let pieces = range::pieces(&stored.manifest, format, &wanted);
+    let manifest = Arc::new(stored.manifest);
+    actix_rt::spawn(async move {
+        for piece in pieces {
+            let bytes = produce(&shared, id, stored.lease, Arc::clone(&manifest), format, piece, coding).await;
+            let failed = bytes.is_err();
+            if let Err(error) = &bytes {
+                log::warn!(job = id.to_string(); "a result broke off while it was sent: {error}");
+            }
+            if sender.send(bytes.map_err(|error| error.to_string())).await.is_err() || failed {
+                return;
+            }
+        }
+    });
+    stream
+}
+
+async fn produce(
+    shared: &Shared,
+    id: Uuid,
+    lease: i64,
+    manifest: Arc<Manifest>,
+    format: Format,
+    piece: Piece,
+    coding: Coding,
+) -> Result<web::Bytes, DbError> {
+    let work = move |connection: &mut _| {
+        let stored = match &piece.source {
+            Source::Fixed(_) => Vec::new(),
+            Source::Part(n) => {
+                let n = i32::try_from(*n).unwrap_or(i32::MAX);
+                store::part(connection, id, lease, n)?.ok_or_else(|| gone("the part is gone"))?
+            }
+        };
+        let bytes = range::encode(&manifest, format, &piece, &stored).map_err(|error| gone(&error.to_string()))?;
+        coding.encode(bytes).map_err(|error| gone(&error.to_string()))
+    };
+    shared.state.doorway.run(work).await.map(web::Bytes::from)
+}
+
+fn gone(why: &str) -> DbError {
+    DbError::Unavailable(why.to_owned())
+}

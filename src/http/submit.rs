@@ -1,0 +1,309 @@
+//! `POST /v1/jobs`: a request is checked as a whole, and becomes a committed row before anybody is told `202`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use actix_web::http::{StatusCode, header};
+use actix_web::{HttpRequest, HttpResponse, web};
+use chrono::{DateTime, Utc};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::http::headers::{idempotency, prefer_wait};
+use crate::http::jobs::{self, retry_after};
+use crate::http::problem::{Code, FieldError, Problem};
+use crate::http::strict_json::{self, Kind, Members, escape};
+use crate::http::wire::{self, JobResource};
+use crate::http::{MAX_BODY_BYTES, Shared, State};
+use crate::queue::accept::{Accept, AcceptError, Accepted};
+use crate::queue::job::{
+    DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
+    MAX_MAX_ATTEMPTS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS,
+};
+use crate::queue::{Job, NewJob, RawJson};
+
+/// Fields of the contract whose features aren't there.
+const NOT_SUPPORTED_YET: [&str; 3] = ["unique_key", "concurrency_key", "webhook"];
+const FIELDS: [&str; 10] = [
+    "kind", "args", "target", "queue", "priority", "run_at", "timeout_ms", "max_attempts", "labels", "result_ttl_ms",
+];
+
+pub(super) async fn submit(
+    request: HttpRequest,
+    shared: State,
+    body: Result<web::Bytes, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
+    if shared.state.health.is_stopping() {
+        return Err(Problem::new(Code::ShuttingDown, "this server is shutting down; try again, another one may answer"));
+    }
+    check_content_type(&request)?;
+    let body = body.map_err(|error| unreadable(&error))?;
+    let members = strict_json::object(&body)?;
+    let job = new_job(&shared, &members)?;
+    check_result_store(&shared, &job)?;
+    let idempotency = idempotency(&request, fingerprint(&request, &body))?;
+    let accepted = shared.state.writer.accept(Accept { job, idempotency }).await.map_err(not_accepted)?;
+    let (job, replayed) = match accepted {
+        Accepted::Created(job) => {
+            shared.state.metrics.accepted(&job.kind);
+            (job, false)
+        }
+        Accepted::Replayed(job) => (job, true),
+    };
+    answer(&shared, job, replayed, prefer_wait(&request)).await
+}
+
+fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
+    let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = given.split(';').next().unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(Problem::new(Code::UnsupportedMediaType, "the body must be JSON and say so")
+        .field("Content-Type", "expected application/json"))
+}
+
+fn unreadable(error: &actix_web::Error) -> Problem {
+    if error.as_response_error().status_code() == StatusCode::PAYLOAD_TOO_LARGE {
+        Problem::new(Code::BodyTooLarge, format!("the body is larger than {MAX_BODY_BYTES} bytes"))
+            .field("", format!("expected at most {MAX_BODY_BYTES} bytes"))
+    } else {
+        Problem::new(Code::MalformedRequest, "the body did not arrive whole")
+    }
+}
+
+fn fingerprint(request: &HttpRequest, body: &[u8]) -> Vec<u8> {
+    let mut digest = Sha256::new();
+    digest.update(format!("{} {}\n", request.method(), request.path()));
+    digest.update(body);
+    digest.finalize().to_vec()
+}
+
+fn check_result_store(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
+    let full = shared.state.metrics.result_store_bytes() >= shared.state.settings.result_store_bytes;
+    if full && shared.state.registry.produces_result(&job.kind) {
+        return Err(Problem::new(Code::ResultStoreFull, "there is no room for another result")
+            .hint("delete results that are no longer needed, or raise result_store_bytes"));
+    }
+    Ok(())
+}
+
+fn not_accepted(error: AcceptError) -> Problem {
+    match error {
+        AcceptError::Busy => Problem::new(Code::Busy, "too many requests wait to be written; try again shortly"),
+        AcceptError::Unavailable(reason) => {
+            log::warn!("a job was not accepted because the database is unavailable: {reason}");
+            Problem::new(Code::DatabaseUnavailable, "the database can't be reached; the job was not accepted")
+        }
+        AcceptError::OutcomeUnknown(id) => {
+            Problem::new(Code::OutcomeUnknown, "the connection to the database was lost in the commit")
+                .hint("look at Location, or repeat the request with the same Idempotency-Key")
+                .header(header::LOCATION, wire::path(id))
+        }
+        AcceptError::KeyReused => {
+            Problem::new(Code::IdempotencyKeyReused, "this key was used for a request with another body")
+                .field("Idempotency-Key", "expected a new key, or the same request as before")
+        }
+        AcceptError::Refused(error) => {
+            let problem = Problem::new(Code::ClockDifference, error.message);
+            error.hint.into_iter().fold(problem, Problem::hint)
+        }
+        AcceptError::Failed(cause) => Problem::internal(&cause),
+    }
+}
+
+async fn answer(
+    shared: &Shared,
+    job: Job,
+    replayed: bool,
+    wait: Option<Duration>,
+) -> Result<HttpResponse, Problem> {
+    let mut job = job;
+    let mut applied = None;
+    if let Some(wait) = wait {
+        let until = tokio::time::Instant::now() + wait;
+        let waited = match job.state.is_final() {
+            true => Some(true),
+            false => shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await,
+        };
+        if waited == Some(true) {
+            job = jobs::read(shared, job.id).await?;
+        }
+        applied = waited.map(|_| wait);
+    }
+    let done = applied.is_some() && job.state.is_final();
+    let mut response = HttpResponse::build(if done { StatusCode::OK } else { StatusCode::ACCEPTED });
+    response.insert_header((header::LOCATION, wire::path(job.id)));
+    if !job.state.is_final() {
+        response.insert_header((header::RETRY_AFTER, retry_after(&job).to_string()));
+    }
+    if let Some(wait) = applied {
+        response.insert_header(("Preference-Applied", format!("wait={}", wait.as_secs())));
+    }
+    if replayed {
+        response.insert_header(("Idempotency-Replayed", "true"));
+    }
+    response.insert_header((header::ETAG, wire::etag(&job)));
+    Ok(response.json(JobResource::of(&job, shared.state.registry.produces_result(&job.kind))))
+}
+
+fn new_job(shared: &Shared, members: &Members<'_>) -> Result<NewJob, Problem> {
+    for field in NOT_SUPPORTED_YET {
+        if members.contains_key(field) {
+            return Err(Problem::new(Code::NotSupportedYet, format!("{field} is not supported yet"))
+                .field(format!("/{field}"), "expected no such field"));
+        }
+    }
+    let mut fields = Fields { members, errors: Vec::new() };
+    fields.refuse_unknown();
+    let job = fields.read();
+    let Fields { errors, .. } = fields;
+    if !errors.is_empty() {
+        return Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors));
+    }
+    check_names(shared, &job)?;
+    shared.state.registry.check(&job.kind, &job.args.0).map_err(|refused| {
+        let errors = refused.errors.into_iter();
+        let errors = errors.map(|e| FieldError { pointer: format!("/args{}", e.pointer), detail: e.detail }).collect();
+        Problem::new(Code::InvalidArgs, format!("the arguments are not valid for {}", job.kind)).fields(errors)
+    })?;
+    Ok(job)
+}
+
+fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
+    let unknown = |code: Code, field: &str, known: Vec<String>| {
+        Err(Problem::new(code, format!("there is no such {field} here"))
+            .field(format!("/{field}"), format!("expected one of: {}", known.join(", "))))
+    };
+    if !shared.state.registry.contains(&job.kind) {
+        let known = shared.state.registry.names().into_iter().map(str::to_owned).collect();
+        return unknown(Code::UnknownKind, "kind", known);
+    }
+    if !shared.state.targets.contains(&job.target) {
+        return unknown(Code::UnknownTarget, "target", shared.state.targets.clone());
+    }
+    if !shared.state.queues.contains(&job.queue) {
+        return unknown(Code::UnknownQueue, "queue", shared.state.queues.clone());
+    }
+    Ok(())
+}
+
+/// Reads fields one by one, and gathers everything that is wrong with them.
+struct Fields<'m, 'b> {
+    members: &'m Members<'b>,
+    errors: Vec<FieldError>,
+}
+
+impl<'b> Fields<'_, 'b> {
+    fn read(&mut self) -> NewJob {
+        NewJob {
+            id: Uuid::now_v7(),
+            kind: self.kind(),
+            args: self.args(),
+            target: self.name("target"),
+            queue: self.name("queue"),
+            priority: self.integer("priority", DEFAULT_PRIORITY, 0, MAX_PRIORITY),
+            run_at: self.time("run_at"),
+            timeout_ms: self.integer("timeout_ms", DEFAULT_TIMEOUT_MS, 1, MAX_TIMEOUT_MS),
+            max_attempts: self.integer("max_attempts", DEFAULT_MAX_ATTEMPTS, 1, MAX_MAX_ATTEMPTS),
+            labels: self.labels(),
+            result_ttl_ms: self.integer("result_ttl_ms", DEFAULT_RESULT_TTL_MS, 1, MAX_RESULT_TTL_MS),
+        }
+    }
+
+    fn refuse_unknown(&mut self) {
+        for name in self.members.keys().filter(|name| !FIELDS.contains(&name.as_str())) {
+            let detail = format!("unknown field; expected one of: {}", FIELDS.join(", "));
+            self.errors.push(FieldError { pointer: format!("/{}", escape(name)), detail });
+        }
+    }
+
+    /// A member; one that is null counts as absent.
+    fn member(&self, name: &str) -> Option<&'b RawValue> {
+        self.members.get(name).copied().filter(|value| strict_json::kind(value) != Kind::Null)
+    }
+
+    fn wrong(&mut self, name: &str, detail: impl Into<String>) {
+        self.errors.push(FieldError { pointer: format!("/{name}"), detail: detail.into() });
+    }
+
+    fn kind(&mut self) -> String {
+        match self.member("kind") {
+            Some(value) => self.string("kind", value).unwrap_or_default(),
+            None => {
+                self.wrong("kind", "expected the name of a kind of work");
+                String::new()
+            }
+        }
+    }
+
+    fn args(&mut self) -> RawJson {
+        let value = self.member("args");
+        if value.is_some_and(|value| strict_json::kind(value) != Kind::Object) {
+            self.wrong("args", "expected an object");
+        }
+        match value {
+            Some(value) => RawJson(value.to_owned()),
+            None => RawJson(RawValue::from_string("{}".to_owned()).unwrap_or_default()),
+        }
+    }
+
+    fn name(&mut self, field: &str) -> String {
+        match self.member(field) {
+            Some(value) => self.string(field, value).unwrap_or_default(),
+            None => "default".to_owned(),
+        }
+    }
+
+    fn string(&mut self, field: &str, value: &RawValue) -> Option<String> {
+        let text = serde_json::from_str(value.get()).ok();
+        if text.is_none() {
+            self.wrong(field, "expected a string");
+        }
+        text
+    }
+
+    fn integer<T>(&mut self, field: &str, default: T, least: T, most: T) -> T
+    where
+        T: std::str::FromStr + PartialOrd + Copy + std::fmt::Display,
+    {
+        let Some(value) = self.member(field) else { return default };
+        match value.get().parse::<T>() {
+            Ok(number) if number >= least && number <= most => number,
+            _ => {
+                self.wrong(field, format!("expected an integer from {least} to {most}"));
+                default
+            }
+        }
+    }
+
+    fn time(&mut self, field: &str) -> Option<DateTime<Utc>> {
+        let value = self.member(field)?;
+        let text: Option<String> = serde_json::from_str(value.get()).ok();
+        let time = text.and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
+        if time.is_none() {
+            self.wrong(field, "expected a time as RFC 3339 writes it, such as 2026-01-31T06:00:00Z");
+        }
+        time.map(|time| time.to_utc())
+    }
+
+    fn labels(&mut self) -> BTreeMap<String, String> {
+        let Some(value) = self.member("labels") else { return BTreeMap::new() };
+        let Ok(labels) = serde_json::from_str::<BTreeMap<String, String>>(value.get()) else {
+            self.wrong("labels", "expected an object whose values are strings");
+            return BTreeMap::new();
+        };
+        if labels.len() > MAX_LABELS {
+            self.wrong("labels", format!("expected at most {MAX_LABELS} labels"));
+        }
+        for (name, text) in &labels {
+            let fits = |text: &str| text.chars().count() <= MAX_LABEL_CHARS;
+            if name.is_empty() || !fits(name) || !fits(text) {
+                let detail = format!("expected names of 1 to {MAX_LABEL_CHARS} characters and values of at most as many");
+                self.wrong(&format!("labels/{}", escape(name)), detail);
+            }
+        }
+        labels
+    }
+}

@@ -29,8 +29,15 @@
     )
 )]
 
+pub mod cli;
+pub mod config;
 pub mod db;
 pub mod dsn;
-#[allow(unsafe_code)]
+pub mod http;
+pub mod kinds;
+pub mod metrics;
+#[expect(unsafe_code, reason = "libpq is C: the only room that may call it")]
 pub mod pq;
 pub mod queue;
+pub mod results;
+pub mod worker;

@@ -1,6 +1,8 @@
 //! What is counted and measured, in OpenMetrics' terms. Imports nothing of ours, so that every room may count.
 
+use std::fmt;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -60,7 +62,16 @@ pub struct Metrics {
     pool_size: Family<PoolName, Gauge>,
     pool_in_use: Family<PoolName, Gauge>,
     pool_waiting: Family<PoolName, Gauge>,
+    pool_checkouts: Family<PoolName, Counter>,
+    pool_timeouts: Family<PoolName, Counter>,
+    pool_wait_seconds: Family<PoolName, Counter<f64, AtomicU64>>,
     result_store_bytes: Gauge,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
 }
 
 impl Default for Metrics {
@@ -76,6 +87,9 @@ impl Default for Metrics {
             pool_size: Family::default(),
             pool_in_use: Family::default(),
             pool_waiting: Family::default(),
+            pool_checkouts: Family::default(),
+            pool_timeouts: Family::default(),
+            pool_wait_seconds: Family::default(),
             result_store_bytes: Gauge::default(),
         };
         metrics.register();
@@ -95,6 +109,9 @@ impl Metrics {
         r.register("pool_size", "Connections that a pool may hold", self.pool_size.clone());
         r.register("pool_in_use", "Connections on loan", self.pool_in_use.clone());
         r.register("pool_waiting", "Requests that wait for a connection", self.pool_waiting.clone());
+        r.register("pool_checkouts", "Connections that were lent", self.pool_checkouts.clone());
+        r.register("pool_timeouts", "Requests for a connection that gave up waiting", self.pool_timeouts.clone());
+        r.register("pool_wait_seconds", "Time that was spent waiting for connections", self.pool_wait_seconds.clone());
         r.register("result_store_bytes", "Bytes on disk of stored results", self.result_store_bytes.clone());
     }
 
@@ -135,6 +152,14 @@ impl Metrics {
         self.pool_size.get_or_create(&labels).set(usage.size);
         self.pool_in_use.get_or_create(&labels).set(usage.in_use);
         self.pool_waiting.get_or_create(&labels).set(usage.waiting);
+    }
+
+    /// A connection of a pool was waited for, and came, or didn't in time.
+    pub fn waited(&self, pool: &str, time: Duration, in_vain: bool) {
+        let labels = PoolName { pool: pool.to_owned() };
+        let outcome = if in_vain { &self.pool_timeouts } else { &self.pool_checkouts };
+        outcome.get_or_create(&labels).inc();
+        self.pool_wait_seconds.get_or_create(&labels).inc_by(time.as_secs_f64());
     }
 
     /// How much the stored results take.

@@ -102,8 +102,8 @@ pub fn status(connection: &mut PgConnection) -> Result<Status, MigrateError> {
     })
 }
 
-/// Brings the schema up to this build's, one process at a time, and makes the partitions of the coming days.
-/// Says what it applied.
+/// Brings the schema up to this build's, one process at a time. Says what it applied. Days of history are made
+/// apart, by `queue::partitions::ensure`.
 ///
 /// # Errors
 /// [`MigrateError::Newer`] when the database is ahead of this build; nothing is changed then.

@@ -12,6 +12,7 @@ use diesel::{Connection, ConnectionError, RunQueryDsl};
 
 use crate::db::error::DbError;
 use crate::dsn::Dsn;
+use crate::metrics::{Metrics, PoolUse};
 
 /// A pool of Diesel connections.
 pub type Pool = r2d2::Pool<Manager>;
@@ -110,13 +111,20 @@ impl r2d2::ManageConnection for Manager {
 
 /// Builds a pool of at most `size` connections. It opens none yet: open one with [`Manager::open`] first, so that
 /// a wrong setting is one clear error instead of a pool that retries. Whoever asks waits at most `wait`.
-pub fn build<M: r2d2::ManageConnection>(manager: M, size: u32, name: &'static str, wait: Duration) -> r2d2::Pool<M> {
+pub fn build<M: r2d2::ManageConnection>(
+    manager: M,
+    size: u32,
+    name: &str,
+    wait: Duration,
+    metrics: &Arc<Metrics>,
+) -> r2d2::Pool<M> {
     r2d2::Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
         .connection_timeout(wait)
         .test_on_check_out(false)
-        .error_handler(Box::new(LogRarely { name, last: Mutex::new(None) }))
+        .error_handler(Box::new(LogRarely { name: name.to_owned(), last: Mutex::new(None) }))
+        .event_handler(Box::new(CountWaits { name: name.to_owned(), metrics: Arc::clone(metrics) }))
         .build_unchecked(manager)
 }
 
@@ -124,7 +132,7 @@ pub fn build<M: r2d2::ManageConnection>(manager: M, size: u32, name: &'static st
 /// that connecting fails; the pool's users say what it means for them.
 #[derive(Debug)]
 struct LogRarely {
-    name: &'static str,
+    name: String,
     last: Mutex<Option<Instant>>,
 }
 
@@ -133,7 +141,34 @@ impl<E: std::fmt::Display> r2d2::HandleError<E> for LogRarely {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
             *last = Some(Instant::now());
-            log::warn!(pool = self.name; "connecting fails, and is tried again when a connection is asked for: {error}");
+            log::warn!(pool = self.name.as_str(); "connecting fails, and is tried again when a connection is asked for: {error}");
         }
+    }
+}
+
+/// Counts how long connections were waited for.
+#[derive(Debug)]
+struct CountWaits {
+    name: String,
+    metrics: Arc<Metrics>,
+}
+
+impl r2d2::HandleEvent for CountWaits {
+    fn handle_checkout(&self, event: r2d2::event::CheckoutEvent) {
+        self.metrics.waited(&self.name, event.duration(), false);
+    }
+
+    fn handle_timeout(&self, event: r2d2::event::TimeoutEvent) {
+        self.metrics.waited(&self.name, event.timeout(), true);
+    }
+}
+
+/// How a pool is used at the moment. Who waits isn't known here: waits are counted when they end.
+pub fn usage<M: r2d2::ManageConnection>(pool: &r2d2::Pool<M>) -> PoolUse {
+    let state = pool.state();
+    PoolUse {
+        size: i64::from(pool.max_size()),
+        in_use: i64::from(state.connections.saturating_sub(state.idle_connections)),
+        waiting: 0,
     }
 }

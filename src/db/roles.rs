@@ -69,14 +69,21 @@ pub fn set_up(superuser: &mut PgConnection, passwords: &Passwords) -> Result<(),
     Ok(())
 }
 
+/// There is a role of this name.
+///
+/// # Errors
+/// When the database fails.
+pub fn exists(connection: &mut PgConnection, role: &str) -> Result<bool, DbError> {
+    let row = diesel::sql_query("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1) AS present");
+    Ok(row.bind::<Text, _>(role).get_result::<Present>(connection)?.present)
+}
+
 fn set_up_role(superuser: &mut PgConnection, role: &str, password: &str) -> Result<(), DbError> {
-    let present = diesel::sql_query("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1) AS present")
-        .bind::<Text, _>(role)
-        .get_result::<Present>(superuser)?
-        .present;
-    let verb = if present { "ALTER" } else { "CREATE" };
+    let verb = if exists(superuser, role)? { "ALTER" } else { "CREATE" };
+    // The service acts as the owner only where it says so.
+    let inherit = if role == QUEUE { "NOINHERIT" } else { "INHERIT" };
     superuser.batch_execute(&format!(
-        "{verb} ROLE {} WITH LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOINHERIT PASSWORD {}",
+        "{verb} ROLE {} WITH LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION {inherit} PASSWORD {}",
         identifier(role),
         literal(password)
     ))?;

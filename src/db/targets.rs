@@ -14,9 +14,10 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Integer, Text, Timestamptz};
 
 use crate::db::DbError;
-use crate::db::pool::Manager;
+use crate::db::pool::{Manager, usage};
 use crate::dsn::Dsn;
-use crate::pq::{PqError, Session, SessionManager};
+use crate::metrics::{Metrics, PoolUse};
+use crate::pq::{PqError, SessionManager};
 
 /// How long a statement waits for a lock: 5 s.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -134,15 +135,20 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetError`], with what to do about it.
-    pub fn open(name: &str, settings: TargetSettings, size: u32) -> Result<Target, TargetError> {
+    pub fn open(
+        name: &str,
+        settings: TargetSettings,
+        size: u32,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Target, TargetError> {
         let unreachable = |source: DbError| TargetError::Unreachable { name: name.to_owned(), source };
         let mut first = supervising(&settings.dsn).open().map_err(unreachable)?;
         check(name, &settings, &mut first)?;
         let dsn = settings.dsn.clone().for_connecting();
         Ok(Target {
             name: name.to_owned(),
-            diesel: pool(Manager::work(&dsn, "SELECT 1"), size),
-            sessions: pool(SessionManager::new(dsn), size),
+            diesel: pool(Manager::work(&dsn, "SELECT 1"), size, &format!("{name} diesel"), metrics),
+            sessions: pool(SessionManager::new(dsn), size, &format!("{name} libpq"), metrics),
             supervisor: Mutex::new(Some(first)),
             settings,
         })
@@ -151,6 +157,14 @@ impl Target {
     /// Its name in the settings.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How its pools are used at the moment, by their names.
+    pub fn usage(&self) -> [(String, PoolUse); 2] {
+        [
+            (format!("{} diesel", self.name), usage(&self.diesel)),
+            (format!("{} libpq", self.name), usage(&self.sessions)),
+        ]
     }
 
     /// A Diesel connection that carries `application_name`, pinned and limited, and the server process behind it.
@@ -308,8 +322,13 @@ fn supervising(dsn: &Dsn) -> Manager {
     Manager::work(&dsn, "SET statement_timeout = 10000; SET TimeZone = 'UTC'")
 }
 
-fn pool<M: r2d2::ManageConnection>(manager: M, size: u32) -> r2d2::Pool<WorkManager<M>> {
-    crate::db::pool::build(WorkManager(manager), size, "work", CHECKOUT_WAIT)
+fn pool<M: r2d2::ManageConnection>(
+    manager: M,
+    size: u32,
+    name: &str,
+    metrics: &Arc<Metrics>,
+) -> r2d2::Pool<WorkManager<M>> {
+    crate::db::pool::build(WorkManager(manager), size, name, CHECKOUT_WAIT, metrics)
 }
 
 #[derive(QueryableByName)]

@@ -41,10 +41,13 @@ pub(super) async fn guard(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    if let Some(state) = request.app_data::<State>() {
-        check(&request, &state.state.settings)?;
+    if let Some(state) = request.app_data::<State>()
+        && let Err(problem) = check(&request, &state.state.settings)
+    {
+        let answer = problem.response(Some(request.path()));
+        return Ok(request.into_response(answer).map_into_right_body());
     }
-    next.call(request).await
+    Ok(next.call(request).await?.map_into_left_body())
 }
 
 fn check(request: &ServiceRequest, settings: &HttpSettings) -> Result<(), Problem> {

@@ -210,7 +210,8 @@ impl Problem {
         serde_json::to_string(&document).unwrap_or_default()
     }
 
-    fn response(&self, instance: Option<&str>) -> HttpResponse {
+    /// The document as a response; `instance` is the path that was asked for.
+    pub(super) fn response(&self, instance: Option<&str>) -> HttpResponse {
         let mut builder = HttpResponse::build(self.code.status());
         builder.insert_header((header::CONTENT_TYPE, MEDIA_TYPE));
         if self.code.status() == StatusCode::SERVICE_UNAVAILABLE {
@@ -267,39 +268,28 @@ pub async fn as_documents(
 ) -> Result<ServiceResponse<actix_web::body::BoxBody>, Error> {
     let state = request.app_data::<State>().cloned();
     let method = request.method().clone();
-    let http_request = request.request().clone();
-    let response = match next.call(request).await {
-        Ok(response) => match response.response().error().and_then(|error| error.as_error::<Problem>()) {
-            Some(problem) => ServiceResponse::new(http_request, problem.response(Some(response.request().path()))),
-            None => document_of(response),
-        },
-        Err(error) => {
-            let problem = error.as_error::<Problem>().cloned().unwrap_or_else(|| of_status(&error));
-            let answer = problem.response(Some(http_request.path()));
-            ServiceResponse::new(http_request, answer)
-        }
-    };
+    let response = document_of(next.call(request).await?);
     if let Some(state) = state {
         state.state.metrics.answered(method.as_str(), response.status().as_u16());
     }
     Ok(with_common_headers(response))
 }
 
-/// An error that a part of actix answered in its own words.
+/// One of ours is completed; an error that a part of actix answered in its own words is said in ours.
 fn document_of<B: MessageBody + 'static>(response: ServiceResponse<B>) -> ServiceResponse<actix_web::body::BoxBody> {
     let status = response.status();
-    let is_document = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == MEDIA_TYPE);
-    if status.as_u16() < 400 || is_document || response.request().method() == Method::HEAD {
-        return response.map_into_boxed_body();
-    }
-    let problem = by_status(status, "the request was refused");
+    let ours = response.response().error().and_then(|error| error.as_error::<Problem>()).cloned();
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    let is_document = content_type.is_some_and(|value| value == MEDIA_TYPE || value == "application/json");
+    let problem = match ours {
+        Some(problem) => problem,
+        None if status.as_u16() < 400 || is_document || response.request().method() == Method::HEAD => {
+            return response.map_into_boxed_body();
+        }
+        None => by_status(status, "the request was refused"),
+    };
     let path = response.request().path().to_owned();
     response.into_response(problem.response(Some(&path)))
-}
-
-fn of_status(error: &Error) -> Problem {
-    let status = error.as_response_error().status_code();
-    if status.is_server_error() { Problem::internal(error) } else { by_status(status, &error.to_string()) }
 }
 
 fn by_status(status: StatusCode, detail: &str) -> Problem {

@@ -11,27 +11,31 @@ use crate::kinds::{ArgError, Work, WorkError};
 use crate::queue::job::ProgressBasis;
 use crate::queue::progress::Report;
 
-diesel::table! {
-    airlines (carrier) {
-        carrier -> Text,
-        name -> Text,
+/// As much of the demo's tables as the report reads.
+mod tables {
+    diesel::table! {
+        airlines (carrier) {
+            carrier -> Text,
+            name -> Text,
+        }
     }
-}
 
-diesel::table! {
-    flights (year, month, day, carrier, flight) {
-        year -> SmallInt,
-        month -> SmallInt,
-        day -> SmallInt,
-        carrier -> Text,
-        flight -> Integer,
-        dep_time -> Nullable<SmallInt>,
-        arr_delay -> Nullable<SmallInt>,
-        distance -> SmallInt,
+    diesel::table! {
+        flights (year, month, day, carrier, flight) {
+            year -> SmallInt,
+            month -> SmallInt,
+            day -> SmallInt,
+            carrier -> Text,
+            flight -> Integer,
+            dep_time -> Nullable<SmallInt>,
+            arr_delay -> Nullable<SmallInt>,
+            distance -> SmallInt,
+        }
     }
-}
 
-diesel::allow_tables_to_appear_in_same_query!(airlines, flights);
+    diesel::allow_tables_to_appear_in_same_query!(airlines, flights);
+}
+use tables::{airlines, flights};
 
 /// The arguments of a `carrier_report`.
 #[derive(Debug, Serialize, Deserialize)]

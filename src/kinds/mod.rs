@@ -22,6 +22,7 @@ pub use control::{JobControl, StopReason};
 use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind};
 use crate::queue::{JobError, RawJson};
+use crate::results::ResultError;
 
 /// A kind of work: its arguments are the type itself.
 ///
@@ -171,6 +172,20 @@ impl From<DbError> for WorkError {
             DbError::Busy(_) | DbError::Unavailable(_) => {
                 WorkError::Retry(JobError::new("connection_lost", error.to_string()).retryable())
             }
+        }
+    }
+}
+
+impl From<ResultError> for WorkError {
+    fn from(error: ResultError) -> Self {
+        match error {
+            ResultError::Db(error) => error.into(),
+            // Whatever this attempt says now is refused by its fence.
+            ResultError::LeaseLost => WorkError::Cancelled,
+            ResultError::TooLarge => WorkError::Fail(
+                JobError::new("value_too_large", error.to_string()).with_hint("return less in one value"),
+            ),
+            ResultError::Damaged(_) => WorkError::Fail(JobError::new("internal", error.to_string())),
         }
     }
 }

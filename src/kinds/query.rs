@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::kinds::context::WorkContext;
+use crate::kinds::params::ParamType;
 use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, params};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session, Statement};
 use crate::queue::JobError;
@@ -70,7 +71,7 @@ impl Work for Query {
         if self.byte_limit.is_some_and(|limit| limit == 0 || limit > DEFAULT_BYTE_LIMIT) {
             errors.push(ArgError::new("/byte_limit", format!("expected 1 to {DEFAULT_BYTE_LIMIT}")));
         }
-        errors.extend(params::check(&self.params).into_iter().map(|e| ArgError::new(e.pointer, e.detail)));
+        errors.extend(params::check(&self.params));
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
@@ -79,7 +80,7 @@ impl Work for Query {
         let (session, canceller, close) = work.split();
         session.execute_batch("BEGIN TRANSACTION READ ONLY")?;
         let statement = self.prepare(session)?;
-        let values = params::encode(&self.params, &statement.params).map_err(refused_param)?;
+        let values = params::encode(&self.params, &classify(session, &statement.params)?).map_err(refused_param)?;
         let mut sink = Sink::new(ctx, self, &statement.columns, describe(session, &statement.columns)?);
         // Looking the types up took the place of the unnamed statement.
         self.prepare(session)?;
@@ -120,6 +121,33 @@ fn look_up_types(session: &mut Session, types: &[Option<String>]) -> Result<Vec<
         })?);
     }
     Ok(oids)
+}
+
+/// What the described types are, domains as what they are over.
+fn classify(session: &mut Session, oids: &[u32]) -> Result<Vec<ParamType>, WorkError> {
+    if oids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let list: Vec<String> = oids.iter().map(u32::to_string).collect();
+    let rows = session.query(
+        "WITH RECURSIVE base (n, oid) AS (
+             SELECT n, oid FROM unnest($1::oid[]) WITH ORDINALITY AS t(oid, n)
+             UNION ALL SELECT n, typbasetype FROM base JOIN pg_type t USING (oid) WHERE t.typtype = 'd')
+         SELECT t.oid IN (114, 3802), t.typcategory = 'A', t.typelem IN (114, 3802), e.typdelim
+           FROM base JOIN pg_type t USING (oid) LEFT JOIN pg_type e ON e.oid = t.typelem
+          WHERE t.typtype <> 'd' ORDER BY n",
+        &[Some(&format!("{{{}}}", list.join(",")))],
+    )?;
+    let is = |row: usize, column: usize| rows.get(row, column) == Some("t");
+    let kind = |row: usize| match () {
+        () if is(row, 0) => ParamType::Json,
+        () if is(row, 1) => {
+            let delimiter = rows.get(row, 3).and_then(|text| text.chars().next()).unwrap_or(',');
+            ParamType::Array { of_json: is(row, 2), delimiter }
+        }
+        () => ParamType::Scalar,
+    };
+    Ok((0..rows.len()).map(kind).collect())
 }
 
 fn refused_param(error: params::ParamError) -> WorkError {

@@ -3,10 +3,10 @@
 //! Owns the only way into `jobs` for HTTP, with its own connection and thread. One request alone is written at
 //! once; nothing is held back by a timer. Whoever is told [`Accepted`] has a row that survives a crash.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use diesel::pg::PgConnection;
@@ -103,11 +103,11 @@ impl Writer {
     ///
     /// # Errors
     /// When the thread can't be started.
-    pub fn start(manager: Manager, signals: Arc<Signals>) -> std::io::Result<(Writer, JoinHandle<()>)> {
+    pub fn start(manager: Manager, signals: Arc<Signals>) -> std::io::Result<Writer> {
         let (requests, incoming) = sync_channel(MAX_WAITING);
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let room = Arc::clone(&waiting_bytes);
-        let thread = std::thread::Builder::new()
+        std::thread::Builder::new()
             .name("slowlane-writer".to_owned())
             .spawn(move || {
                 WriterThread {
@@ -119,13 +119,7 @@ impl Writer {
                 }
                 .serve();
             })?;
-        Ok((
-            Writer {
-                requests,
-                waiting_bytes,
-            },
-            thread,
-        ))
+        Ok(Writer { requests, waiting_bytes })
     }
 
     /// Waits until `request` is a committed row, or is known not to be one.
@@ -175,7 +169,11 @@ impl WriterThread {
             match self.incoming.recv_timeout(Duration::from_secs(60)) {
                 Ok(first) => {
                     let group = self.gather(first);
-                    self.write(group);
+                    // Whoever waits in a group that panicked is told that its outcome is unknown.
+                    if catch_unwind(AssertUnwindSafe(|| self.write(group))).is_err() {
+                        log::error!("the writer panicked over a group, and goes on with a new connection");
+                        self.connection = None;
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

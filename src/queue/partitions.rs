@@ -108,6 +108,15 @@ fn owner(connection: &mut PgConnection) -> Result<String, DbError> {
     Ok(row.get_result::<OwnerRow>(connection)?.owner)
 }
 
+fn lock_timeout(connection: &mut PgConnection) -> Result<String, DbError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        value: String,
+    }
+    Ok(diesel::sql_query("SELECT current_setting('lock_timeout') AS value").get_result::<Row>(connection)?.value)
+}
+
 /// One partition of one table.
 #[derive(Clone, Debug, QueryableByName)]
 struct Partition {
@@ -126,9 +135,10 @@ struct Partition {
 /// When the database fails in another way than by a lock that is held too long.
 pub fn retire(connection: &mut PgConnection, keep_from: DateTime<Utc>) -> Result<usize, DbError> {
     let owner = owner(connection)?;
+    let before = lock_timeout(connection)?;
     connection.batch_execute(&format!("SET ROLE {owner}; SET lock_timeout = 100"))?;
     let outcome = retire_as_owner(connection, keep_from);
-    connection.batch_execute("RESET ROLE; RESET lock_timeout")?;
+    connection.batch_execute(&format!("RESET ROLE; SET lock_timeout = '{before}'"))?;
     outcome
 }
 

@@ -144,8 +144,9 @@ fn append_timestamp(out: &mut Vec<u8>, value: &[u8], with_zone: bool) {
         if Some(n) == zone_end {
             out.extend_from_slice(b":00");
         }
-        let is_separator = *byte == b' ' && !std::mem::replace(&mut separated, separated || *byte == b' ');
-        out.push(if is_separator { b'T' } else { *byte });
+        let separates = *byte == b' ' && !separated;
+        separated |= separates;
+        out.push(if separates { b'T' } else { *byte });
     }
     if zone_end == Some(value.len()) {
         out.extend_from_slice(b":00");

@@ -58,15 +58,14 @@ fn send(shared: &Shared, origin: Uuid, outgoing: Outgoing) {
     let Ok(mut connection) = shared.config.control.get() else { return };
     for message in outgoing.into_messages() {
         let Ok(payload) = serde_json::to_string(&Envelope { origin, message }) else { continue };
-        let sent = diesel::select(pg_notify(CHANNEL, payload)).execute(&mut *connection);
+        let sent = diesel::sql_query("SELECT pg_notify($1, $2)")
+            .bind::<Text, _>(CHANNEL)
+            .bind::<Text, _>(payload)
+            .execute(&mut *connection);
         if let Err(error) = sent {
             log::debug!("a NOTIFY could not be sent; the others will poll: {error}");
         }
     }
-}
-
-diesel::define_sql_function! {
-    fn pg_notify(channel: Text, payload: Text);
 }
 
 /// What gathered during a cooldown.

@@ -139,7 +139,7 @@ impl Cluster {
 
     /// The server's process; `None` when it has ended.
     pub fn pid(&mut self) -> Option<u32> {
-        self.server.as_mut().filter(|server| server.is_running()).map(|server| server.pid())
+        self.server.as_mut().and_then(|server| server.is_running().then(|| server.pid()))
     }
 
     /// The loopback port that it listens on.

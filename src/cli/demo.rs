@@ -1,0 +1,119 @@
+//! The demo's data: nycflights13, shipped compressed in the program, loaded once and whole.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{CopyFormat, CopyHeader, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::Bool;
+
+use crate::cli::Failure;
+use crate::db::pool::Manager;
+use crate::dsn::Dsn;
+
+const SCHEMA: &str = include_str!("../../demo/schema.sql");
+const AIRLINES: &[u8] = include_bytes!("../../demo/airlines.csv.zst");
+const AIRPORTS: &[u8] = include_bytes!("../../demo/airports.csv.zst");
+const PLANES: &[u8] = include_bytes!("../../demo/planes.csv.zst");
+const WEATHER: &[u8] = include_bytes!("../../demo/weather.csv.zst");
+const FLIGHTS: &[u8] = include_bytes!("../../demo/flights.csv.zst");
+/// Two that load at once take turns.
+const LOCK_KEY: i64 = 0x736c_6f77_6465_6d6f;
+/// How long loading may take.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+mod tables {
+    diesel::table! {
+        airlines (carrier) { carrier -> Text, name -> Text, }
+    }
+    diesel::table! {
+        airports (faa) {
+            faa -> Text, name -> Text, lat -> Double, lon -> Double, alt -> Integer, tz -> Nullable<SmallInt>,
+            dst -> Nullable<Text>, tzone -> Nullable<Text>,
+        }
+    }
+    diesel::table! {
+        planes (tailnum) {
+            tailnum -> Text, year -> Nullable<SmallInt>, #[sql_name = "type"] type_ -> Text, manufacturer -> Text,
+            model -> Text, engines -> SmallInt, seats -> SmallInt, speed -> Nullable<SmallInt>, engine -> Text,
+        }
+    }
+    diesel::table! {
+        weather (origin, time_hour) {
+            origin -> Text, year -> SmallInt, month -> SmallInt, day -> SmallInt, hour -> SmallInt,
+            temp -> Nullable<Double>, dewp -> Nullable<Double>, humid -> Nullable<Double>,
+            wind_dir -> Nullable<SmallInt>, wind_speed -> Nullable<Double>, wind_gust -> Nullable<Double>,
+            precip -> Nullable<Double>, pressure -> Nullable<Double>, visib -> Nullable<Double>,
+            time_hour -> Timestamptz,
+        }
+    }
+    diesel::table! {
+        flights (time_hour, carrier, flight) {
+            year -> SmallInt, month -> SmallInt, day -> SmallInt, dep_time -> Nullable<SmallInt>,
+            sched_dep_time -> SmallInt, dep_delay -> Nullable<SmallInt>, arr_time -> Nullable<SmallInt>,
+            sched_arr_time -> SmallInt, arr_delay -> Nullable<SmallInt>, carrier -> Text, flight -> Integer,
+            tailnum -> Nullable<Text>, origin -> Text, dest -> Text, air_time -> Nullable<SmallInt>,
+            distance -> SmallInt, hour -> SmallInt, minute -> SmallInt, time_hour -> Timestamptz,
+        }
+    }
+}
+
+/// Copies one file into its table; `NA` is NULL. Says how many rows it had.
+macro_rules! copy {
+    ($connection:expr, $table:ident, $file:expr) => {
+        diesel::copy_from(tables::$table::table)
+            .from_raw_data(tables::$table::table, |out| decompress($file, out))
+            .with_format(CopyFormat::Csv)
+            .with_header(CopyHeader::Set(true))
+            .with_null("NA")
+            .execute($connection)?
+    };
+}
+
+#[derive(QueryableByName)]
+struct Present {
+    #[diesel(sql_type = Bool)]
+    present: bool,
+}
+
+/// Loads the data, unless it is there. All of it is there, or nothing.
+///
+/// # Errors
+/// When the database fails.
+pub fn load(target: &Dsn) -> Result<(), Failure> {
+    let setup = format!("SET statement_timeout = {}", TIMEOUT.as_millis());
+    let mut connection = Manager::work(target, &setup).open()?;
+    let rows = connection.transaction::<_, Failure, _>(|connection| {
+        connection.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK_KEY})"))?;
+        let present = diesel::sql_query("SELECT to_regclass('public.flights') IS NOT NULL AS present");
+        if present.get_result::<Present>(connection)?.present { Ok(None) } else { fill(connection).map(Some) }
+    })?;
+    if let Some(rows) = rows {
+        log::info!(rows = rows; "loaded the demo's data");
+    }
+    Ok(())
+}
+
+fn fill(connection: &mut PgConnection) -> Result<usize, Failure> {
+    connection.batch_execute(SCHEMA)?;
+    let rows = copy!(connection, airlines, AIRLINES)
+        + copy!(connection, airports, AIRPORTS)
+        + copy!(connection, planes, PLANES)
+        + copy!(connection, weather, WEATHER)
+        + copy!(connection, flights, FLIGHTS);
+    connection.batch_execute("ANALYZE airlines, airports, planes, weather, flights")?;
+    Ok(rows)
+}
+
+fn decompress(file: &[u8], out: &mut dyn Write) -> diesel::QueryResult<()> {
+    let failed = |error: std::io::Error| diesel::result::Error::SerializationError(Box::new(error));
+    let mut reader = zstd::Decoder::new(file).map_err(failed)?;
+    let mut buffer = vec![0_u8; 64 * 1024];
+    loop {
+        match reader.read(&mut buffer).map_err(failed)? {
+            0 => return Ok(()),
+            read => out.write_all(buffer.get(..read).unwrap_or_default()).map_err(failed)?,
+        }
+    }
+}

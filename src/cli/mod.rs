@@ -1,0 +1,91 @@
+//! The command line: one file per subcommand. Wires the rooms together, and is the only one that knows them all.
+
+pub mod demo;
+pub mod dev;
+pub mod logging;
+pub mod migrate;
+pub mod process;
+pub mod serve;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, Config, Connections, File, Settings};
+
+/// What a subcommand fails with: one line for people.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Heavy Postgres work, out of the request path.
+#[derive(Parser)]
+#[command(name = "slowlane", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve HTTP and run jobs, on the databases that the settings name
+    Serve(serve::Serve),
+    /// Serve on a private Postgres with demo data, made for you and gone with the process
+    Dev(dev::Dev),
+    /// See or apply migrations of the queue's schema
+    #[command(subcommand)]
+    Migrate(migrate::Migrate),
+    /// Say which version this is
+    Version,
+}
+
+/// Where settings come from: the same for every subcommand that has any.
+#[derive(clap::Args)]
+struct Sources {
+    /// The settings' file [default: slowlane.toml, where it is there]
+    #[arg(long, env = "SLOWLANE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+impl Sources {
+    /// Reads the file, completes the settings, and starts to log as they say.
+    fn read(self) -> Result<(Config, File), Failure> {
+        let file = File::read(self.config.as_deref())?;
+        let config = self.settings.resolve(&file)?;
+        logging::start(&config)?;
+        Ok((config, file))
+    }
+}
+
+fn warn_of_unknown_variables(connections: &Connections) {
+    for name in config::unknown_variables(connections) {
+        log::warn!("the environment variable {name} is no setting of slowlane, and has no effect");
+    }
+}
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::Dev(dev) => dev.run(),
+        Command::Migrate(migrate) => migrate.run(),
+        Command::Version => {
+            println!("slowlane {} (libpq {})", env!("CARGO_PKG_VERSION"), readable(crate::pq::libpq_version()));
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("slowlane: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// 180006 is 18.6.
+fn readable(version: i32) -> String {
+    format!("{}.{}", version / 10_000, version % 10_000)
+}

@@ -1,0 +1,294 @@
+//! One process, put together: pools, doorway, writer, workers, HTTP; and the order in which they stop.
+//!
+//! The main thread belongs to the HTTP side's event loop. Whatever waits for a database has a thread of its own.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use actix_rt::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::cli::Failure;
+use crate::config::{Config, TargetConfig};
+use crate::db::doorway::DoorwayThreads;
+use crate::db::pool::{self, Manager, Pool, Purpose};
+use crate::db::targets::{Target, TargetSettings, Targets};
+use crate::db::{Doorway, migrations};
+use crate::dsn::Dsn;
+use crate::http::{self, HttpSettings, HttpState, Token};
+use crate::kinds::Registry;
+use crate::metrics::Metrics;
+use crate::queue::RetryPolicy;
+use crate::queue::accept::Writer;
+use crate::queue::liveness::Health;
+use crate::queue::signals::Signals;
+use crate::worker::{Workers, WorkersConfig};
+
+/// How long a claim or an end waits for a connection.
+const CONTROL_WAIT: Duration = Duration::from_secs(5);
+/// How long a part of a result waits for a connection.
+const RESULTS_WAIT: Duration = Duration::from_secs(30);
+/// The longest statement of a claim or an end.
+const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest statement that stores a part of a result.
+const RESULTS_STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest statement of the writer.
+const WRITER_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long requests may take to end when everything else has.
+const HTTP_GRACE: Duration = Duration::from_secs(5);
+
+/// What a process is made of.
+pub struct Parts {
+    /// Settings.
+    pub config: Config,
+    /// The queue.
+    pub queue: Dsn,
+    /// The databases that work runs on.
+    pub targets: BTreeMap<String, TargetConfig>,
+    /// The kinds that it knows.
+    pub registry: Registry,
+    /// Where requests arrive.
+    pub listener: TcpListener,
+}
+
+/// Listens. Done before anything else, so that a wrong address is told at once.
+///
+/// # Errors
+/// With what to do about it.
+pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("{address} is in use by another program: stop that one, or choose another address with --listen").into()
+        }
+        _ => format!("can't listen on {address}: {error}").into(),
+    })
+}
+
+/// The settings of the HTTP side.
+///
+/// # Errors
+/// When it would be reachable from other machines without a token.
+pub fn http_settings(config: &Config) -> Result<HttpSettings, Failure> {
+    let settings = HttpSettings {
+        listen: config.listen,
+        allowed_hosts: config.allowed_hosts.clone(),
+        api_token: config.api_token.as_ref().map(|token| Token::new(token.expose())),
+        result_store_bytes: config.result_store_bytes,
+        grace: HTTP_GRACE,
+    };
+    http::check_listen(&settings)?;
+    Ok(settings)
+}
+
+/// Prepares, serves until a signal says to stop, and stops in order. `prepare` may wait, and has a thread of its own;
+/// a signal meanwhile takes effect when it is done. `ready` is called when requests are answered.
+///
+/// # Errors
+/// When preparing fails, the databases can't be used as they are, or a thread can't be started.
+pub fn run(
+    prepare: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
+    ready: impl FnOnce(SocketAddr) + 'static,
+) -> Result<(), Failure> {
+    let doorway_threads = actix_rt::System::new().block_on(async move {
+        // Signals are listened to before there is anything to stop.
+        let stop = StopSignals::new()?;
+        let assembled = on_a_thread("slowlane-start", move || assemble(prepare()?)).await?;
+        let Assembled { address, listener, grace, state, workers, doorway_threads } = assembled;
+        let health = Arc::clone(&state.health);
+        let server = http::server(state, listener)?;
+        let workers = Workers::start(workers)?;
+        let handle = server.handle();
+        let server = actix_rt::spawn(server);
+        ready(address);
+        let drain = actix_rt::spawn(async move {
+            let hurried = stop.wait_and_drain(workers, &health, grace).await;
+            handle.stop(!hurried).await;
+        });
+        server.await??;
+        drain.await?;
+        Ok::<_, Failure>(doorway_threads)
+    })?;
+    drop(doorway_threads);
+    log::info!("stopped");
+    Ok(())
+}
+
+/// Runs what may wait on a thread of its own.
+async fn on_a_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let (done, outcome) = oneshot::channel();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // Whoever waited has gone: the process is ending.
+        let _ = done.send(work());
+    })?;
+    outcome.await.unwrap_or_else(|_| Err("starting failed; the log says why".into()))
+}
+
+/// Everything that is needed to serve, and nothing of it started but the doorway and the writer.
+struct Assembled {
+    address: SocketAddr,
+    listener: TcpListener,
+    grace: Duration,
+    state: HttpState,
+    workers: WorkersConfig,
+    doorway_threads: DoorwayThreads,
+}
+
+fn assemble(parts: Parts) -> Result<Assembled, Failure> {
+    let Parts { config, queue, targets, registry, listener } = parts;
+    let settings = http_settings(&config)?;
+    check_queue(&queue)?;
+    let metrics = Arc::<Metrics>::default();
+    let targets = open_targets(targets, config.workers, &metrics)?;
+    let registry = Arc::new(registry);
+    let (signals, health) = (Arc::<Signals>::default(), Arc::<Health>::default());
+    let pools = Pools::new(&config, &queue, &metrics);
+    let (doorway, doorway_threads) = Doorway::start(pools.api, config.api_statement_timeout)?;
+    let writer = Writer::start(manager(&queue, "writer", WRITER_STATEMENT_TIMEOUT), Arc::clone(&signals))?;
+    let state = HttpState {
+        doorway,
+        writer,
+        registry: Arc::clone(&registry),
+        targets: targets.keys().cloned().collect(),
+        queues: config.queues.clone(),
+        signals: Arc::clone(&signals),
+        health: Arc::clone(&health),
+        metrics: Arc::clone(&metrics),
+        pools: Box::new(measure(pools.control.clone(), pools.results.clone(), targets.clone())),
+        settings,
+    };
+    let workers = WorkersConfig {
+        queue,
+        control: pools.control,
+        results: pools.results,
+        targets,
+        registry,
+        queues: config.queues,
+        threads: usize::try_from(config.workers)?,
+        notify: config.notify,
+        retention: config.retention,
+        retry: RetryPolicy::default(),
+        signals,
+        health,
+        metrics,
+    };
+    let address = listener.local_addr()?;
+    Ok(Assembled { address, listener, grace: config.shutdown_grace, state, workers, doorway_threads })
+}
+
+fn manager(queue: &Dsn, name: &'static str, statement_timeout: Duration) -> Manager {
+    Manager::queue(queue, &Purpose { name, statement_timeout })
+}
+
+/// One timed connection before any pool: a wrong setting is one clear message.
+fn check_queue(queue: &Dsn) -> Result<(), Failure> {
+    let mut connection = manager(queue, "start", CONTROL_STATEMENT_TIMEOUT).open()?;
+    let status = migrations::status(&mut connection)?;
+    if !status.unknown.is_empty() {
+        return Err(migrations::MigrateError::Newer(status.unknown.join(", ")).into());
+    }
+    if !status.pending.is_empty() {
+        return Err(format!("the queue's schema lacks migrations ({}): run `slowlane migrate up`", status.pending.join(", ")).into());
+    }
+    Ok(())
+}
+
+fn open_targets(
+    targets: BTreeMap<String, TargetConfig>,
+    workers: u32,
+    metrics: &Arc<Metrics>,
+) -> Result<Targets, Failure> {
+    let mut open = Targets::new();
+    for (name, target) in targets {
+        let settings = TargetSettings {
+            dsn: target.dsn,
+            work_mem: target.work_mem,
+            allow_unsafe_role: target.allow_unsafe_role,
+            read_only: target.read_only,
+        };
+        open.insert(name.clone(), Arc::new(Target::open(&name, settings, workers, metrics)?));
+    }
+    Ok(open)
+}
+
+struct Pools {
+    api: Pool,
+    control: Pool,
+    results: Pool,
+}
+
+impl Pools {
+    fn new(config: &Config, queue: &Dsn, metrics: &Arc<Metrics>) -> Pools {
+        let api = manager(queue, "api", config.api_statement_timeout);
+        let control = manager(queue, "control", CONTROL_STATEMENT_TIMEOUT);
+        let results = manager(queue, "results", RESULTS_STATEMENT_TIMEOUT);
+        Pools {
+            api: pool::build(api, config.api_connections, "api", config.api_statement_timeout, metrics),
+            control: pool::build(control, config.control_connections, "control", CONTROL_WAIT, metrics),
+            results: pool::build(results, config.result_connections, "results", RESULTS_WAIT, metrics),
+        }
+    }
+}
+
+fn measure(control: Pool, results: Pool, targets: Targets) -> impl Fn(&Metrics) + Send + Sync {
+    move |metrics| {
+        metrics.set_pool("control", pool::usage(&control));
+        metrics.set_pool("results", pool::usage(&results));
+        for (name, usage) in targets.values().flat_map(|target| target.usage()) {
+            metrics.set_pool(&name, usage);
+        }
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<StopSignals> {
+        Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Waits for a signal, then for the workers: they end what runs, within the grace or until a second signal.
+    /// Requests are answered meanwhile, so that whoever polls sees the end. `true` when there was a second signal.
+    async fn wait_and_drain(mut self, workers: Workers, health: &Health, grace: Duration) -> bool {
+        self.next().await;
+        health.stop();
+        log::info!(running = workers.running(); "stopping: nothing new is accepted or claimed");
+        let hurry = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&hurry);
+        let (done, mut drained) = oneshot::channel();
+        let drain = move || {
+            workers.shut_down(grace, || asked.load(Ordering::Relaxed));
+            // Whoever waited has gone: the process is ending anyway.
+            let _ = done.send(());
+        };
+        if let Err(error) = std::thread::Builder::new().name("slowlane-drain".to_owned()).spawn(drain) {
+            log::error!("the workers could not be drained: {error}");
+            return true;
+        }
+        loop {
+            tokio::select! {
+                _ = &mut drained => return hurry.load(Ordering::Relaxed),
+                () = self.next() => {
+                    log::info!("a second signal: running work is stopped now, and handed back");
+                    hurry.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}

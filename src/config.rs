@@ -297,7 +297,8 @@ impl Connections {
         match &file.database_url {
             Some(text) => parse_dsn("database_url", text, table),
             None => Err(ConfigError::Missing(
-                "no database is named for the queue: set SLOWLANE_DATABASE_URL, or database_url in slowlane.toml".to_owned(),
+                "no database is named for the queue: set SLOWLANE_DATABASE_URL, or database_url in slowlane.toml"
+                    .to_owned(),
             )),
         }
     }
@@ -312,9 +313,15 @@ impl Connections {
             targets.insert(name.clone(), entry.resolve(name, table)?);
         }
         for given in &self.target {
-            let (name, source) = given.split_once('=').filter(|(name, source)| !name.is_empty() && !source.is_empty()).ok_or_else(|| {
-                ConfigError::Invalid("--target", "expected NAME=VARIABLE, the variable being the one that holds the DSN".to_owned())
-            })?;
+            let (name, source) = given
+                .split_once('=')
+                .filter(|(name, source)| !name.is_empty() && !source.is_empty())
+                .ok_or_else(|| {
+                    ConfigError::Invalid(
+                        "--target",
+                        "expected NAME=VARIABLE, the variable being the one that holds the DSN".to_owned(),
+                    )
+                })?;
             targets.insert(name.to_owned(), TargetConfig::at(from_variable(&format!("target {name}"), source, table)?));
         }
         if targets.is_empty() {
@@ -331,7 +338,9 @@ fn from_variable(setting: &str, name: &str, table: &[Parameter]) -> Result<Dsn, 
     // A connection string in the place of a variable's name would be shown by the message.
     let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if !is_name {
-        return Err(ConfigError::Missing(format!("{setting}: expected the name of an environment variable that holds the DSN")));
+        return Err(ConfigError::Missing(format!(
+            "{setting}: expected the name of an environment variable that holds the DSN"
+        )));
     }
     match variable(name) {
         Some(text) => parse_dsn(&format!("{setting} ({name})"), &text, table),
@@ -345,7 +354,9 @@ impl TargetEntry {
         let dsn = match (&self.dsn, &self.dsn_env) {
             (Some(text), None) => parse_dsn(&setting, text, table)?,
             (None, Some(source)) => from_variable(&setting, source, table)?,
-            _ => return Err(ConfigError::Missing(format!("{setting}: expected either dsn or dsn_env"))),
+            _ => {
+                return Err(ConfigError::Missing(format!("{setting}: expected either dsn or dsn_env")));
+            }
         };
         Ok(TargetConfig {
             dsn,
@@ -378,7 +389,8 @@ impl Settings {
     pub fn resolve(self, file: &File) -> Result<Config, ConfigError> {
         let api_token = self.api_token(file)?;
         let given = self.or(file.settings.clone());
-        let default_listen = || DEFAULT_LISTEN.parse().map_err(|_| ConfigError::Invalid("listen", "no default".to_owned()));
+        let default_listen =
+            || DEFAULT_LISTEN.parse().map_err(|_| ConfigError::Invalid("listen", "no default".to_owned()));
         let queues = given.queues.unwrap_or_else(|| vec!["default".to_owned()]);
         if queues.is_empty() || queues.iter().any(String::is_empty) {
             return Err(ConfigError::Invalid("queues", "expected the names of queues".to_owned()));
@@ -387,7 +399,8 @@ impl Settings {
         if result_store_bytes < 0 {
             return Err(ConfigError::Invalid("result_store_bytes", "expected 0 or more".to_owned()));
         }
-        let timeout = longer_than_nothing("api_statement_timeout", given.api_statement_timeout, DEFAULT_API_STATEMENT_TIMEOUT)?;
+        let timeout =
+            longer_than_nothing("api_statement_timeout", given.api_statement_timeout, DEFAULT_API_STATEMENT_TIMEOUT)?;
         Ok(Config {
             listen: given.listen.map_or_else(default_listen, Ok)?,
             allowed_hosts: given.allowed_host.unwrap_or_default(),
@@ -395,8 +408,16 @@ impl Settings {
             queues,
             workers: at_least_one("workers", given.workers, DEFAULT_WORKERS)?,
             api_connections: at_least_one("api_connections", given.api_connections, DEFAULT_API_CONNECTIONS)?,
-            control_connections: at_least_one("control_connections", given.control_connections, DEFAULT_CONTROL_CONNECTIONS)?,
-            result_connections: at_least_one("result_connections", given.result_connections, DEFAULT_RESULT_CONNECTIONS)?,
+            control_connections: at_least_one(
+                "control_connections",
+                given.control_connections,
+                DEFAULT_CONTROL_CONNECTIONS,
+            )?,
+            result_connections: at_least_one(
+                "result_connections",
+                given.result_connections,
+                DEFAULT_RESULT_CONNECTIONS,
+            )?,
             api_statement_timeout: timeout,
             shutdown_grace: given.shutdown_grace.map_or(DEFAULT_SHUTDOWN_GRACE, |span| span.0),
             notify: given.notify.unwrap_or(true),
@@ -430,12 +451,15 @@ impl Settings {
 pub fn unknown_variables(connections: &Connections) -> Vec<String> {
     const OTHERS: [&str; 5] =
         ["SLOWLANE_DATABASE_URL", "SLOWLANE_API_TOKEN", "SLOWLANE_TARGET", "SLOWLANE_CONFIG", "SLOWLANE_DATA_DIR"];
-    let named = |name: &str| connections.target.iter().any(|given| given.split_once('=').is_some_and(|(_, v)| v == name));
+    let named =
+        |name: &str| connections.target.iter().any(|given| given.split_once('=').is_some_and(|(_, v)| v == name));
     let mut unknown: Vec<String> = std::env::vars_os()
         .filter_map(|(name, _)| name.into_string().ok())
         // A DSN that a target may name.
         .filter(|name| name.starts_with("SLOWLANE_") && !name.ends_with("_URL"))
-        .filter(|name| !Settings::VARIABLES.contains(&name.as_str()) && !OTHERS.contains(&name.as_str()) && !named(name))
+        .filter(|name| {
+            !Settings::VARIABLES.contains(&name.as_str()) && !OTHERS.contains(&name.as_str()) && !named(name)
+        })
         .collect();
     unknown.sort();
     unknown
@@ -462,7 +486,13 @@ impl Config {
             format!("retention = {}", span(self.retention)),
             format!("result_store_bytes = {}", self.result_store_bytes),
             format!("log = {}", text(&self.log)),
-            format!("log_format = {}", text(match self.log_format { LogFormat::Plain => "plain", LogFormat::Json => "json" })),
+            format!(
+                "log_format = {}",
+                text(match self.log_format {
+                    LogFormat::Plain => "plain",
+                    LogFormat::Json => "json",
+                })
+            ),
         ];
         if self.api_token.is_some() {
             lines.insert(1, "api_token = \"***\"".to_owned());

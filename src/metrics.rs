@@ -103,9 +103,17 @@ impl Metrics {
         r.register("jobs_accepted", "Jobs that this process accepted", self.accepted.clone());
         r.register("attempts_finished", "Attempts that ended in this process, by outcome", self.finished.clone());
         r.register("http_requests", "Requests that this process answered", self.requests.clone());
-        r.register("work_threads_replaced", "Threads that died or were stuck in their work", self.threads_replaced.clone());
+        r.register(
+            "work_threads_replaced",
+            "Threads that died or were stuck in their work",
+            self.threads_replaced.clone(),
+        );
         r.register("queue_depth", "Unfinished jobs, by queue and state", self.depth.clone());
-        r.register("queue_oldest_age_seconds", "Age of the oldest unfinished job since its run_at", self.oldest_age.clone());
+        r.register(
+            "queue_oldest_age_seconds",
+            "Age of the oldest unfinished job since its run_at",
+            self.oldest_age.clone(),
+        );
         r.register("pool_size", "Connections that a pool may hold", self.pool_size.clone());
         r.register("pool_in_use", "Connections on loan", self.pool_in_use.clone());
         r.register("pool_waiting", "Requests that wait for a connection", self.pool_waiting.clone());

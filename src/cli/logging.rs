@@ -36,7 +36,8 @@ fn env_filter(filter: &str) -> Result<&str, Failure> {
     for directive in directives {
         let level = directive.rsplit('=').next().unwrap_or_default().trim();
         let is_level = level.parse::<log::LevelFilter>().is_ok();
-        let is_module = !directive.contains('=') && level.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c));
+        let is_module =
+            !directive.contains('=') && level.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c));
         if !is_level && (!is_module || directive == filter) {
             return Err(format!("log: {level:?} is no level; expected off, error, warn, info, debug or trace").into());
         }

@@ -61,7 +61,8 @@ pub struct Parts {
 pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            format!("{address} is in use by another program: stop that one, or choose another address with --listen").into()
+            format!("{address} is in use by another program: stop that one, or choose another address with --listen")
+                .into()
         }
         _ => format!("can't listen on {address}: {error}").into(),
     })
@@ -193,7 +194,11 @@ fn check_queue(queue: &Dsn) -> Result<(), Failure> {
         return Err(migrations::MigrateError::Newer(status.unknown.join(", ")).into());
     }
     if !status.pending.is_empty() {
-        return Err(format!("the queue's schema lacks migrations ({}): run `slowlane migrate up`", status.pending.join(", ")).into());
+        return Err(format!(
+            "the queue's schema lacks migrations ({}): run `slowlane migrate up`",
+            status.pending.join(", ")
+        )
+        .into());
     }
     Ok(())
 }

@@ -78,18 +78,10 @@ impl Doorway {
         let mut threads = Vec::with_capacity(size);
         for n in 0..size {
             let shared = Arc::clone(&shared);
-            let thread = std::thread::Builder::new()
-                .name(format!("slowlane-api-{n}"))
-                .spawn(move || shared.serve())?;
+            let thread = std::thread::Builder::new().name(format!("slowlane-api-{n}")).spawn(move || shared.serve())?;
             threads.push(thread);
         }
-        Ok((
-            Doorway {
-                shared: Arc::clone(&shared),
-                patience,
-            },
-            DoorwayThreads { shared, threads },
-        ))
+        Ok((Doorway { shared: Arc::clone(&shared), patience }, DoorwayThreads { shared, threads }))
     }
 
     /// Runs `work` with a connection on a thread of the doorway.
@@ -173,11 +165,7 @@ impl Shared {
             if tasks.closed {
                 return None;
             }
-            tasks = self
-                .arrived
-                .wait_timeout(tasks, Duration::from_secs(60))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            tasks = self.arrived.wait_timeout(tasks, Duration::from_secs(60)).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -122,9 +122,7 @@ fn locked_up(connection: &mut PgConnection) -> Result<Vec<String>, MigrateError>
     }
     diesel::sql_query("CREATE SCHEMA IF NOT EXISTS slowlane").execute(connection)?;
     diesel::sql_query("SET search_path = slowlane").execute(connection)?;
-    let applied = connection
-        .run_pending_migrations(MIGRATIONS)
-        .map_err(|e| MigrateError::Failed(e.to_string()))?;
+    let applied = connection.run_pending_migrations(MIGRATIONS).map_err(|e| MigrateError::Failed(e.to_string()))?;
     Ok(applied.iter().map(ToString::to_string).collect())
 }
 
@@ -133,9 +131,7 @@ fn locked_up(connection: &mut PgConnection) -> Result<Vec<String>, MigrateError>
 /// # Errors
 /// When a migration's way down fails.
 pub fn down(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    connection
-        .revert_all_migrations(MIGRATIONS)
-        .map_err(|e| MigrateError::Failed(e.to_string()))?;
+    connection.revert_all_migrations(MIGRATIONS).map_err(|e| MigrateError::Failed(e.to_string()))?;
     Ok(())
 }
 
@@ -143,18 +139,13 @@ fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError> {
     let number = diesel::sql_query("SELECT current_setting('server_version_num')::int AS number")
         .get_result::<ServerVersion>(connection)?
         .number;
-    if number < OLDEST_SERVER {
-        Err(MigrateError::ServerTooOld(number / 10_000))
-    } else {
-        Ok(())
-    }
+    if number < OLDEST_SERVER { Err(MigrateError::ServerTooOld(number / 10_000)) } else { Ok(()) }
 }
 
 fn known() -> Result<Vec<String>, MigrateError> {
     use diesel::migration::{Migration, MigrationSource};
-    let migrations: Vec<Box<dyn Migration<diesel::pg::Pg>>> = MIGRATIONS
-        .migrations()
-        .map_err(|e| MigrateError::Failed(e.to_string()))?;
+    let migrations: Vec<Box<dyn Migration<diesel::pg::Pg>>> =
+        MIGRATIONS.migrations().map_err(|e| MigrateError::Failed(e.to_string()))?;
     let mut versions: Vec<String> = migrations.iter().map(|m| m.name().version().to_string()).collect();
     versions.sort();
     Ok(versions)

@@ -40,10 +40,7 @@ impl Manager {
     /// Connections to the queue: `search_path` is the schema `slowlane` alone, and a commit is durable whatever
     /// the server's default says.
     pub fn queue(dsn: &Dsn, purpose: &Purpose) -> Manager {
-        let dsn = dsn
-            .clone()
-            .for_connecting()
-            .with("application_name", &format!("slowlane {}", purpose.name));
+        let dsn = dsn.clone().for_connecting().with("application_name", &format!("slowlane {}", purpose.name));
         let setup = format!(
             "SET search_path = slowlane; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET jit = off;
              SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 60000;
@@ -52,21 +49,13 @@ impl Manager {
             purpose.statement_timeout.as_millis(),
             purpose.statement_timeout.as_millis(),
         );
-        Manager {
-            dsn,
-            setup: setup.into(),
-            cached_statements: true,
-        }
+        Manager { dsn, setup: setup.into(), cached_statements: true }
     }
 
     /// Connections that jobs run on: `setup` is run on each new one, and no statement is kept prepared, because
     /// `DISCARD ALL` between jobs would drop it behind Diesel's back.
     pub fn work(dsn: &Dsn, setup: &str) -> Manager {
-        Manager {
-            dsn: dsn.clone().for_connecting(),
-            setup: setup.into(),
-            cached_statements: false,
-        }
+        Manager { dsn: dsn.clone().for_connecting(), setup: setup.into(), cached_statements: false }
     }
 
     /// Opens one connection outside any pool.

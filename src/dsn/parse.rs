@@ -50,7 +50,10 @@ fn check(parameters: &Parameters, table: &[Parameter]) -> Result<(), DsnError> {
         return Err(DsnError::new("empty", "the connection string names nothing to connect to"));
     }
     if parameters.contains_key("service") || parameters.contains_key("servicefile") {
-        return Err(DsnError::new("unknown_parameter", "service= isn't supported: write out what the service stands for"));
+        return Err(DsnError::new(
+            "unknown_parameter",
+            "service= isn't supported: write out what the service stands for",
+        ));
     }
     if parameters.contains_key("sslkeylogfile") {
         return Err(DsnError::new("unknown_parameter", "sslkeylogfile would write the session's keys to a file"));
@@ -141,8 +144,7 @@ fn host(text: &str) -> Result<(&str, &str), DsnError> {
 }
 
 fn query_parameter(pair: &str, parameters: &mut Parameters) -> Result<(), DsnError> {
-    let (keyword, value) =
-        pair.split_once('=').ok_or_else(|| malformed("a parameter behind the `?` has no value"))?;
+    let (keyword, value) = pair.split_once('=').ok_or_else(|| malformed("a parameter behind the `?` has no value"))?;
     if value.contains('+') && keyword == "options" {
         return Err(malformed("a blank in `options` is written %20: libpq takes `+` as it is"));
     }
@@ -165,7 +167,10 @@ fn set_unless_empty(parameters: &mut Parameters, keyword: &str, value: String) {
 
 fn decode(text: &str) -> Result<String, DsnError> {
     let invalid = || {
-        DsnError::new("invalid_percent_encoding", "a `%` is not followed by two hexadecimal digits, or stands for NUL; write %25 for `%`")
+        DsnError::new(
+            "invalid_percent_encoding",
+            "a `%` is not followed by two hexadecimal digits, or stands for NUL; write %25 for `%`",
+        )
     };
     if text.contains(char::is_whitespace) {
         return Err(malformed("a blank in a URL is written %20"));
@@ -190,9 +195,10 @@ fn key_value(text: &str) -> Result<Parameters, DsnError> {
     while !rest.is_empty() {
         let end = rest.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(rest.len());
         let (keyword, after) = rest.split_at(end);
-        let after = after.trim_start().strip_prefix('=').ok_or_else(|| {
-            malformed("a word is not followed by `=`; a value with blanks stands in single quotes")
-        })?;
+        let after = after
+            .trim_start()
+            .strip_prefix('=')
+            .ok_or_else(|| malformed("a word is not followed by `=`; a value with blanks stands in single quotes"))?;
         let (value, after) = value(after.trim_start())?;
         insert_once(&mut parameters, keyword.to_owned(), value)?;
         rest = after.trim_start();

@@ -60,7 +60,9 @@ fn hosts(parameters: &BTreeMap<String, String>) -> String {
 fn encode(text: &str) -> String {
     text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
         match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'*' => encoded.push(char::from(byte)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'*' => {
+                encoded.push(char::from(byte))
+            }
             // Writing to a String can't fail.
             _ => drop(write!(encoded, "%{byte:02X}")),
         }

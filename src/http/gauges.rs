@@ -22,11 +22,8 @@ pub(super) fn start(shared: State) {
 
 /// A look that fails leaves the gauges as they were.
 async fn look(shared: &State) {
-    let looked = shared
-        .state
-        .doorway
-        .run(|connection| Ok((read::depths(connection)?, store::stored_bytes(connection)?)))
-        .await;
+    let looked =
+        shared.state.doorway.run(|connection| Ok((read::depths(connection)?, store::stored_bytes(connection)?))).await;
     if let Ok((depths, bytes)) = looked {
         let depths = depths.into_iter().map(|d| (d.queue, d.state.as_str().to_owned(), d.count, d.oldest_age_s));
         shared.state.metrics.set_depths(depths);

@@ -68,12 +68,15 @@ fn check(request: &ServiceRequest, settings: &HttpSettings) -> Result<(), Proble
 }
 
 fn check_token(request: &ServiceRequest, settings: &HttpSettings) -> Result<(), Problem> {
-    let Some(token) = &settings.api_token else { return Ok(()) };
+    let Some(token) = &settings.api_token else {
+        return Ok(());
+    };
     if WITHOUT_TOKEN.contains(&request.path()) {
         return Ok(());
     }
     let given = header_text(request, header::AUTHORIZATION).unwrap_or_default();
-    let given = given.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, t)| t.trim());
+    let given =
+        given.split_once(' ').filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, t)| t.trim());
     let matches = given.is_some_and(|given| bool::from(given.as_bytes().ct_eq(token.0.as_bytes())));
     if matches {
         return Ok(());

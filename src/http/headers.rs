@@ -30,9 +30,11 @@ pub fn prefer_wait(request: &HttpRequest) -> Option<Duration> {
 
 /// One of the tags in `If-None-Match` is `etag`, weakly compared (RFC 9110).
 pub fn if_none_match(request: &HttpRequest, etag: &str) -> bool {
-    request.headers().get_all(header::IF_NONE_MATCH).filter_map(|value| value.to_str().ok()).any(|value| {
-        value.trim() == "*" || value.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)
-    })
+    request
+        .headers()
+        .get_all(header::IF_NONE_MATCH)
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.trim() == "*" || value.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag))
 }
 
 /// The `Idempotency-Key`, quoted or bare, with the digest of what it is used for.
@@ -40,7 +42,9 @@ pub fn if_none_match(request: &HttpRequest, etag: &str) -> bool {
 /// # Errors
 /// 400 for one that is empty, too long or not printable.
 pub fn idempotency(request: &HttpRequest, fingerprint: Vec<u8>) -> Result<Option<Idempotency>, Problem> {
-    let Some(value) = request.headers().get(HeaderName::from_static("idempotency-key")) else { return Ok(None) };
+    let Some(value) = request.headers().get(HeaderName::from_static("idempotency-key")) else {
+        return Ok(None);
+    };
     let invalid = || {
         Problem::new(Code::InvalidHeader, "the Idempotency-Key can't be used")
             .field("Idempotency-Key", format!("expected 1 to {MAX_KEY_CHARS} printable characters, quoted or bare"))

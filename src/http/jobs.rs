@@ -22,7 +22,8 @@ pub(super) fn parse_id(text: &str) -> Result<Uuid, Problem> {
 pub(super) async fn read(shared: &Shared, id: Uuid) -> Result<Job, Problem> {
     let job = shared.state.doorway.run(move |connection| read::job(connection, id)).await?;
     job.ok_or_else(|| {
-        Problem::new(Code::JobNotFound, format!("there is no job {id}, or its record is past its time")).field("id", "expected the id of a job")
+        Problem::new(Code::JobNotFound, format!("there is no job {id}, or its record is past its time"))
+            .field("id", "expected the id of a job")
     })
 }
 
@@ -42,7 +43,8 @@ pub(super) async fn get(request: HttpRequest, shared: State, id: web::Path<Strin
     let mut applied = None;
     if let Some(wait) = prefer_wait(&request) {
         // Without a tag the caller knows what it is told now; with one, what the tag stands for.
-        let stale = request.headers().contains_key(header::IF_NONE_MATCH) && !if_none_match(&request, &wire::etag(&job));
+        let stale =
+            request.headers().contains_key(header::IF_NONE_MATCH) && !if_none_match(&request, &wire::etag(&job));
         let settled = job.state.is_final();
         let waited = if stale || settled { Some(false) } else { wait_for_change(&shared, &job, wait).await };
         if waited == Some(true) {

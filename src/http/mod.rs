@@ -31,12 +31,12 @@ pub use guard::{ListenError, check_listen};
 pub use problem::Code;
 
 use crate::db::Doorway;
+use crate::http::waiters::Waiters;
 use crate::kinds::Registry;
 use crate::metrics::Metrics;
 use crate::queue::accept::Writer;
 use crate::queue::liveness::Health;
 use crate::queue::signals::Signals;
-use crate::http::waiters::Waiters;
 
 /// The largest body of a request: 1 MiB.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;

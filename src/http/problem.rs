@@ -243,10 +243,15 @@ impl ResponseError for Problem {
 impl From<DbError> for Problem {
     fn from(error: DbError) -> Problem {
         match error {
-            DbError::Busy(_) => Problem::new(Code::DatabaseBusy, "the database did not answer in time; try again shortly"),
+            DbError::Busy(_) => {
+                Problem::new(Code::DatabaseBusy, "the database did not answer in time; try again shortly")
+            }
             DbError::Unavailable(reason) => {
                 log::warn!("a request failed because the database is unavailable: {reason}");
-                Problem::new(Code::DatabaseUnavailable, "the database can't be reached at the moment; try again shortly")
+                Problem::new(
+                    Code::DatabaseUnavailable,
+                    "the database can't be reached at the moment; try again shortly",
+                )
             }
             DbError::Query(error) => Problem::internal(&error),
         }

@@ -67,7 +67,8 @@ async fn find(shared: &Shared, id: Uuid) -> Result<Found, Problem> {
         }
         (_, Some(_)) => Err(Problem::new(Code::ResultDeleted, "the result was deleted on request")),
         (JobState::Failed, None) => {
-            Err(Problem::new(Code::JobFailed, "the job failed; its error says why").hint(format!("see {}", wire::path(id))))
+            Err(Problem::new(Code::JobFailed, "the job failed; its error says why")
+                .hint(format!("see {}", wire::path(id))))
         }
         (JobState::Cancelled, None) => Err(Problem::new(Code::JobCancelled, "the job was cancelled")),
         (JobState::Succeeded, None) => Ok(Found::Answer(HttpResponse::NoContent().finish())),
@@ -156,7 +157,9 @@ pub(super) async fn data(request: HttpRequest, shared: State, id: web::Path<Stri
         response.no_chunking(wanted.end - wanted.start);
     }
     if request.method() == Method::HEAD {
-        return Ok(response.body(body::Empty { length: (coding == Coding::Identity).then_some(wanted.end - wanted.start) }));
+        return Ok(
+            response.body(body::Empty { length: (coding == Coding::Identity).then_some(wanted.end - wanted.start) })
+        );
     }
     let exact = (coding == Coding::Identity).then_some(wanted.end - wanted.start);
     let stream = stream(shared, id, *stored, format, wanted, coding);

@@ -20,9 +20,8 @@ pub type Members<'b> = BTreeMap<String, &'b RawValue>;
 /// 400 with the place: what isn't UTF-8 or JSON, names that stand twice, nesting over [`MAX_DEPTH`]. 422 for
 /// `\u0000`, which JSON has and Postgres doesn't.
 pub fn object(body: &[u8]) -> Result<Members<'_>, Problem> {
-    let text = std::str::from_utf8(body).map_err(|error| {
-        malformed(&format!("it is not UTF-8 from byte {} on", error.valid_up_to()))
-    })?;
+    let text = std::str::from_utf8(body)
+        .map_err(|error| malformed(&format!("it is not UTF-8 from byte {} on", error.valid_up_to())))?;
     let value: &RawValue = parse(text)?;
     let mut names = HashSet::new();
     check(value, &mut String::new(), 0, &mut names)?;
@@ -72,7 +71,8 @@ fn parse<'t, T: Deserialize<'t>>(text: &'t str) -> Result<T, Problem> {
 }
 
 fn too_deep(pointer: &str) -> Problem {
-    malformed(&format!("it is nested more than {MAX_DEPTH} deep")).field(pointer, format!("expected at most {MAX_DEPTH} levels"))
+    malformed(&format!("it is nested more than {MAX_DEPTH} deep"))
+        .field(pointer, format!("expected at most {MAX_DEPTH} levels"))
 }
 
 fn check(value: &RawValue, pointer: &mut String, depth: usize, names: &mut HashSet<String>) -> Result<(), Problem> {
@@ -113,8 +113,11 @@ fn check(value: &RawValue, pointer: &mut String, depth: usize, names: &mut HashS
 
 fn check_text(text: &str, pointer: &str) -> Result<(), Problem> {
     if text.contains('\0') {
-        return Err(Problem::new(Code::InvalidRequest, "a text holds the character \\u0000, which Postgres can't store")
-            .field(pointer, "expected a text without \\u0000"));
+        return Err(Problem::new(
+            Code::InvalidRequest,
+            "a text holds the character \\u0000, which Postgres can't store",
+        )
+        .field(pointer, "expected a text without \\u0000"));
     }
     Ok(())
 }

@@ -25,9 +25,8 @@ use crate::queue::{Job, NewJob, RawJson};
 
 /// Fields of the contract whose features aren't there.
 const NOT_SUPPORTED_YET: [&str; 3] = ["unique_key", "concurrency_key", "webhook"];
-const FIELDS: [&str; 10] = [
-    "kind", "args", "target", "queue", "priority", "run_at", "timeout_ms", "max_attempts", "labels", "result_ttl_ms",
-];
+const FIELDS: [&str; 10] =
+    ["kind", "args", "target", "queue", "priority", "run_at", "timeout_ms", "max_attempts", "labels", "result_ttl_ms"];
 
 pub(super) async fn submit(
     request: HttpRequest,
@@ -35,7 +34,10 @@ pub(super) async fn submit(
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
     if shared.state.health.is_stopping() {
-        return Err(Problem::new(Code::ShuttingDown, "this server is shutting down; try again, another one may answer"));
+        return Err(Problem::new(
+            Code::ShuttingDown,
+            "this server is shutting down; try again, another one may answer",
+        ));
     }
     check_content_type(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
@@ -113,12 +115,7 @@ fn not_accepted(error: AcceptError) -> Problem {
     }
 }
 
-async fn answer(
-    shared: &Shared,
-    job: Job,
-    replayed: bool,
-    wait: Option<Duration>,
-) -> Result<HttpResponse, Problem> {
+async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration>) -> Result<HttpResponse, Problem> {
     let mut job = job;
     let mut applied = None;
     if let Some(wait) = wait {
@@ -268,7 +265,9 @@ impl<'b> Fields<'_, 'b> {
     where
         T: std::str::FromStr + PartialOrd + Copy + std::fmt::Display,
     {
-        let Some(value) = self.member(field) else { return default };
+        let Some(value) = self.member(field) else {
+            return default;
+        };
         match value.get().parse::<T>() {
             Ok(number) if number >= least && number <= most => number,
             _ => {
@@ -289,7 +288,9 @@ impl<'b> Fields<'_, 'b> {
     }
 
     fn labels(&mut self) -> BTreeMap<String, String> {
-        let Some(value) = self.member("labels") else { return BTreeMap::new() };
+        let Some(value) = self.member("labels") else {
+            return BTreeMap::new();
+        };
         let Ok(labels) = serde_json::from_str::<BTreeMap<String, String>>(value.get()) else {
             self.wrong("labels", "expected an object whose values are strings");
             return BTreeMap::new();
@@ -300,7 +301,8 @@ impl<'b> Fields<'_, 'b> {
         for (name, text) in &labels {
             let fits = |text: &str| text.chars().count() <= MAX_LABEL_CHARS;
             if name.is_empty() || !fits(name) || !fits(text) {
-                let detail = format!("expected names of 1 to {MAX_LABEL_CHARS} characters and values of at most as many");
+                let detail =
+                    format!("expected names of 1 to {MAX_LABEL_CHARS} characters and values of at most as many");
                 self.wrong(&format!("labels/{}", escape(name)), detail);
             }
         }

@@ -134,10 +134,9 @@ impl<'j> JobResource<'j> {
             progress: job.progress.as_ref().map(Progress::of),
             statistics: job.statistics,
             result: ResultSummary::of(job, produces_result),
-            backend: job.backend.map(|JobBackend { pid, backend_start }| Backend {
-                pid,
-                backend_start: Time(backend_start),
-            }),
+            backend: job
+                .backend
+                .map(|JobBackend { pid, backend_start }| Backend { pid, backend_start: Time(backend_start) }),
             cancel_requested_at: job.cancel_requested_at.map(Time),
             error: job.error.as_ref(),
             retry_of: job.retry_of,

@@ -77,8 +77,10 @@ impl Work for CarrierReport {
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Vec<CarrierLine>, WorkError> {
         let mut connection = ctx.diesel()?;
-        let carriers: Vec<(String, String)> =
-            airlines::table.order(airlines::carrier).select((airlines::carrier, airlines::name)).load(&mut *connection)?;
+        let carriers: Vec<(String, String)> = airlines::table
+            .order(airlines::carrier)
+            .select((airlines::carrier, airlines::name))
+            .load(&mut *connection)?;
         let total = i64::try_from(carriers.len()).unwrap_or(i64::MAX);
         let mut lines = Vec::with_capacity(carriers.len());
         for (carrier, name) in carriers {

@@ -12,8 +12,8 @@ use diesel::pg::PgConnection;
 
 use crate::db::pool::Pool;
 use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
-use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::kinds::WorkError;
+use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::pq::{Canceller, Session};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;

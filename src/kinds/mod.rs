@@ -149,8 +149,7 @@ impl From<diesel::result::Error> for WorkError {
             _ => (None, None, None),
         };
         // Diesel passes no SQLSTATE on; what it tells apart is enough to know what is worth another try.
-        let serialization =
-            matches!(&error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _));
+        let serialization = matches!(&error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _));
         let message = error.to_string();
         let cancelled = message.starts_with("canceling statement");
         let (code, retryable) = match DbError::from(error) {
@@ -212,12 +211,8 @@ impl Registry {
 
     /// Adds a kind. One of the same name is replaced.
     pub fn with<W: Work>(mut self) -> Registry {
-        let entry = Entry {
-            repeatable: W::REPEATABLE,
-            produces_result: W::PRODUCES_RESULT,
-            check: check::<W>,
-            run: run::<W>,
-        };
+        let entry =
+            Entry { repeatable: W::REPEATABLE, produces_result: W::PRODUCES_RESULT, check: check::<W>, run: run::<W> };
         self.kinds.insert(W::KIND, entry);
         self
     }
@@ -297,6 +292,7 @@ fn run<W: Work>(args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, W
         WorkError::Fail(JobError::new("invalid_args", format!("{}: {}", error.pointer, error.detail)))
     })?;
     let output = work.run(ctx)?;
-    RawJson::of(&output)
-        .map_err(|error| WorkError::Fail(JobError::new("invalid_output", format!("the output has no JSON form: {error}"))))
+    RawJson::of(&output).map_err(|error| {
+        WorkError::Fail(JobError::new("invalid_output", format!("the output has no JSON form: {error}")))
+    })
 }

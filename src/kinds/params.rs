@@ -126,7 +126,9 @@ fn encode_one(given: &RawValue, kind: ParamType) -> Result<Option<CString>, &'st
 fn scalar(value: &RawValue) -> Result<String, &'static str> {
     match value.get().chars().next() {
         Some('"') => serde_json::from_str(value.get()).map_err(|_| "it is no valid string"),
-        Some('[') => Err("an array is given, and the statement expects a scalar there; name another type with {\"type\": …, \"value\": …}"),
+        Some('[') => Err(
+            "an array is given, and the statement expects a scalar there; name another type with {\"type\": …, \"value\": …}",
+        ),
         Some('{') => Err("an object is given, and the statement expects a scalar there"),
         _ => Ok(value.get().to_owned()),
     }
@@ -196,7 +198,10 @@ mod tests {
         assert_eq!(one("\"a\\u00e9\\n\"", ParamType::Scalar).unwrap().as_deref(), Some("a\u{e9}\n"));
         assert_eq!(one("null", ParamType::Json).unwrap(), None);
         assert_eq!(one("{\"type\":\"jsonb\",\"value\":null}", ParamType::Json).unwrap().as_deref(), Some("null"));
-        assert_eq!(one("{\"type\":\"json\",\"value\":{\"b\": 1.0}}", ParamType::Json).unwrap().as_deref(), Some("{\"b\": 1.0}"));
+        assert_eq!(
+            one("{\"type\":\"json\",\"value\":{\"b\": 1.0}}", ParamType::Json).unwrap().as_deref(),
+            Some("{\"b\": 1.0}")
+        );
         assert_eq!(one("\"a\"", ParamType::Json).unwrap().as_deref(), Some("\"a\""));
         assert_eq!(one("[1, 2]", ParamType::Json).unwrap().as_deref(), Some("[1, 2]"));
     }
@@ -208,7 +213,10 @@ mod tests {
         let of_json = ParamType::Array { of_json: true, delimiter: ',' };
         assert_eq!(one("[{\"a\":[1]}, null]", of_json).unwrap().as_deref(), Some(r#"{"{\"a\":[1]}",NULL}"#));
         assert_eq!(one("\"{1,2}\"", ARRAY).unwrap().as_deref(), Some("{1,2}"));
-        assert_eq!(one("[\"(1,1),(0,0)\"]", ParamType::Array { of_json: false, delimiter: ';' }).unwrap().as_deref(), Some(r#"{"(1,1),(0,0)"}"#));
+        assert_eq!(
+            one("[\"(1,1),(0,0)\"]", ParamType::Array { of_json: false, delimiter: ';' }).unwrap().as_deref(),
+            Some(r#"{"(1,1),(0,0)"}"#)
+        );
         assert!(one(&format!("{}1{}", "[".repeat(7), "]".repeat(7)), ARRAY).is_err());
     }
 
@@ -217,7 +225,9 @@ mod tests {
         assert_eq!(encode(&[raw("1")], &[]).unwrap_err().code, "parameter_count");
         assert!(one("[1]", ParamType::Scalar).unwrap_err().message.starts_with("/params/0: an array"));
         let pointers: Vec<String> = check(&[raw("1"), raw("{\"a\":1}"), raw("[\"x\\u0000\"]"), raw("\"\\\\u0000\"")])
-            .into_iter().map(|e| e.pointer).collect();
+            .into_iter()
+            .map(|e| e.pointer)
+            .collect();
         assert_eq!(pointers, ["/params/1", "/params/2"]);
     }
 }

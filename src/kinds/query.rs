@@ -169,9 +169,9 @@ fn not_a_query(error: PqError) -> WorkError {
 /// What ended the stream of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
-    AtTheLastRow,
-    AtRowLimit,
-    AtByteLimit,
+    LastRow,
+    RowLimit,
+    ByteLimit,
 }
 
 fn stream(
@@ -182,22 +182,22 @@ fn stream(
     sink: &mut Sink<'_, '_>,
 ) -> Result<Ended, WorkError> {
     let mut rows = session.stream(values).map_err(not_a_query)?;
-    let mut ended = Ended::AtTheLastRow;
+    let mut ended = Ended::LastRow;
     loop {
         match rows.next_chunk() {
             Ok(None) => return Ok(ended),
             // What still comes after a limit is read and dropped, until the cancel has arrived.
-            Ok(Some(_)) if ended != Ended::AtTheLastRow => {}
+            Ok(Some(_)) if ended != Ended::LastRow => {}
             Ok(Some(chunk)) => {
                 ended = sink.take(&chunk)?;
-                if ended != Ended::AtTheLastRow {
+                if ended != Ended::LastRow {
                     *close = true;
                     if let Err(error) = canceller.cancel() {
                         log::debug!("a statement at its limit could not be cancelled: {error}");
                     }
                 }
             }
-            Err(error) if ended != Ended::AtTheLastRow && error.sqlstate.as_deref() == Some(QUERY_CANCELED) => {
+            Err(error) if ended != Ended::LastRow && error.sqlstate.as_deref() == Some(QUERY_CANCELED) => {
                 return Ok(ended);
             }
             Err(error) => return Err(not_a_query(error)),
@@ -228,8 +228,7 @@ impl<'s, 'c> Sink<'s, 'c> {
             .zip(types)
             .map(|(column, type_name)| Column { name: column.name.clone(), type_oid: column.type_oid, type_name })
             .collect();
-        let limits =
-            Limits { row_limit: query.row_limit, byte_limit: query.byte_limit.unwrap_or(DEFAULT_BYTE_LIMIT) };
+        let limits = Limits { row_limit: query.row_limit, byte_limit: query.byte_limit.unwrap_or(DEFAULT_BYTE_LIMIT) };
         Sink { ctx, query, writer: ctx.result_writer(columns, limits) }
     }
 
@@ -238,8 +237,8 @@ impl<'s, 'c> Sink<'s, 'c> {
         for row in 0..chunk.rows() {
             match self.writer.push((0..chunk.columns()).map(|column| chunk.value(row, column)))? {
                 Pushed::Stored => {}
-                Pushed::RowLimit => return Ok(Ended::AtRowLimit),
-                Pushed::ByteLimit => return Ok(Ended::AtByteLimit),
+                Pushed::RowLimit => return Ok(Ended::RowLimit),
+                Pushed::ByteLimit => return Ok(Ended::ByteLimit),
             }
         }
         self.ctx.progress(Report {
@@ -249,13 +248,13 @@ impl<'s, 'c> Sink<'s, 'c> {
             unit: "rows".to_owned(),
             basis: ProgressBasis::None,
         });
-        Ok(Ended::AtTheLastRow)
+        Ok(Ended::LastRow)
     }
 
     fn keep(self, ended: Ended) -> Result<(), WorkError> {
-        let truncated = ended != Ended::AtTheLastRow;
+        let truncated = ended != Ended::LastRow;
         if truncated && self.query.on_limit == OnLimit::Fail {
-            let limit = if ended == Ended::AtRowLimit { "row_limit" } else { "byte_limit" };
+            let limit = if ended == Ended::RowLimit { "row_limit" } else { "byte_limit" };
             let error = JobError::new("limit_exceeded", format!("the result is larger than {limit}"));
             return Err(WorkError::Fail(error.with_hint("raise the limit, or set on_limit to \"truncate\"")));
         }

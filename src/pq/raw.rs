@@ -215,8 +215,12 @@ impl Drop for Conn {
 /// Called by libpq on the thread that reads from the connection.
 unsafe extern "C" fn receive_notice(arg: *mut c_void, result: *const pq::PGresult) {
     // SAFETY: `arg` is the boxed mutex that lives as long as the connection.
-    let Some(notices) = (unsafe { arg.cast::<Mutex<Vec<Notice>>>().as_ref() }) else { return };
-    let Some(result) = NonNull::new(result.cast_mut()) else { return };
+    let Some(notices) = (unsafe { arg.cast::<Mutex<Vec<Notice>>>().as_ref() }) else {
+        return;
+    };
+    let Some(result) = NonNull::new(result.cast_mut()) else {
+        return;
+    };
     let notice = Notice {
         severity: field(result, pq::PG_DIAG_SEVERITY_NONLOCALIZED).unwrap_or_default(),
         sqlstate: field(result, pq::PG_DIAG_SQLSTATE).unwrap_or_default(),

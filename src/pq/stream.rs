@@ -68,7 +68,9 @@ impl<'s> RowStream<'s> {
                         return Ok(Some(Chunk(result)));
                     }
                 }
-                ExecStatusType::PGRES_EMPTY_QUERY => return self.fail(PqError::of(PqErrorKind::Usage, "the statement is empty")),
+                ExecStatusType::PGRES_EMPTY_QUERY => {
+                    return self.fail(PqError::of(PqErrorKind::Usage, "the statement is empty"));
+                }
                 // Reading on would wait for data that nobody sends: the session must be closed.
                 ExecStatusType::PGRES_COPY_IN | ExecStatusType::PGRES_COPY_OUT | ExecStatusType::PGRES_COPY_BOTH => {
                     self.ended = true;

@@ -107,18 +107,9 @@ impl Writer {
         let (requests, incoming) = sync_channel(MAX_WAITING);
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let room = Arc::clone(&waiting_bytes);
-        std::thread::Builder::new()
-            .name("slowlane-writer".to_owned())
-            .spawn(move || {
-                WriterThread {
-                    manager,
-                    signals,
-                    incoming,
-                    waiting_bytes: room,
-                    connection: None,
-                }
-                .serve();
-            })?;
+        std::thread::Builder::new().name("slowlane-writer".to_owned()).spawn(move || {
+            WriterThread { manager, signals, incoming, waiting_bytes: room, connection: None }.serve();
+        })?;
         Ok(Writer { requests, waiting_bytes })
     }
 
@@ -129,12 +120,7 @@ impl Writer {
     pub async fn accept(&self, request: Accept) -> Result<Accepted, AcceptError> {
         let id = request.job.id;
         let bytes = request.job.args.text().len();
-        if self
-            .waiting_bytes
-            .fetch_add(bytes, Ordering::AcqRel)
-            .saturating_add(bytes)
-            > MAX_WAITING_BYTES
-        {
+        if self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes) > MAX_WAITING_BYTES {
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             return Err(AcceptError::Busy);
         }
@@ -197,10 +183,7 @@ impl WriterThread {
                 requests.iter().map(|request| self.insert_alone(request)).collect()
             }
             Ok(outcomes) => outcomes,
-            Err(error) => requests
-                .iter()
-                .map(|request| Err(error.for_job(request.job.id)))
-                .collect(),
+            Err(error) => requests.iter().map(|request| Err(error.for_job(request.job.id))).collect(),
         };
         self.hint(&outcomes);
         for (waiting, outcome) in group.into_iter().zip(outcomes) {
@@ -267,16 +250,8 @@ impl WriterThread {
                 scheduled = true;
                 continue;
             }
-            let hint = ReadyHint {
-                queue: job.queue.clone(),
-                priority: job.priority,
-                run_at: job.run_at,
-                id: job.id,
-            };
-            match hints
-                .iter_mut()
-                .find(|h| h.queue == hint.queue && h.priority == hint.priority)
-            {
+            let hint = ReadyHint { queue: job.queue.clone(), priority: job.priority, run_at: job.run_at, id: job.id };
+            match hints.iter_mut().find(|h| h.queue == hint.queue && h.priority == hint.priority) {
                 Some(first) if (hint.run_at, hint.id) < (first.run_at, first.id) => *first = hint,
                 Some(_) => {}
                 None => hints.push(hint),
@@ -313,11 +288,8 @@ fn refused(error: &diesel::result::Error) -> AcceptError {
     };
     match info.constraint_name() {
         Some("jobs_id_near_clock") => AcceptError::Refused(
-            JobError::new(
-                "clock_difference",
-                "this process' clock is more than a day off the database's",
-            )
-            .with_hint("set both clocks by NTP"),
+            JobError::new("clock_difference", "this process' clock is more than a day off the database's")
+                .with_hint("set both clocks by NTP"),
         ),
         _ => AcceptError::Failed(error.to_string()),
     }

@@ -46,20 +46,13 @@ fn try_request(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome,
     connection.transaction(|connection| {
         use crate::db::schema::jobs::dsl;
         // Locked first: a claim or a finish at the same moment is before us or after us, never in between.
-        let state: Option<String> = dsl::jobs
-            .find(id)
-            .select(dsl::state)
-            .for_update()
-            .first::<String>(connection)
-            .optional()?;
+        let state: Option<String> =
+            dsl::jobs.find(id).select(dsl::state).for_update().first::<String>(connection).optional()?;
         match state.as_deref() {
             None => finished(connection, id),
             Some("running") => {
                 diesel::update(dsl::jobs.find(id).filter(dsl::cancel_requested_at.is_null()))
-                    .set((
-                        dsl::cancel_requested_at.eq(diesel::dsl::now),
-                        dsl::version.eq(dsl::version + 1),
-                    ))
+                    .set((dsl::cancel_requested_at.eq(diesel::dsl::now), dsl::version.eq(dsl::version + 1)))
                     .execute(connection)?;
                 Ok(read::job(connection, id)?.map_or(CancelOutcome::NotFound, CancelOutcome::Requested))
             }
@@ -86,9 +79,7 @@ fn end_waiting(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
          SELECT {CARRIED_BUT_CANCEL}, 'cancelled', interruptions, version + 1, clock_timestamp(), error FROM d",
         CARRIED_BUT_CANCEL = CARRIED.replace("cancel_requested_at", "coalesce(cancel_requested_at, now())"),
     );
-    diesel::sql_query(sql)
-        .bind::<diesel::sql_types::Uuid, _>(id)
-        .execute(connection)?;
+    diesel::sql_query(sql).bind::<diesel::sql_types::Uuid, _>(id).execute(connection)?;
     Ok(())
 }
 

@@ -72,18 +72,15 @@ impl Positions {
 
     /// Goes back to just before a row, if it has been passed.
     pub fn go_back(&mut self, hint: &ReadyHint) {
-        if let Some(place) = self.places.get_mut(&(hint.queue.clone(), hint.priority)) {
-            if *place >= (hint.run_at, hint.id) {
-                *place = just_before(hint.run_at, hint.id);
-            }
+        if let Some(place) = self.places.get_mut(&(hint.queue.clone(), hint.priority))
+            && *place >= (hint.run_at, hint.id)
+        {
+            *place = just_before(hint.run_at, hint.id);
         }
     }
 
     fn of(&self, queue: &str, priority: i16) -> Place {
-        self.places
-            .get(&(queue.to_owned(), priority))
-            .copied()
-            .unwrap_or_else(start)
+        self.places.get(&(queue.to_owned(), priority)).copied().unwrap_or_else(start)
     }
 
     /// After a full batch there may be more between its last row and where the fetcher was before.
@@ -185,11 +182,7 @@ pub fn claim(
 impl ClaimedRow {
     fn claimed(self, worker_id: Uuid) -> ClaimedJob {
         ClaimedJob {
-            lease: Lease {
-                job_id: self.id,
-                number: self.lease,
-                worker_id,
-            },
+            lease: Lease { job_id: self.id, number: self.lease, worker_id },
             kind: self.kind,
             args: self.args,
             target: self.target,
@@ -248,12 +241,7 @@ pub fn sweep(connection: &mut PgConnection, queues: &[String], positions: &mut P
     .bind::<Array<Text>, _>(queues)
     .load::<Behind>(connection)?;
     for row in rows {
-        positions.go_back(&ReadyHint {
-            queue: row.queue,
-            priority: row.priority,
-            run_at: row.run_at,
-            id: row.id,
-        });
+        positions.go_back(&ReadyHint { queue: row.queue, priority: row.priority, run_at: row.run_at, id: row.id });
     }
     positions.swept = Some(now.snapshot);
     Ok(())

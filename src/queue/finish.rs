@@ -109,10 +109,8 @@ pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result
         if !finished.is_empty() {
             held.extend(finish(connection, &finished)?);
         }
-        let others: Vec<&(Lease, Ending)> = endings
-            .iter()
-            .filter(|(_, ending)| !matches!(ending, Ending::Finished(_)))
-            .collect();
+        let others: Vec<&(Lease, Ending)> =
+            endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_))).collect();
         if !others.is_empty() {
             held.extend(put_back(connection, &others)?);
         }
@@ -126,11 +124,7 @@ pub(crate) const CARRIED: &str =
     attempt, lease, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of";
 
 fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result<Vec<Uuid>, DbError> {
-    let carried = CARRIED
-        .split(',')
-        .map(|column| format!("d.{}", column.trim()))
-        .collect::<Vec<_>>()
-        .join(", ");
+    let carried = CARRIED.split(',').map(|column| format!("d.{}", column.trim())).collect::<Vec<_>>().join(", ");
     let sql = format!(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
@@ -181,10 +175,7 @@ fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result
 }
 
 fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Vec<Uuid>, DbError> {
-    let parts: Vec<PutBack<'_>> = endings
-        .iter()
-        .map(|(lease, ending)| PutBack::of(lease, ending))
-        .collect();
+    let parts: Vec<PutBack<'_>> = endings.iter().map(|(lease, ending)| PutBack::of(lease, ending)).collect();
     let rows = diesel::sql_query(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS e(id, lease, worker_id, outcome, delay_ms, error)),
@@ -236,12 +227,7 @@ impl<'e> PutBack<'e> {
             Ending::HandBack { error } => ("interrupted", 0, Some(error)),
             Ending::Finished(_) => ("interrupted", 0, None),
         };
-        PutBack {
-            lease,
-            outcome,
-            delay_ms,
-            error,
-        }
+        PutBack { lease, outcome, delay_ms, error }
     }
 }
 

@@ -78,15 +78,8 @@ pub fn end_backend(connection: &mut PgConnection, backend: &Backend) -> Result<(
 /// [`DbError::Query`] when one row is refused: then none is inserted.
 pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec<Inserted>, DbError> {
     let mut created = insert_rows(connection, requests)?;
-    let repeated: Vec<&&Accept> = requests
-        .iter()
-        .filter(|request| !created.contains_key(&request.job.id))
-        .collect();
-    let mut known = if repeated.is_empty() {
-        HashMap::new()
-    } else {
-        look_up_keys(connection, &repeated)?
-    };
+    let repeated: Vec<&&Accept> = requests.iter().filter(|request| !created.contains_key(&request.job.id)).collect();
+    let mut known = if repeated.is_empty() { HashMap::new() } else { look_up_keys(connection, &repeated)? };
     Ok(requests
         .iter()
         .map(|request| match created.remove(&request.job.id) {
@@ -107,11 +100,7 @@ pub fn insert_missing(connection: &mut PgConnection, requests: &[&Accept]) -> Re
             found.insert(job.id, job);
         }
     }
-    let missing: Vec<&Accept> = requests
-        .iter()
-        .copied()
-        .filter(|r| !found.contains_key(&r.job.id))
-        .collect();
+    let missing: Vec<&Accept> = requests.iter().copied().filter(|r| !found.contains_key(&r.job.id)).collect();
     let mut inserted = insert(connection, &missing)?.into_iter();
     Ok(requests
         .iter()
@@ -174,11 +163,7 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
             r.idempotency.as_ref().map(|k| k.fingerprint.as_slice())
         }))
         .load::<JobRow>(connection)?;
-    Ok(rows
-        .into_iter()
-        .map(|row| Job::from(row))
-        .map(|job| (job.id, job))
-        .collect())
+    Ok(rows.into_iter().map(Job::from).map(|job| (job.id, job)).collect())
 }
 
 fn column<'r, T>(requests: &'r [&'r Accept], value: impl Fn(&'r Accept) -> T) -> Vec<T> {

@@ -287,10 +287,7 @@ pub struct RetryPolicy {
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        RetryPolicy {
-            base: Duration::from_secs(2),
-            cap: Duration::from_secs(600),
-        }
+        RetryPolicy { base: Duration::from_secs(2), cap: Duration::from_secs(600) }
     }
 }
 
@@ -462,9 +459,7 @@ impl ResultState {
 
     /// The state that a word names.
     pub fn parse(word: &str) -> Option<ResultState> {
-        [ResultState::Available, ResultState::Expired, ResultState::Deleted]
-            .into_iter()
-            .find(|s| s.as_str() == word)
+        [ResultState::Available, ResultState::Expired, ResultState::Deleted].into_iter().find(|s| s.as_str() == word)
     }
 }
 

@@ -154,11 +154,7 @@ pub fn orphans(
     Ok(rows
         .into_iter()
         .map(|row| Orphan {
-            lease: Lease {
-                job_id: row.id,
-                number: row.lease,
-                worker_id: row.worker_id,
-            },
+            lease: Lease { job_id: row.id, number: row.lease, worker_id: row.worker_id },
             kind: row.kind,
             target: row.target,
             backend_pid: row.backend_pid,
@@ -206,17 +202,11 @@ fn bury(connection: &mut PgConnection, worker_id: Uuid) -> Result<bool, DbError>
 
 fn ending_of(orphan: &Orphan, repeatable: bool) -> Result<Ending, DbError> {
     if orphan.cancel_requested && repeatable {
-        return Ok(Ending::Finished(Finished {
-            interrupted: true,
-            ..Finished::plain(JobState::Cancelled)
-        }));
+        return Ok(Ending::Finished(Finished { interrupted: true, ..Finished::plain(JobState::Cancelled) }));
     }
     if !repeatable {
-        let error = JobError::new(
-            "outcome_unknown",
-            "the worker died, and nobody knows whether its work took effect",
-        )
-        .with_hint("look at the target before you submit it again");
+        let error = JobError::new("outcome_unknown", "the worker died, and nobody knows whether its work took effect")
+            .with_hint("look at the target before you submit it again");
         return failed(&error);
     }
     interrupted(orphan.interruptions, "the worker died")
@@ -237,11 +227,7 @@ pub fn interrupted(interruptions_before: i32, why: &str) -> Result<Ending, DbErr
 }
 
 fn failed(error: &JobError) -> Result<Ending, DbError> {
-    Ok(Ending::Finished(Finished {
-        error: Some(json(error)?),
-        interrupted: true,
-        ..Finished::plain(JobState::Failed)
-    }))
+    Ok(Ending::Finished(Finished { error: Some(json(error)?), interrupted: true, ..Finished::plain(JobState::Failed) }))
 }
 
 fn json(error: &JobError) -> Result<RawJson, DbError> {
@@ -265,8 +251,7 @@ impl Health {
 
     /// A beat reached the database just now.
     pub fn beat(&self) {
-        self.last_beat_ms
-            .store(Utc::now().timestamp_millis(), Ordering::Relaxed);
+        self.last_beat_ms.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
     }
 
     /// The process is going down: nothing new is accepted or claimed.

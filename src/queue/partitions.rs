@@ -21,9 +21,7 @@ const DAYS_AHEAD: u64 = 7;
 /// The UTC day whose partition holds this id.
 pub fn day_of(id: Uuid) -> NaiveDate {
     let ms = i64::try_from(id.as_u128() >> 80).unwrap_or(i64::MAX);
-    DateTime::<Utc>::from_timestamp_millis(ms)
-        .unwrap_or_default()
-        .date_naive()
+    DateTime::<Utc>::from_timestamp_millis(ms).unwrap_or_default().date_naive()
 }
 
 /// Makes the partitions from yesterday to a week ahead, by the database's clock. Cheap when they are there.
@@ -205,9 +203,8 @@ fn retire_day(connection: &mut PgConnection, day: NaiveDate) -> Result<(), DbErr
         // Only one partition of a table may be on its way out: one left by an interrupted try goes first.
         for partition in found.iter().filter(|p| p.detaching == Some(true)) {
             let name = &partition.name;
-            connection.batch_execute(&format!(
-                "ALTER TABLE slowlane.{table} DETACH PARTITION slowlane.{name} FINALIZE"
-            ))?;
+            connection
+                .batch_execute(&format!("ALTER TABLE slowlane.{table} DETACH PARTITION slowlane.{name} FINALIZE"))?;
         }
         for partition in found.iter().filter(|p| p.day == day) {
             let name = &partition.name;

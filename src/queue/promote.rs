@@ -42,12 +42,7 @@ pub fn due(connection: &mut PgConnection) -> Result<Vec<ReadyHint>, DbError> {
     .load::<Moved>(connection)?;
     Ok(rows
         .into_iter()
-        .map(|row| ReadyHint {
-            queue: row.queue,
-            priority: row.priority,
-            run_at: row.run_at,
-            id: row.id,
-        })
+        .map(|row| ReadyHint { queue: row.queue, priority: row.priority, run_at: row.run_at, id: row.id })
         .collect())
 }
 
@@ -66,7 +61,5 @@ pub fn until_next(connection: &mut PgConnection) -> Result<Option<Duration>, DbE
         "SELECT extract(epoch FROM min(run_at) - clock_timestamp())::float8 AS seconds FROM jobs WHERE state = 'scheduled'",
     )
     .get_result::<Next>(connection)?;
-    Ok(next
-        .seconds
-        .map(|s| Duration::try_from_secs_f64(s.max(0.0)).unwrap_or(Duration::MAX)))
+    Ok(next.seconds.map(|s| Duration::try_from_secs_f64(s.max(0.0)).unwrap_or(Duration::MAX)))
 }

@@ -133,9 +133,7 @@ impl From<JobRow> for Job {
             timeout_ms: row.timeout_ms,
             result_ttl_ms: row.result_ttl_ms,
             // Written by this program; one that can't be read is no reason to hide the job.
-            progress: row
-                .progress
-                .and_then(|json| serde_json::from_str::<JobProgress>(json.text()).ok()),
+            progress: row.progress.and_then(|json| serde_json::from_str::<JobProgress>(json.text()).ok()),
             statistics: JobStatistics {
                 rows_returned: row.rows_returned.unwrap_or(0),
                 rows_affected: row.rows_affected.unwrap_or(0),
@@ -177,10 +175,8 @@ pub fn job(connection: &mut PgConnection, id: Uuid) -> Result<Option<Job>, DbErr
                  UNION ALL SELECT {FINISHED_COLUMNS} FROM finished_jobs j WHERE j.id = $1) j
            LEFT JOIN results r ON r.job_id = j.id"
     );
-    let row = diesel::sql_query(sql)
-        .bind::<diesel::sql_types::Uuid, _>(id)
-        .get_result::<JobRow>(connection)
-        .optional()?;
+    let row =
+        diesel::sql_query(sql).bind::<diesel::sql_types::Uuid, _>(id).get_result::<JobRow>(connection).optional()?;
     Ok(row.map(Job::from))
 }
 
@@ -338,12 +334,7 @@ pub fn depths(connection: &mut PgConnection) -> Result<Vec<QueueDepth>, DbError>
         .into_iter()
         .filter_map(|row| {
             let state = JobState::parse(&row.state)?;
-            Some(QueueDepth {
-                queue: row.queue,
-                state,
-                count: row.count,
-                oldest_age_s: row.oldest_age_s,
-            })
+            Some(QueueDepth { queue: row.queue, state, count: row.count, oldest_age_s: row.oldest_age_s })
         })
         .collect())
 }

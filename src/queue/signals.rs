@@ -63,11 +63,7 @@ pub struct Signals {
 
 impl Default for Signals {
     fn default() -> Self {
-        Signals {
-            changes: broadcast::channel(CHANGES_KEPT).0,
-            local: Mutex::default(),
-            remote: Mutex::default(),
-        }
+        Signals { changes: broadcast::channel(CHANGES_KEPT).0, local: Mutex::default(), remote: Mutex::default() }
     }
 }
 

@@ -77,7 +77,8 @@ impl Encoder {
 
     /// The length of one object.
     pub fn length(&self, values: &[Value<'_>]) -> usize {
-        let lengths = self.columns.iter().zip(values).map(|((_, form), value)| value.map_or(4, |v| value_length(*form, v)));
+        let lengths =
+            self.columns.iter().zip(values).map(|((_, form), value)| value.map_or(4, |v| value_length(*form, v)));
         self.fixed + lengths.sum::<usize>()
     }
 }
@@ -116,7 +117,13 @@ fn value_length(form: Form, value: &[u8]) -> usize {
     match form {
         Form::Literal | Form::Json => value.len(),
         Form::Float if is_finite(value) => value.len(),
-        Form::Bool => if value == b"t" { 4 } else { 5 },
+        Form::Bool => {
+            if value == b"t" {
+                4
+            } else {
+                5
+            }
+        }
         Form::Timestamp | Form::Timestamptz => {
             let zone = form == Form::Timestamptz && utc_suffix(value).is_some();
             2 + value.len() + if zone { 3 } else { 0 }

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::db::schema::{result_parts, results};
-use crate::queue::job::{RawJson, ResultState};
 use crate::queue::Lease;
+use crate::queue::job::{RawJson, ResultState};
 use crate::results::Manifest;
 
 /// Writes a part. `false`, and nothing is written, when the lease is lost.

@@ -112,18 +112,16 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
     let endings: Vec<(Lease, Ending)> = group.iter().map(|ended| (ended.lease, ended.ending.clone())).collect();
     let mut failing = false;
     loop {
-        let outcome = shared
-            .config
-            .control
-            .get()
-            .map_err(|_| DbError::Unavailable("no connection".to_owned()))
-            .and_then(|mut connection| match finish::end(&mut connection, &endings) {
-                Err(error) if error.is_missing_partition() => {
-                    days(group).into_iter().try_for_each(|day| partitions::ensure_day(&mut connection, day))?;
-                    finish::end(&mut connection, &endings)
-                }
-                outcome => outcome,
-            });
+        let outcome =
+            shared.config.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned())).and_then(
+                |mut connection| match finish::end(&mut connection, &endings) {
+                    Err(error) if error.is_missing_partition() => {
+                        days(group).into_iter().try_for_each(|day| partitions::ensure_day(&mut connection, day))?;
+                        finish::end(&mut connection, &endings)
+                    }
+                    outcome => outcome,
+                },
+            );
         match outcome {
             Err(error @ (DbError::Unavailable(_) | DbError::Busy(_))) => {
                 if !std::mem::replace(&mut failing, true) {

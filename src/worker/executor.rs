@@ -176,11 +176,7 @@ pub(super) fn stopped(job: &ClaimedJob, reason: StopReason) -> Result<Ending, Db
     }
 }
 
-fn succeeded(
-    output: RawJson,
-    statistics: JobStatistics,
-    manifest: Option<Manifest>,
-) -> Result<Ending, DbError> {
+fn succeeded(output: RawJson, statistics: JobStatistics, manifest: Option<Manifest>) -> Result<Ending, DbError> {
     let result = match manifest {
         None => None,
         Some(manifest) => Some(FinishedResult {

@@ -55,9 +55,13 @@ fn notify(shared: &Shared, origin: Uuid, messages: &Receiver<Message>) {
 }
 
 fn send(shared: &Shared, origin: Uuid, outgoing: Outgoing) {
-    let Ok(mut connection) = shared.config.control.get() else { return };
+    let Ok(mut connection) = shared.config.control.get() else {
+        return;
+    };
     for message in outgoing.into_messages() {
-        let Ok(payload) = serde_json::to_string(&Envelope { origin, message }) else { continue };
+        let Ok(payload) = serde_json::to_string(&Envelope { origin, message }) else {
+            continue;
+        };
         let sent = diesel::sql_query("SELECT pg_notify($1, $2)")
             .bind::<Text, _>(CHANNEL)
             .bind::<Text, _>(payload)

@@ -190,7 +190,7 @@ impl Workers {
                 break;
             }
         }
-        if shared.running.len() > 0 {
+        if !shared.running.is_empty() {
             log::info!(jobs = shared.running.len(); "stopping what still runs, and handing it back");
             shared.running.stop_all(StopReason::Shutdown);
             shared.running.wait_until_empty(LET_GO);

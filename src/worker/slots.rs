@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::worker::running::Attempt;
 use crate::queue::signals::ReadyHint;
+use crate::worker::running::Attempt;
 
 #[derive(Default)]
 struct Inner {
@@ -62,11 +62,8 @@ impl Slots {
                 inner.idle -= 1;
                 return None;
             }
-            inner = self
-                .for_threads
-                .wait_timeout(inner, Duration::from_secs(60))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            inner =
+                self.for_threads.wait_timeout(inner, Duration::from_secs(60)).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -74,7 +71,7 @@ impl Slots {
     pub fn wait(&self, patience: Duration) -> Wake {
         let (mut inner, _) = self
             .for_fetcher
-            .wait_timeout_while(self.lock(), patience, |inner| !inner.closed && !(inner.woken && inner.free() > 0))
+            .wait_timeout_while(self.lock(), patience, |inner| !(inner.closed || inner.woken && inner.free() > 0))
             .unwrap_or_else(PoisonError::into_inner);
         inner.woken = false;
         Wake { free: inner.free(), hints: std::mem::take(&mut inner.hints), closed: inner.closed }

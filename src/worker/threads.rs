@@ -27,8 +27,10 @@ impl Stop {
     /// Waits for at most `patience`. `true` when the threads are to end.
     pub fn wait(&self, patience: Duration) -> bool {
         let guard = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
-        let (stopped, _) =
-            self.changed.wait_timeout_while(guard, patience, |stopped| !*stopped).unwrap_or_else(PoisonError::into_inner);
+        let (stopped, _) = self
+            .changed
+            .wait_timeout_while(guard, patience, |stopped| !*stopped)
+            .unwrap_or_else(PoisonError::into_inner);
         *stopped
     }
 }

@@ -71,7 +71,9 @@ fn press(shared: &Arc<Shared>, attempt: &Attempt) {
 /// and another thread takes its place. `false` when its sessions couldn't be ended yet.
 fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let lease = attempt.job.lease;
-    let Some(target) = shared.config.targets.get(&attempt.job.target) else { return true };
+    let Some(target) = shared.config.targets.get(&attempt.job.target) else {
+        return true;
+    };
     if let Err(error) = target.end_sessions(&lease.application_name()) {
         log::warn!(job = lease.job_id.to_string(); "the sessions of a stuck attempt could not be ended, and are tried again: {error}");
         return false;

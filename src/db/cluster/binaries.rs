@@ -38,7 +38,9 @@ pub fn find_binaries() -> Result<Binaries, ClusterError> {
 
 /// The server for a data folder: of its own version, or the newest for one that isn't made yet.
 pub(super) fn for_folder(data: &Path) -> Result<Binaries, ClusterError> {
-    let Ok(version) = fs::read_to_string(data.join("PG_VERSION")) else { return find_binaries() };
+    let Ok(version) = fs::read_to_string(data.join("PG_VERSION")) else {
+        return find_binaries();
+    };
     let version = version.trim();
     let other = || ClusterError::OtherVersion(data.to_owned(), version.to_owned());
     installed().into_iter().find(|binaries| binaries.major.to_string() == version).ok_or_else(other)

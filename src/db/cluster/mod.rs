@@ -38,13 +38,17 @@ pub struct ClusterOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// No Postgres server is installed.
-    #[error("no Postgres server was found in PATH, by pg_config or under /usr/lib/postgresql: install it, on Debian and Ubuntu with `apt-get install postgresql`")]
+    #[error(
+        "no Postgres server was found in PATH, by pg_config or under /usr/lib/postgresql: install it, on Debian and Ubuntu with `apt-get install postgresql`"
+    )]
     NoBinaries,
     /// Another process uses the folder.
     #[error("{0} is in use by another slowlane (process {1}): stop it, or choose another folder with --data-dir")]
     InUse(PathBuf, String),
     /// The folder was made by another major version.
-    #[error("{0} was made by Postgres {1}, and only other versions are installed: install that one, or move the folder away")]
+    #[error(
+        "{0} was made by Postgres {1}, and only other versions are installed: install that one, or move the folder away"
+    )]
     OtherVersion(PathBuf, String),
     /// A file or folder can't be used.
     #[error("{0}: {1}")]
@@ -100,8 +104,16 @@ impl Cluster {
         let binaries = binaries::for_folder(&folder.join("pgdata"))?;
         let password = secret(&folder, "superuser.password")?;
         init(&folder, &binaries, user.as_ref(), &password)?;
-        let mut cluster =
-            Cluster { folder, binaries, settings: options.settings, user, password, port: 0, server: None, _lock: lock };
+        let mut cluster = Cluster {
+            folder,
+            binaries,
+            settings: options.settings,
+            user,
+            password,
+            port: 0,
+            server: None,
+            _lock: lock,
+        };
         cluster.start_server()?;
         Ok(cluster)
     }
@@ -117,7 +129,10 @@ impl Cluster {
         let mut last = None;
         // Between choosing a port and the server's bind somebody else may take it.
         for attempt in 0..5 {
-            let port = wanted.filter(|port| attempt == 0 && is_free(*port)).map_or_else(free_port, Ok).map_err(io(&self.folder))?;
+            let port = wanted
+                .filter(|port| attempt == 0 && is_free(*port))
+                .map_or_else(free_port, Ok)
+                .map_err(io(&self.folder))?;
             match Server::start(&self.binaries, &self.folder, port, &self.settings, self.user.as_ref()) {
                 Ok(server) => {
                     self.port = port;

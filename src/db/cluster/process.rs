@@ -188,8 +188,12 @@ fn signal(pid: u32, signal: Signal) {
 /// Ends a server that an earlier process of ours left running on this data folder. A number in a file alone proves
 /// nothing: the process must be a Postgres that works in this folder.
 pub(super) fn end_stale_server(data: &Path) -> Result<(), ClusterError> {
-    let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else { return Ok(()) };
-    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else { return Ok(()) };
+    let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else {
+        return Ok(());
+    };
+    let Some(pid) = text.lines().next().and_then(|line| line.trim().parse::<u32>().ok()) else {
+        return Ok(());
+    };
     let is_it = || {
         let folder = fs::read_link(format!("/proc/{pid}/cwd"));
         let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

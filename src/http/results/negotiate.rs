@@ -18,7 +18,8 @@ pub(super) fn format(request: &HttpRequest) -> Result<Format, Problem> {
     let mut chosen = None;
     for (name, value) in pairs.iter() {
         let invalid = |expected: String| {
-            Problem::new(Code::InvalidParameter, format!("the query parameter {name} is not valid")).field(name, expected)
+            Problem::new(Code::InvalidParameter, format!("the query parameter {name} is not valid"))
+                .field(name, expected)
         };
         if name != "format" {
             return Err(invalid("unknown parameter; expected format".to_owned()));
@@ -78,7 +79,8 @@ pub(super) enum Coding {
 
 /// The coding that a request asks for: zstd before gzip.
 pub(super) fn content_coding(request: &HttpRequest) -> Coding {
-    let given = request.headers().get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let given =
+        request.headers().get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let codings = weighted(given);
     let takes = |name: &str| codings.iter().any(|(coding, weight)| coding == name && *weight > 0.0);
     match () {
@@ -125,8 +127,12 @@ pub(super) fn range(request: &HttpRequest, length: u64, etag: &str) -> Result<Op
         return Ok(None);
     };
     let same = request.headers().get(header::IF_RANGE).is_none_or(|tag| tag.as_bytes() == etag.as_bytes());
-    let Some(spec) = value.strip_prefix("bytes=").filter(|spec| same && !spec.contains(',')) else { return Ok(None) };
-    let Some((first, last)) = spec.trim().split_once('-') else { return Ok(None) };
+    let Some(spec) = value.strip_prefix("bytes=").filter(|spec| same && !spec.contains(',')) else {
+        return Ok(None);
+    };
+    let Some((first, last)) = spec.trim().split_once('-') else {
+        return Ok(None);
+    };
     let range = match (first.parse::<u64>(), last.parse::<u64>()) {
         (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(length),
         (Ok(first), Err(_)) if last.is_empty() => first..length,

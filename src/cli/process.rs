@@ -93,9 +93,21 @@ pub fn run(
     prepare: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
     ready: impl FnOnce(SocketAddr) + 'static,
 ) -> Result<(), Failure> {
+    run_until(StopSignals::new, prepare, ready)
+}
+
+/// As [`run`], stopped by whoever `stop` listens to.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_until<S: StopRequests>(
+    stop: impl FnOnce() -> std::io::Result<S> + 'static,
+    prepare: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
+    ready: impl FnOnce(SocketAddr) + 'static,
+) -> Result<(), Failure> {
     let doorway_threads = actix_rt::System::new().block_on(async move {
         // Signals are listened to before there is anything to stop.
-        let stop = StopSignals::new()?;
+        let stop = stop()?;
         let assembled = on_a_thread("slowlane-start", move || assemble(prepare()?)).await?;
         let Assembled { address, listener, grace, state, workers, doorway_threads } = assembled;
         let health = Arc::clone(&state.health);
@@ -105,7 +117,7 @@ pub fn run(
         let server = actix_rt::spawn(server);
         ready(address);
         let drain = actix_rt::spawn(async move {
-            let hurried = stop.wait_and_drain(workers, &health, grace).await;
+            let hurried = wait_and_drain(stop, workers, &health, grace).await;
             handle.stop(!hurried).await;
         });
         server.await??;
@@ -250,6 +262,12 @@ fn measure(control: Pool, results: Pool, targets: Targets) -> impl Fn(&Metrics) 
     }
 }
 
+/// Who says that a process is to stop, and that it is to hurry.
+pub trait StopRequests: 'static {
+    /// Waits for the next request.
+    fn next(&mut self) -> impl Future<Output = ()>;
+}
+
 /// SIGTERM and SIGINT.
 struct StopSignals {
     terminate: Signal,
@@ -260,39 +278,41 @@ impl StopSignals {
     fn new() -> std::io::Result<StopSignals> {
         Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
+}
 
+impl StopRequests for StopSignals {
     async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
     }
+}
 
-    /// Waits for a signal, then for the workers: they end what runs, within the grace or until a second signal.
-    /// Requests are answered meanwhile, so that whoever polls sees the end. `true` when there was a second signal.
-    async fn wait_and_drain(mut self, workers: Workers, health: &Health, grace: Duration) -> bool {
-        self.next().await;
-        health.stop();
-        log::info!(running = workers.running(); "stopping: nothing new is accepted or claimed");
-        let hurry = Arc::new(AtomicBool::new(false));
-        let asked = Arc::clone(&hurry);
-        let (done, mut drained) = oneshot::channel();
-        let drain = move || {
-            workers.shut_down(grace, || asked.load(Ordering::Relaxed));
-            // Whoever waited has gone: the process is ending anyway.
-            let _ = done.send(());
-        };
-        if let Err(error) = std::thread::Builder::new().name("slowlane-drain".to_owned()).spawn(drain) {
-            log::error!("the workers could not be drained: {error}");
-            return true;
-        }
-        loop {
-            tokio::select! {
-                _ = &mut drained => return hurry.load(Ordering::Relaxed),
-                () = self.next() => {
-                    log::info!("a second signal: running work is stopped now, and handed back");
-                    hurry.store(true, Ordering::Relaxed);
-                }
+/// Waits for a request to stop, then for the workers: they end what runs, within the grace or until a second request.
+/// Requests over HTTP are answered meanwhile, so that whoever polls sees the end. `true` when there was a second one.
+async fn wait_and_drain(mut stop: impl StopRequests, workers: Workers, health: &Health, grace: Duration) -> bool {
+    stop.next().await;
+    health.stop();
+    log::info!(running = workers.running(); "stopping: nothing new is accepted or claimed");
+    let hurry = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&hurry);
+    let (done, mut drained) = oneshot::channel();
+    let drain = move || {
+        workers.shut_down(grace, || asked.load(Ordering::Relaxed));
+        // Whoever waited has gone: the process is ending anyway.
+        let _ = done.send(());
+    };
+    if let Err(error) = std::thread::Builder::new().name("slowlane-drain".to_owned()).spawn(drain) {
+        log::error!("the workers could not be drained: {error}");
+        return true;
+    }
+    loop {
+        tokio::select! {
+            _ = &mut drained => return hurry.load(Ordering::Relaxed),
+            () = stop.next() => {
+                log::info!("a second request to stop: running work is stopped now, and handed back");
+                hurry.store(true, Ordering::Relaxed);
             }
         }
     }

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use crate::http::State;
 use crate::metrics::PoolUse;
-use crate::queue::read;
+use crate::queue::{JobState, read};
 use crate::results::store;
 
+/// States whose depth is shown even where it is 0.
+const SHOWN: [JobState; 3] = [JobState::Scheduled, JobState::Queued, JobState::Running];
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -25,8 +27,14 @@ async fn look(shared: &State) {
     let looked =
         shared.state.doorway.run(|connection| Ok((read::depths(connection)?, store::stored_bytes(connection)?))).await;
     if let Ok((depths, bytes)) = looked {
+        // A queue of ours that is empty says so: an alert can't tell a missing number from a good one.
+        let ours = shared
+            .state
+            .queues
+            .iter()
+            .flat_map(|queue| SHOWN.map(|state| (queue.clone(), state.as_str().to_owned(), 0, 0.0)));
         let depths = depths.into_iter().map(|d| (d.queue, d.state.as_str().to_owned(), d.count, d.oldest_age_s));
-        shared.state.metrics.set_depths(depths);
+        shared.state.metrics.set_depths(ours.chain(depths));
         shared.state.metrics.set_result_store_bytes(bytes);
     }
 }

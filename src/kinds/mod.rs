@@ -122,6 +122,8 @@ impl From<PqError> for WorkError {
             (_, Some("25006")) => "read_only",
             (_, Some("42501")) => "permission_denied",
             (_, Some("55P03")) => "lock_timeout",
+            // The server ended the session, or is about to end or to begin.
+            (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => "connection_lost",
             (PqErrorKind::Server, _) => "sql_error",
             _ => "connection_lost",
         };

@@ -26,63 +26,73 @@ pub struct Attempt {
 /// See the module.
 #[derive(Default)]
 pub struct Running {
-    attempts: Mutex<HashMap<Uuid, Attempt>>,
+    inner: Mutex<Inner>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct Inner {
+    attempts: HashMap<Uuid, Attempt>,
+    /// Grows with every change, so that one between a look and a wait is not missed.
+    changes: u64,
 }
 
 impl Running {
     /// An attempt begins.
     pub fn enter(&self, attempt: Attempt) {
-        self.lock().insert(attempt.job.lease.job_id, attempt);
-        self.changed.notify_all();
+        let mut inner = self.lock();
+        inner.attempts.insert(attempt.job.lease.job_id, attempt);
+        self.has_changed(inner);
     }
 
     /// Takes an attempt out. `None` when somebody else did.
     pub fn leave(&self, lease: &Lease) -> Option<Attempt> {
-        let mut attempts = self.lock();
-        if attempts.get(&lease.job_id).is_none_or(|attempt| attempt.job.lease != *lease) {
+        let mut inner = self.lock();
+        if inner.attempts.get(&lease.job_id).is_none_or(|attempt| attempt.job.lease != *lease) {
             return None;
         }
-        let attempt = attempts.remove(&lease.job_id);
-        drop(attempts);
-        self.changed.notify_all();
+        let attempt = inner.attempts.remove(&lease.job_id);
+        self.has_changed(inner);
         attempt
     }
 
     /// Asks for the end of an attempt of this job, if there is one here.
     pub fn stop(&self, job_id: Uuid, reason: StopReason) {
-        let stopped = self.lock().get(&job_id).is_some_and(|attempt| attempt.control.stop(reason));
-        if stopped {
-            self.changed.notify_all();
+        let inner = self.lock();
+        if inner.attempts.get(&job_id).is_some_and(|attempt| attempt.control.stop(reason)) {
+            self.has_changed(inner);
         }
     }
 
     /// Asks for the end of every attempt.
     pub fn stop_all(&self, reason: StopReason) {
-        for attempt in self.lock().values() {
+        let inner = self.lock();
+        for attempt in inner.attempts.values() {
             attempt.control.stop(reason);
         }
-        self.changed.notify_all();
+        self.has_changed(inner);
     }
 
-    /// Every attempt.
-    pub fn all(&self) -> Vec<Attempt> {
-        self.lock().values().cloned().collect()
+    /// Every attempt, and the number of changes up to now.
+    pub fn all(&self) -> (Vec<Attempt>, u64) {
+        let inner = self.lock();
+        (inner.attempts.values().cloned().collect(), inner.changes)
     }
 
     /// How many run.
     pub fn len(&self) -> usize {
-        self.lock().len()
+        self.lock().attempts.len()
     }
 
     /// None runs.
     pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().attempts.is_empty()
     }
 
     /// What attempts said of themselves since the last call.
     pub fn take_reports(&self) -> Vec<(Lease, Report)> {
         self.lock()
+            .attempts
             .values()
             .filter_map(|attempt| {
                 let report = attempt.progress.lock().unwrap_or_else(PoisonError::into_inner).take()?;
@@ -91,22 +101,29 @@ impl Running {
             .collect()
     }
 
-    /// Waits until something enters, leaves or is to stop, or until `until` has come.
-    pub fn wait_for_change(&self, until: Instant) {
+    /// Waits until there are more changes than `seen`, or until `until` has come.
+    pub fn wait_for_change(&self, seen: u64, until: Instant) {
         let patience = until.saturating_duration_since(Instant::now());
-        drop(self.changed.wait_timeout(self.lock(), patience).unwrap_or_else(PoisonError::into_inner));
+        let waited = self.changed.wait_timeout_while(self.lock(), patience, |inner| inner.changes == seen);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits until none runs, for at most `patience`. `true` when none does.
     pub fn wait_until_empty(&self, patience: Duration) -> bool {
-        let (attempts, _) = self
+        let (inner, _) = self
             .changed
-            .wait_timeout_while(self.lock(), patience, |attempts| !attempts.is_empty())
+            .wait_timeout_while(self.lock(), patience, |inner| !inner.attempts.is_empty())
             .unwrap_or_else(PoisonError::into_inner);
-        attempts.is_empty()
+        inner.attempts.is_empty()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Attempt>> {
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn has_changed(&self, mut inner: MutexGuard<'_, Inner>) {
+        inner.changes += 1;
+        drop(inner);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

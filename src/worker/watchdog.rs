@@ -29,7 +29,8 @@ fn serve(shared: &Arc<Shared>) {
     while !shared.stop.is_set() {
         pressed.retain(|attempt| !attempt.control.is_over());
         let mut next = Instant::now() + IDLE;
-        for attempt in shared.running.all() {
+        let (attempts, changes) = shared.running.all();
+        for attempt in attempts {
             if attempt.control.remaining().is_zero() {
                 attempt.control.stop(StopReason::Deadline);
             }
@@ -40,7 +41,7 @@ fn serve(shared: &Arc<Shared>) {
                 pressed.push(attempt);
             }
         }
-        shared.running.wait_for_change(next);
+        shared.running.wait_for_change(changes, next);
     }
 }
 

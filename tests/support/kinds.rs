@@ -1,0 +1,115 @@
+//! Kinds of work whose course a test decides.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use slowlane::kinds::{Registry, Work, WorkContext, WorkError};
+use slowlane::queue::JobError;
+
+use super::PATIENCE;
+
+/// What a gated attempt does when it is let through.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    Succeed,
+    Retry,
+    Fail,
+    Panic,
+    Snooze,
+}
+
+/// The test's side of a gate.
+pub struct Gate {
+    arrived: Receiver<i32>,
+    go: Sender<Step>,
+}
+
+impl Gate {
+    /// A gate that jobs name by `name`.
+    pub fn new(name: &str) -> Gate {
+        let (arrive, arrived) = channel();
+        let (go, steps) = channel();
+        GATES.lock().unwrap().insert(name.to_owned(), (arrive, std::sync::Arc::new(Mutex::new(steps))));
+        Gate { arrived, go }
+    }
+
+    /// Waits for an attempt to arrive; its number.
+    #[track_caller]
+    pub fn arrived(&self) -> i32 {
+        self.arrived.recv_timeout(PATIENCE).expect("no attempt arrived")
+    }
+
+    /// No attempt has arrived.
+    pub fn is_quiet(&self) -> bool {
+        self.arrived.try_recv().is_err()
+    }
+
+    /// Lets one attempt through.
+    pub fn go(&self, step: Step) {
+        self.go.send(step).unwrap();
+    }
+}
+
+type Sides = (Sender<i32>, std::sync::Arc<Mutex<Receiver<Step>>>);
+static GATES: LazyLock<Mutex<HashMap<String, Sides>>> = LazyLock::new(Mutex::default);
+
+/// Waits at a gate.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gated {
+    gate: String,
+    /// Don't look whether to stop.
+    #[serde(default)]
+    deaf: bool,
+}
+
+fn pass(gated: &Gated, ctx: &WorkContext<'_>) -> Result<i32, WorkError> {
+    let (arrive, steps) = GATES.lock().unwrap().get(&gated.gate).unwrap().clone();
+    arrive.send(ctx.attempt()).unwrap();
+    let step = loop {
+        if let Ok(step) = steps.lock().unwrap().recv_timeout(Duration::from_millis(20)) {
+            break step;
+        }
+        if !gated.deaf {
+            ctx.check()?;
+        }
+    };
+    match step {
+        Step::Succeed => Ok(ctx.attempt()),
+        Step::Retry => Err(WorkError::Retry(JobError::new("again", "not yet").retryable())),
+        Step::Fail => Err(WorkError::Fail(JobError::new("no", "never"))),
+        Step::Panic => panic!("the gate said so"),
+        Step::Snooze => Err(WorkError::Snooze(Duration::from_secs(3600))),
+    }
+}
+
+impl Work for Gated {
+    const KIND: &'static str = "gated";
+    const REPEATABLE: bool = true;
+    type Output = i32;
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<i32, WorkError> {
+        pass(self, ctx)
+    }
+}
+
+/// The same, and it may not be repeated.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GatedOnce(Gated);
+
+impl Work for GatedOnce {
+    const KIND: &'static str = "gated_once";
+    const REPEATABLE: bool = false;
+    type Output = i32;
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<i32, WorkError> {
+        pass(&self.0, ctx)
+    }
+}
+
+/// Every kind of the tests, and the standard ones.
+pub fn registry() -> Registry {
+    Registry::standard().with::<slowlane::kinds::carrier_report::CarrierReport>().with::<Gated>().with::<GatedOnce>()
+}

@@ -254,7 +254,8 @@ impl File {
             database_url: take_text(&mut table, "database_url")?,
             api_token: take_text(&mut table, "api_token")?,
             targets: targets.map_err(|error| format!("targets: {}", error.message()))?.unwrap_or_default(),
-            settings: Settings::deserialize(table).map_err(|error| error.message().to_owned())?,
+            settings: serde_path_to_error::deserialize(table)
+                .map_err(|error| format!("{}: {}", error.path(), error.inner().message()))?,
         })
     }
 }

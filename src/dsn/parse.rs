@@ -7,6 +7,7 @@ use crate::dsn::{DsnError, Parameter};
 
 type Parameters = BTreeMap<String, String>;
 
+const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 const SCHEMES: [&str; 2] = ["postgresql://", "postgres://"];
 
 fn unsupported_scheme() -> DsnError {
@@ -63,6 +64,9 @@ fn check(parameters: &Parameters, table: &[Parameter]) -> Result<(), DsnError> {
             "unknown_parameter",
             "it has a parameter that libpq doesn't know; parameters of other drivers are not translated",
         ));
+    }
+    if parameters.get("sslmode").is_some_and(|mode| !SSL_MODES.contains(&mode.as_str())) {
+        return Err(malformed("sslmode is one of disable, allow, prefer, require, verify-ca and verify-full"));
     }
     if parameters.get("password").is_some_and(|password| !password.is_empty() && password.chars().all(|c| c == '*')) {
         return Err(DsnError::new("redacted_password", "its password was masked by whatever printed it"));

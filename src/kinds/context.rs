@@ -17,7 +17,7 @@ use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::pq::{Canceller, Session};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
-use crate::queue::progress::Report;
+use crate::queue::progress::{LastReport, Report};
 use crate::queue::{JobError, Lease};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
 
@@ -31,7 +31,7 @@ pub struct Services {
 }
 
 /// The last report of an attempt, read by the thread that writes progress.
-pub type ProgressCell = Arc<Mutex<Option<Report>>>;
+pub type ProgressCell = Arc<Mutex<LastReport>>;
 
 /// One attempt, seen from inside.
 pub struct WorkContext<'a> {
@@ -96,7 +96,7 @@ impl<'a> WorkContext<'a> {
 
     /// Says how far the attempt is. Written about once a second; the last report wins.
     pub fn progress(&self, report: Report) {
-        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).set(report);
     }
 
     /// Counts rows and bytes for the job's `statistics`.

@@ -213,6 +213,7 @@ impl Drop for Conn {
 }
 
 /// Called by libpq on the thread that reads from the connection.
+// SAFETY: the signature is the one that PQsetNoticeReceiver wants; it is called with what was set there.
 unsafe extern "C" fn receive_notice(arg: *mut c_void, result: *const pq::PGresult) {
     // SAFETY: `arg` is the boxed mutex that lives as long as the connection.
     let Some(notices) = (unsafe { arg.cast::<Mutex<Vec<Notice>>>().as_ref() }) else {

@@ -32,7 +32,10 @@ impl Chunk {
 /// The rows of a running statement.
 pub struct RowStream<'s> {
     conn: &'s mut Conn,
+    /// There is nothing more to read.
     ended: bool,
+    /// The server said that the statement is complete.
+    complete: bool,
     tag: Option<String>,
 }
 
@@ -42,7 +45,7 @@ impl<'s> RowStream<'s> {
     pub(super) const ROWS_PER_CHUNK: i32 = 64;
 
     pub(super) fn new(conn: &'s mut Conn) -> RowStream<'s> {
-        RowStream { conn, ended: false, tag: None }
+        RowStream { conn, ended: false, complete: false, tag: None }
     }
 
     /// Waits for the next rows. `None` when the server said that the statement is complete.
@@ -53,17 +56,19 @@ impl<'s> RowStream<'s> {
         while !self.ended {
             let Some(result) = self.conn.next_result() else {
                 self.ended = true;
-                if self.tag.is_none() {
+                if !self.complete {
                     return Err(self.conn.lost());
                 }
                 break;
             };
             match result.status() {
                 ExecStatusType::PGRES_TUPLES_CHUNK | ExecStatusType::PGRES_SINGLE_TUPLE => {
+                    self.note_tag(&result);
                     return Ok(Some(Chunk(result)));
                 }
                 ExecStatusType::PGRES_TUPLES_OK | ExecStatusType::PGRES_COMMAND_OK => {
-                    self.tag = Some(result.command_tag());
+                    self.complete = true;
+                    self.note_tag(&result);
                     if result.rows() > 0 {
                         return Ok(Some(Chunk(result)));
                     }
@@ -88,6 +93,14 @@ impl<'s> RowStream<'s> {
     /// What the server calls the finished statement, such as `SELECT 3`. `None` before the end.
     pub fn command_tag(&self) -> Option<&str> {
         self.tag.as_deref()
+    }
+
+    /// libpq writes the tag on whatever result is open when it comes: perhaps the last rows.
+    fn note_tag(&mut self, result: &PgResult) {
+        let tag = result.command_tag();
+        if !tag.is_empty() {
+            self.tag = Some(tag);
+        }
     }
 
     /// After an error the server has nothing more to say but that it is ready.

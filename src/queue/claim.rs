@@ -79,7 +79,8 @@ impl Positions {
         }
     }
 
-    fn of(&self, queue: &str, priority: i16) -> Place {
+    /// Behind which row the next claim starts.
+    pub fn place(&self, queue: &str, priority: i16) -> Place {
         self.places.get(&(queue.to_owned(), priority)).copied().unwrap_or_else(start)
     }
 
@@ -159,8 +160,12 @@ pub fn claim(
     positions: &mut Positions,
     most: i64,
 ) -> Result<Vec<ClaimedJob>, DbError> {
+    if positions.swept.is_none() {
+        // What commits from here on is found by the next sweep; what is there already, by this claim.
+        sweep(connection, &scope.queues, positions)?;
+    }
     let priorities: Vec<i16> = (0..=MAX_PRIORITY).collect();
-    let (run_ats, ids): (Vec<_>, Vec<_>) = priorities.iter().map(|p| positions.of(queue, *p)).unzip();
+    let (run_ats, ids): (Vec<_>, Vec<_>) = priorities.iter().map(|p| positions.place(queue, *p)).unzip();
     let mut rows = diesel::sql_query(CLAIM_SQL)
         .bind::<diesel::sql_types::Uuid, _>(scope.worker_id)
         .bind::<Array<SmallInt>, _>(&priorities)

@@ -85,6 +85,18 @@ pub fn unregister(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError
     Ok(())
 }
 
+/// Takes processes off the list that have been dead for an hour and hold nothing any more.
+///
+/// # Errors
+/// When the database fails.
+pub fn forget_the_dead(connection: &mut PgConnection) -> Result<usize, DbError> {
+    Ok(diesel::sql_query(
+        "DELETE FROM workers w WHERE w.beat_at < clock_timestamp() - interval '1 hour'
+            AND NOT EXISTS (SELECT FROM jobs j WHERE j.worker_id = w.id AND j.state = 'running')",
+    )
+    .execute(connection)?)
+}
+
 /// An attempt whose owner is dead.
 #[derive(Clone, Debug)]
 pub struct Orphan {

@@ -1,11 +1,12 @@
 //! How far running jobs are, written for all of a process by one statement. Lost in a crash, by design.
 
+use chrono::Utc;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Nullable, Text};
 
 use crate::db::DbError;
-use crate::queue::job::{Lease, ProgressBasis};
+use crate::queue::job::{JobProgress, Lease, ProgressBasis, RawJson};
 
 /// What a job says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,42 @@ pub struct Report {
     pub unit: String,
     /// Whether `total` is known, estimated or neither.
     pub basis: ProgressBasis,
+}
+
+/// What an attempt said of itself last, and whether that was written.
+#[derive(Clone, Debug, Default)]
+pub struct LastReport {
+    report: Option<Report>,
+    told: bool,
+}
+
+impl LastReport {
+    /// A newer report.
+    pub fn set(&mut self, report: Report) {
+        *self = LastReport { report: Some(report), told: false };
+    }
+
+    /// The report, if it wasn't taken before.
+    pub fn take_untold(&mut self) -> Option<Report> {
+        if std::mem::replace(&mut self.told, true) { None } else { self.report.clone() }
+    }
+
+    /// The report as a finished job keeps it.
+    pub fn for_history(&self) -> Option<RawJson> {
+        let Report { phase, done, total, unit, basis } = self.report.clone()?;
+        RawJson::of(&JobProgress { phase, done, total, unit, basis, sampled_at: Utc::now() }).ok()
+    }
+}
+
+/// Deletes what was written of attempts that ended at the same moment.
+///
+/// # Errors
+/// When the database fails.
+pub fn sweep(connection: &mut PgConnection) -> Result<usize, DbError> {
+    Ok(diesel::sql_query(
+        "DELETE FROM job_progress p WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = p.job_id AND j.state = 'running')",
+    )
+    .execute(connection)?)
 }
 
 /// Writes the reports of jobs whose lease still holds.

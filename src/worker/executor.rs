@@ -9,8 +9,8 @@
 //! | `Snooze` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::db::DbError;
@@ -75,7 +75,7 @@ fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let ending = ending(job, attempt, outcome, statistics, manifest, &shared.config.retry);
     match shared.running.leave(&job.lease) {
         Some(_) => {
-            say(shared, job, ending);
+            say(shared, attempt, ending);
             true
         }
         None => false,
@@ -83,8 +83,13 @@ fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
 }
 
 /// Hands an ending to the completer.
-pub(super) fn say(shared: &Shared, job: &ClaimedJob, ending: Result<Ending, DbError>) {
+pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbError>) {
+    let job = &attempt.job;
     let ending = match ending {
+        Ok(Ending::Finished(finished)) => {
+            let last = attempt.progress.lock().unwrap_or_else(PoisonError::into_inner);
+            Ending::Finished(Finished { progress: last.for_history(), ..finished })
+        }
         Ok(ending) => ending,
         Err(error) => {
             log::error!(job = job.lease.job_id.to_string(); "the end of an attempt has no JSON form: {error}");

@@ -8,7 +8,7 @@ use diesel::pg::PgConnection;
 
 use crate::db::DbError;
 use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
-use crate::queue::{insert, partitions};
+use crate::queue::{insert, partitions, progress};
 use crate::results::store;
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};
@@ -102,6 +102,8 @@ fn keep_house(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbEr
     expire_results(shared, connection)?;
     store::sweep_orphans(connection, RESULTS_BATCH)?;
     insert::forget_old_keys(connection)?;
+    progress::sweep(connection)?;
+    liveness::forget_the_dead(connection)?;
     let retention = chrono::TimeDelta::from_std(shared.config.retention).unwrap_or(chrono::TimeDelta::MAX);
     if let Some(keep_from) = Utc::now().checked_sub_signed(retention) {
         let days = partitions::retire(connection, keep_from)?;

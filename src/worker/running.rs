@@ -95,7 +95,7 @@ impl Running {
             .attempts
             .values()
             .filter_map(|attempt| {
-                let report = attempt.progress.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+                let report = attempt.progress.lock().unwrap_or_else(PoisonError::into_inner).take_untold()?;
                 Some((attempt.job.lease, report))
             })
             .collect()

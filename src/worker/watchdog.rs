@@ -88,6 +88,6 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     if let Err(error) = executor::add_thread(shared) {
         log::error!("the thread could not be replaced: {error}");
     }
-    executor::say(shared, &attempt.job, executor::stopped(&attempt.job, reason));
+    executor::say(shared, attempt, executor::stopped(&attempt.job, reason));
     true
 }

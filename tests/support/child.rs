@@ -49,7 +49,7 @@ impl Server {
             let line =
                 lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("it did not serve: {}", log.lock().unwrap()));
             if let Some((_, rest)) = line.split_once("http://") {
-                break rest.split([',', ' ']).next().unwrap().trim().parse().unwrap();
+                break rest.split([',', ' ', '"']).next().unwrap().trim().parse().unwrap();
             }
         };
         let client = Client::new(address);

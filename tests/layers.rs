@@ -1,0 +1,110 @@
+//! Who may use whom: read from the sources. Also where `unsafe` may stand.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each room, and the rooms that it may use.
+const MAY_USE: [(&str, &[&str]); 11] = [
+    ("dsn", &[]),
+    ("metrics", &[]),
+    ("config", &["dsn"]),
+    ("pq", &["dsn"]),
+    ("db", &["dsn", "pq", "metrics"]),
+    ("queue", &["db"]),
+    ("results", &["db", "queue"]),
+    ("kinds", &["queue", "results", "pq", "db"]),
+    ("worker", &["queue", "results", "pq", "db", "dsn", "kinds", "metrics"]),
+    ("http", &["queue", "results", "db", "kinds", "metrics"]),
+    ("cli", &["config", "dsn", "pq", "db", "queue", "results", "kinds", "worker", "http", "metrics"]),
+];
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                found.push((path.clone(), fs::read_to_string(&path).unwrap()));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    walk(&root, &mut found);
+    found.into_iter().map(|(path, text)| (path.strip_prefix(&root).unwrap().to_owned(), text)).collect()
+}
+
+fn room(path: &Path) -> String {
+    let first = path.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// Code without its comments: what a doc line names is no use of it.
+fn code(text: &str) -> String {
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The rooms that a text names behind `crate::`.
+fn used(text: &str) -> Vec<String> {
+    let code = code(text);
+    code.match_indices("crate::")
+        .map(|(at, _)| code[at + 7..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
+        .collect()
+}
+
+#[test]
+fn rooms_use_only_those_that_they_may() {
+    let sources = sources();
+    assert!(sources.len() > 50);
+    for (path, text) in &sources {
+        let room = room(path);
+        if room == "lib" || room == "main" {
+            continue;
+        }
+        let (_, allowed) =
+            MAY_USE.iter().find(|(name, _)| *name == room).unwrap_or_else(|| panic!("a new room: {room}"));
+        for other in used(text) {
+            assert!(!other.is_empty(), "{}: list `crate::{{…}}` apart, room by room", path.display());
+            assert!(other == room || allowed.contains(&other.as_str()), "{} uses {other}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_http_side_knows_no_driver_and_no_kind() {
+    for (path, text) in sources().iter().filter(|(path, _)| room(path) == "http") {
+        let code = code(text);
+        for word in
+            ["diesel::", "r2d2::", "pq_sys", "crate::db::pool", "crate::db::targets", "std::thread::sleep", "block_on"]
+        {
+            assert!(!code.contains(word), "{} names {word}", path.display());
+        }
+        for kind in ["kinds::query", "kinds::carrier_report", "kinds::context", "kinds::control"] {
+            assert!(!code.contains(kind), "{} names {kind}", path.display());
+        }
+    }
+}
+
+#[test]
+fn unsafe_code_lives_in_one_room_and_says_why() {
+    for (path, text) in sources() {
+        let lines: Vec<&str> = text.lines().collect();
+        for (n, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if !code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe") {
+                continue;
+            }
+            assert_eq!(room(&path), "pq", "{}:{}", path.display(), n + 1);
+            let explained = lines[n.saturating_sub(4)..=n].iter().any(|line| line.contains("SAFETY:"));
+            assert!(explained, "{}:{}: no SAFETY comment", path.display(), n + 1);
+        }
+    }
+}
+
+#[test]
+fn every_module_says_what_it_owns() {
+    for (path, text) in sources() {
+        assert!(text.starts_with("//!"), "{}", path.display());
+    }
+}

@@ -1,0 +1,210 @@
+//! P3 and P4: one owner at a time, and what becomes of jobs whose owner is gone.
+
+use diesel::PgConnection;
+use nix::sys::signal::Signal;
+use serde_json::json;
+use slowlane::queue::claim::{self, ClaimedJob, Noted, Positions, Scope};
+use slowlane::queue::finish::{self, Ending, Finished, FinishedResult};
+use slowlane::queue::job::ProgressBasis;
+use slowlane::queue::liveness::{self, Identity};
+use slowlane::queue::progress::{self, Report};
+use slowlane::queue::{JobError, JobState, RawJson};
+use slowlane::results::store;
+use uuid::Uuid;
+
+use crate::support::app::TestApp;
+use crate::support::child::Server;
+use crate::support::eventually;
+use crate::support::kinds::{Gate, Step};
+use crate::support::postgres::{Database, Postgres};
+
+/// Enters a process among the living.
+fn worker(connection: &mut PgConnection) -> Scope {
+    let worker_id = Uuid::now_v7();
+    let identity = Identity { id: worker_id, hostname: "test".into(), threads: 1, kinds: vec![], queues: vec![] };
+    liveness::register(connection, &identity).unwrap();
+    let kinds = vec!["query".to_owned(), "gated_once".to_owned()];
+    Scope { worker_id, kinds, targets: vec!["default".into()], queues: vec!["default".into()] }
+}
+
+/// Puts queued jobs into the queue.
+pub fn insert(database: &Database, jobs: u32) {
+    database.run(&format!(
+        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid, timeout_ms, max_attempts, result_ttl_ms)
+         SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '70008000' || lpad(to_hex(n), 12, '0'))::uuid,
+                'query', 'default', 'default', 5, 'queued', '{{}}', '{{}}', now(), now(), pg_current_xact_id(), 60000, 3, 60000
+           FROM generate_series((SELECT count(*) FROM jobs) + 1, (SELECT count(*) FROM jobs) + {jobs}) n"
+    ));
+}
+
+fn claim_one(connection: &mut PgConnection, scope: &Scope) -> Option<ClaimedJob> {
+    claim::claim(connection, scope, "default", &mut Positions::default(), 1).unwrap().pop()
+}
+
+/// Makes a process look dead for long.
+fn kill(database: &Database, worker: Uuid) {
+    database.run(&format!("UPDATE workers SET beat_at = now() - interval '1 minute' WHERE id = '{worker}'"));
+}
+
+/// Rescues what the dead left; how many jobs.
+fn rescue(connection: &mut PgConnection, repeatable: bool) -> usize {
+    let kinds = ["query".to_owned(), "gated_once".to_owned()];
+    let mut rescued = 0;
+    // Nobody is declared dead right after the server's start.
+    eventually("somebody is dead", || {
+        let orphans = liveness::orphans(connection, &kinds, &["default".to_owned()], 10).unwrap();
+        rescued = orphans.iter().filter(|orphan| liveness::rescue(connection, orphan, repeatable).unwrap()).count();
+        rescued > 0
+    });
+    rescued
+}
+
+fn succeeded() -> Ending {
+    let result = FinishedResult { rows: 1, bytes: 1, truncated: false, manifest: RawJson::of("m").unwrap() };
+    Ending::Finished(Finished { result: Some(result), ..Finished::plain(JobState::Succeeded) })
+}
+
+#[test]
+fn a_worker_that_lost_its_lease_changes_nothing() {
+    let queue = Postgres::shared().queue();
+    let mut connection = queue.service();
+    insert(&queue, 1);
+    let stale = worker(&mut connection);
+    let old = claim_one(&mut connection, &stale).unwrap();
+    assert!(store::write_part(&mut connection, &old.lease, 0, b"old").unwrap());
+    kill(&queue, stale.worker_id);
+    assert_eq!(rescue(&mut connection, true), 1);
+    // A process that was declared dead gets nothing, and learns it at its next beat.
+    assert!(claim_one(&mut connection, &stale).is_none());
+    assert!(!liveness::beat(&mut connection, stale.worker_id).unwrap());
+    let fresh = worker(&mut connection);
+    let new = claim_one(&mut connection, &fresh).unwrap();
+    assert_eq!((new.attempt, new.interruptions, new.lease.number), (1, 1, old.lease.number + 1));
+    let before = queue.text("SELECT jobs::text FROM jobs");
+    let endings = [
+        succeeded(),
+        Ending::Retry { delay_ms: 1, error: RawJson::of(&JobError::new("x", "x")).unwrap() },
+        Ending::Snooze { delay_ms: 1 },
+        Ending::HandBack { error: RawJson::of(&JobError::new("x", "x")).unwrap() },
+    ];
+    for ending in endings {
+        assert!(finish::end(&mut connection, &[(old.lease, ending)]).unwrap().is_empty());
+    }
+    assert!(!store::write_part(&mut connection, &old.lease, 1, b"late").unwrap());
+    assert_eq!(claim::note_backend(&mut connection, &old.lease, 1, chrono::Utc::now()).unwrap(), Noted::LeaseLost);
+    let report = Report { phase: "p".into(), done: 1, total: None, unit: "u".into(), basis: ProgressBasis::None };
+    progress::write(&mut connection, &[(old.lease, report)]).unwrap();
+    assert_eq!(queue.text("SELECT jobs::text FROM jobs"), before);
+    assert_eq!(queue.count("SELECT (SELECT count(*) FROM finished_jobs) + (SELECT count(*) FROM results) + (SELECT count(*) FROM job_progress)"), 0);
+    assert_eq!(queue.count("SELECT count(*) FROM attempts"), 1);
+    // The owner ends it, and only its own parts can be named by the result.
+    assert_eq!(finish::end(&mut connection, &[(new.lease, succeeded())]).unwrap().len(), 1);
+    assert_eq!(queue.count("SELECT lease FROM results"), new.lease.number);
+}
+
+#[test]
+fn a_worker_that_came_back_in_time_keeps_its_jobs() {
+    let queue = Postgres::shared().queue();
+    let mut connection = queue.service();
+    insert(&queue, 1);
+    let alive = worker(&mut connection);
+    claim_one(&mut connection, &alive).unwrap();
+    kill(&queue, alive.worker_id);
+    let kinds = ["query".to_owned()];
+    let mut orphans = Vec::new();
+    eventually("it looks dead", || {
+        orphans = liveness::orphans(&mut connection, &kinds, &["default".to_owned()], 10).unwrap();
+        !orphans.is_empty()
+    });
+    assert!(liveness::beat(&mut connection, alive.worker_id).unwrap());
+    assert!(!liveness::rescue(&mut connection, &orphans[0], true).unwrap());
+    assert_eq!(queue.text("SELECT state FROM jobs"), "running");
+}
+
+#[test]
+fn the_third_interruption_is_poison_and_one_is_too_many_for_some() {
+    let queue = Postgres::shared().queue();
+    let mut connection = queue.service();
+    insert(&queue, 2);
+    for round in 1..=3 {
+        let scope = worker(&mut connection);
+        let job = claim_one(&mut connection, &scope).unwrap();
+        assert_eq!(job.attempt, 1, "interruptions are not charged");
+        kill(&queue, scope.worker_id);
+        assert_eq!(rescue(&mut connection, true), 1);
+        assert_eq!(queue.count("SELECT count(*) FROM finished_jobs"), i64::from(round == 3));
+    }
+    assert_eq!(
+        queue.text("SELECT state || ' ' || (error->>'code') || ' ' || interruptions FROM finished_jobs"),
+        "failed poison 3"
+    );
+    let scope = worker(&mut connection);
+    claim_one(&mut connection, &scope).unwrap();
+    kill(&queue, scope.worker_id);
+    assert_eq!(rescue(&mut connection, false), 1);
+    assert_eq!(queue.count("SELECT count(*) FROM finished_jobs WHERE error->>'code' = 'outcome_unknown'"), 1);
+    assert_eq!(queue.count("SELECT count(*) FROM workers"), 0);
+}
+
+fn sleeping(target: &Database) -> String {
+    target.text("SELECT string_agg(pid::text, ',') FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database() AND application_name LIKE 'slowlane:%'")
+}
+
+#[test]
+fn a_killed_workers_job_runs_again_after_its_old_session_is_ended() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let mut first = Server::serve(&queue, &target, &[]);
+    let id = first.client.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}}));
+    eventually("it sleeps", || !sleeping(&target).is_empty());
+    let old = sleeping(&target);
+    first.signal(Signal::SIGKILL);
+    first.wait();
+    let second = Server::serve(&queue, &target, &[]);
+    eventually("it runs again", || second.client.job(&id)["interruptions"] == 1 && !sleeping(&target).is_empty());
+    let new = sleeping(&target);
+    assert!(new != old && !new.contains(','), "old {old}, new {new}");
+    let job = second.client.job(&id);
+    assert_eq!((&job["state"], &job["attempt"]), (&json!("running"), &json!(1)));
+    assert_eq!(second.client.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
+    assert_eq!(second.client.ended(&id)["state"], "cancelled");
+    assert!(second.log().contains("took a job from a dead worker"));
+}
+
+#[test]
+fn a_stopping_server_lets_work_end_within_its_grace() {
+    let mut app = TestApp::with(|config| config.shutdown_grace = crate::support::PATIENCE);
+    let gate = Gate::new("grace");
+    let id = app.submit(&json!({"kind": "gated", "args": {"gate": "grace"}}));
+    gate.arrived();
+    let waits = app.submit(&json!({"kind": "gated", "args": {"gate": "elsewhere"}, "run_at": "2999-01-01T00:00:00Z"}));
+    app.ask_to_stop();
+    eventually("it takes nothing more", || app.get("/readyz").status == 503);
+    let answer = app.post("/v1/jobs", &json!({"kind": "query", "args": {"sql": "SELECT 1"}}));
+    assert_eq!(answer.problem().1, "shutting_down");
+    // Who polls is still answered.
+    assert_eq!(app.job(&id)["state"], "running");
+    gate.go(Step::Succeed);
+    app.join();
+    assert_eq!(app.queue.text(&format!("SELECT state FROM finished_jobs WHERE id = '{id}'")), "succeeded");
+    assert_eq!(app.queue.text(&format!("SELECT state FROM jobs WHERE id = '{waits}'")), "scheduled");
+    assert_eq!(app.queue.count("SELECT count(*) FROM workers"), 0);
+}
+
+#[test]
+fn a_second_signal_hands_running_work_back_at_once() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let mut server = Server::serve(&queue, &target, &["--shutdown-grace", "10m"]);
+    let id = server.client.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}}));
+    eventually("it sleeps", || !sleeping(&target).is_empty());
+    server.signal(Signal::SIGTERM);
+    eventually("it takes nothing more", || server.client.get("/readyz").status == 503);
+    server.signal(Signal::SIGINT);
+    assert!(server.wait().success(), "{}", server.log());
+    assert_eq!(sleeping(&target), "");
+    let row = format!(
+        "SELECT state || ' ' || attempt || ' ' || interruptions || ' ' || (error->>'code') FROM jobs WHERE id = '{id}'"
+    );
+    assert_eq!(queue.text(&row), "queued 0 1 interrupted");
+}

@@ -1,0 +1,155 @@
+//! Migrations go up, down and up to the same schema, leave others' alone, and are what `schema.rs` says.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use slowlane::cli::migrate;
+use slowlane::db::{migrations, roles};
+
+use crate::support::child::program;
+use crate::support::postgres::{Database, Postgres};
+
+fn dump(database: &Database) -> String {
+    let mut command = Command::new(Postgres::shared().program("pg_dump"));
+    command.args(["--schema-only", "--no-owner", "--schema=slowlane"]);
+    for (variable, keyword) in [
+        ("PGHOST", "host"),
+        ("PGPORT", "port"),
+        ("PGUSER", "user"),
+        ("PGPASSWORD", "password"),
+        ("PGDATABASE", "dbname"),
+    ] {
+        command.env(variable, database.superuser.get(keyword).unwrap());
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Newer pg_dump writes a random key into each dump.
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines()
+        .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[test]
+fn up_down_up_is_the_same_schema() {
+    let database = Postgres::shared().empty(roles::OWNER);
+    let dsn = database.dsn.clone();
+    assert_eq!(migrate::migrate(&dsn, roles::QUEUE).unwrap().len(), 1);
+    let first = dump(&database);
+    assert!(first.contains("CREATE TABLE slowlane.jobs"));
+    let mut owner = database.owner();
+    migrations::down(&mut owner).unwrap();
+    assert_eq!(
+        database
+            .count("SELECT count(*) FROM pg_tables WHERE schemaname = 'slowlane' AND tablename NOT LIKE '%migrations'"),
+        0
+    );
+    assert_eq!(database.count("SELECT count(*) FROM pg_proc WHERE pronamespace = 'slowlane'::regnamespace"), 0);
+    assert_eq!(migrate::migrate(&dsn, roles::QUEUE).unwrap().len(), 1);
+    assert_eq!(dump(&database), first);
+    assert_eq!(migrate::migrate(&dsn, roles::QUEUE).unwrap().len(), 0);
+}
+
+#[test]
+fn an_applications_own_migrations_stay_untouched() {
+    let database = Postgres::shared().empty(roles::OWNER);
+    database.run("CREATE TABLE public.__diesel_schema_migrations (version varchar(50) PRIMARY KEY, run_on timestamp NOT NULL DEFAULT '2001-01-01');
+                  INSERT INTO public.__diesel_schema_migrations VALUES ('20010101000000'), ('20261124000001');
+                  GRANT ALL ON public.__diesel_schema_migrations TO PUBLIC; CREATE TABLE public.jobs (mine int)");
+    let before = database.text("SELECT string_agg(m::text, ' ' ORDER BY m) FROM public.__diesel_schema_migrations m");
+    migrate::migrate(&database.dsn, roles::QUEUE).unwrap();
+    migrations::down(&mut database.owner()).unwrap();
+    migrate::migrate(&database.dsn, roles::QUEUE).unwrap();
+    assert_eq!(
+        database.text("SELECT string_agg(m::text, ' ' ORDER BY m) FROM public.__diesel_schema_migrations m"),
+        before
+    );
+    assert_eq!(database.count("SELECT count(*) FROM slowlane.__diesel_schema_migrations"), 1);
+    assert_eq!(database.text("SELECT to_regclass('public.jobs')::text"), "public.jobs");
+}
+
+#[test]
+fn the_command_says_how_things_stand_and_refuses_a_newer_schema() {
+    let database = Postgres::shared().empty(roles::OWNER);
+    let run = |arguments: &[&str]| {
+        let output =
+            program().args(arguments).env("SLOWLANE_DATABASE_URL", database.dsn.to_url().expose()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), text)
+    };
+    let (good, text) = run(&["migrate", "status"]);
+    assert!(good && text.contains("pending") && text.contains("slowlane migrate up"), "{text}");
+    let (good, text) = run(&["serve", "--target", "default=SLOWLANE_DATABASE_URL", "--listen", "127.0.0.1:0"]);
+    assert!(!good && text.contains("slowlane migrate up"), "{text}");
+    assert!(run(&["migrate", "up"]).1.contains("applied"));
+    assert!(run(&["migrate", "up"]).1.contains("nothing to apply"));
+    assert!(run(&["migrate", "status"]).1.contains("up to date"));
+    database.run("INSERT INTO slowlane.__diesel_schema_migrations (version) VALUES ('29990101000000')");
+    for arguments in [
+        &["migrate", "up"][..],
+        &["migrate", "status"],
+        &["serve", "--target", "default=SLOWLANE_DATABASE_URL", "--listen", "127.0.0.1:0"],
+    ] {
+        let (good, text) = run(arguments);
+        assert!(!good && text.contains("newer slowlane"), "{text}");
+    }
+}
+
+/// `table -> column -> type` as `schema.rs` has it.
+fn declared() -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut tables = BTreeMap::new();
+    let mut current: Option<(String, BTreeMap<String, String>)> = None;
+    for line in include_str!("../src/db/schema.rs").lines().map(str::trim) {
+        if let Some((column, kind)) = line.trim_end_matches(',').split_once(" -> ") {
+            current.as_mut().unwrap().1.insert(column.to_owned(), kind.replace("crate::db::schema::types::", ""));
+        } else if let Some((name, _)) = line.split_once(" (").filter(|_| line.ends_with(") {")) {
+            tables.extend(current.replace((name.to_owned(), BTreeMap::new())));
+        }
+    }
+    tables.extend(current);
+    tables
+}
+
+fn diesel_name(postgres: &str, nullable: bool) -> String {
+    let plain = |name: &str| match name {
+        "uuid" => "Uuid",
+        "text" => "Text",
+        "int2" => "SmallInt",
+        "int4" => "Integer",
+        "int8" => "BigInt",
+        "bool" => "Bool",
+        "json" => "Json",
+        "jsonb" => "Jsonb",
+        "bytea" => "Bytea",
+        "timestamptz" => "Timestamptz",
+        "xid8" => "Xid8",
+        other => panic!("no name for {other}"),
+    };
+    let name = match postgres.strip_prefix('_') {
+        Some(element) => format!("Array<{}>", plain(element)),
+        None => plain(postgres).to_owned(),
+    };
+    if nullable { format!("Nullable<{name}>") } else { name }
+}
+
+#[test]
+fn the_schema_in_the_code_is_the_catalogs() {
+    let queue = Postgres::shared().queue();
+    let rows = queue.session().query(
+        "SELECT c.relname, a.attname, t.typname, NOT a.attnotnull
+           FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped JOIN pg_type t ON t.oid = a.atttypid
+          WHERE c.relnamespace = 'slowlane'::regnamespace AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relname NOT LIKE '\\_\\_diesel%'",
+        &[],
+    ).unwrap();
+    let mut catalog: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+    for n in 0..rows.len() {
+        let text = |column| rows.get(n, column).unwrap().to_owned();
+        catalog.entry(text(0)).or_default().insert(text(1), diesel_name(&text(2), text(3) == "t"));
+    }
+    let declared = declared();
+    assert_eq!(declared.keys().collect::<Vec<_>>(), catalog.keys().collect::<Vec<_>>());
+    for (table, columns) in &catalog {
+        assert_eq!(&declared[table], columns, "{table}");
+    }
+}

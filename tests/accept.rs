@@ -147,6 +147,22 @@ fn a_queue_that_is_gone_is_a_503() {
     assert_eq!(app.query("SELECT 1", &json!([]))["state"], "succeeded");
 }
 
+#[test]
+fn a_socket_that_swallows_everything_holds_no_request_for_ever() {
+    let (app, proxy) = behind_a_proxy();
+    app.submit(&later());
+    proxy.set(Mode::Blackhole);
+    let answer = app.post_with("/v1/jobs", &[("idempotency-key", "swallowed")], &later());
+    assert_eq!(answer.problem().1, "outcome_unknown");
+    assert_eq!(app.get("/healthz").status, 200);
+    proxy.cut();
+    proxy.set(Mode::Pass);
+    eventually("the queue is reached again", || app.get("/readyz").status == 200);
+    let again = app.post_with("/v1/jobs", &[("idempotency-key", "swallowed")], &later());
+    assert_eq!(again.status, 202, "{}", again.text());
+    assert_eq!(app.queue.count("SELECT count(*) FROM jobs"), 2);
+}
+
 fn new_job(id: Uuid) -> Accept {
     Accept {
         job: NewJob {

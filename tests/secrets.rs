@@ -52,10 +52,9 @@ fn a_server_at_work_shows_no_secret() {
     assert_eq!(wrong.status, 401);
     clean("401", &wrong.text());
     // Its database refuses it from now on, and it says so.
-    queue.run(&format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", queue.name()));
-    postgres
-        .work()
-        .run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'", queue.name()));
+    let outside = postgres.work();
+    outside.run(&format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", queue.name()));
+    outside.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'", queue.name()));
     crate::support::eventually("it says so", || server.log().contains("can't be reached"));
     assert_eq!(send(&server.client, "GET", "/v1/jobs", ""), 503);
     let log = server.log();

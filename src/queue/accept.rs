@@ -27,6 +27,8 @@ pub const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 const MAX_GROUP: usize = 500;
 /// How long the writer tries to learn what became of a commit whose connection was lost.
 pub const UNDECIDED_AFTER: Duration = Duration::from_secs(5);
+/// How long a caller waits for the writer in all: a socket that swallows everything must not hold a request for ever.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(12);
 /// Between two tries to reconnect.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -132,7 +134,10 @@ impl Writer {
                 TrySendError::Disconnected(_) => AcceptError::Unavailable("the writer has stopped".to_owned()),
             });
         }
-        answered.await.unwrap_or(Err(AcceptError::OutcomeUnknown(id)))
+        match tokio::time::timeout(GIVE_UP_AFTER, answered).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Err(AcceptError::OutcomeUnknown(id)),
+        }
     }
 }
 

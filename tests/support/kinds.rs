@@ -42,11 +42,6 @@ impl Gate {
         self.arrived.recv_timeout(PATIENCE).expect("no attempt arrived")
     }
 
-    /// No attempt has arrived.
-    pub fn is_quiet(&self) -> bool {
-        self.arrived.try_recv().is_err()
-    }
-
     /// Lets one attempt through.
     pub fn go(&self, step: Step) {
         self.go.send(step).unwrap();

@@ -25,6 +25,7 @@ pub struct Postgres {
 }
 
 /// Removes a cluster when the process that started it is gone, however it went.
+#[expect(clippy::zombie_processes, reason = "it outlives this process: that is what it is for")]
 fn watch(folder: &std::path::Path) {
     let script = "while kill -0 $0 2>/dev/null; do sleep 0.5; done
         pid=$(head -1 $1/pgdata/postmaster.pid 2>/dev/null) && kill -QUIT $pid; sleep 1; rm -rf $1";

@@ -1,0 +1,31 @@
+# Two commands: `make run` serves on a private Postgres with demo data, `make test` runs every test.
+
+.PHONY: run test lint fmt clean
+
+# Further arguments, such as ARGS="--listen 127.0.0.1:9000"
+ARGS ?=
+
+run: tools
+	cargo build --release --locked
+	$${CARGO_TARGET_DIR:-target}/release/slowlane dev $(ARGS)
+
+test: tools
+	cargo test --locked
+
+lint: tools
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+fmt:
+	cargo fmt
+
+clean:
+	cargo clean
+
+.PHONY: tools
+tools:
+	@scripts/ensure-postgres
+	@command -v cargo >/dev/null || { echo 'slowlane needs a Rust toolchain: https://rustup.rs' >&2; exit 69; }
+	@for program in cc perl make; do command -v $$program >/dev/null || { \
+		echo "slowlane builds libpq and OpenSSL from source: apt-get install build-essential perl" >&2; exit 69; }; done

@@ -152,7 +152,7 @@ fn bad_paths_and_queries_are_named() {
     }
     assert_eq!(app.get(&format!("/v1/jobs?limit=2&cursor={cursor}")).status, 200);
     let put = app.send("PUT", "/v1/jobs", &[JSON], b"{}");
-    assert_eq!((put.problem().1.as_str(), put.header("allow")), ("method_not_allowed", Some("GET, POST")));
+    assert_eq!((put.problem().1.as_str(), put.header("allow")), ("method_not_allowed", Some("GET, HEAD, POST")));
     assert_eq!(app.send("POST", &format!("/v1/jobs/{missing}/cancel"), &[], b"").problem().0, 404);
     for (header, value) in [("host", "evil.example"), ("origin", "http://evil.example")] {
         let before = app.queue.count("SELECT count(*) FROM jobs");

@@ -154,6 +154,52 @@ fn the_same_key_makes_one_job() {
 }
 
 #[test]
+fn a_key_is_forgotten_after_a_day() {
+    let app = TestApp::start();
+    let body = json!({"kind": "query", "args": {"sql": "SELECT 1"}});
+    let post = || app.post_with("/v1/jobs", &[("idempotency-key", "daily")], &body).json()["id"].clone();
+    let first = post();
+    app.queue.run("UPDATE idempotency_keys SET created_at = now() - interval '23 hours'");
+    slowlane::queue::insert::forget_old_keys(&mut app.queue.service()).unwrap();
+    assert_eq!(post(), first);
+    app.queue.run("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'");
+    slowlane::queue::insert::forget_old_keys(&mut app.queue.service()).unwrap();
+    assert_ne!(post(), first);
+}
+
+/// Waits in one process for a job that another one runs.
+fn waits_across_processes(notify: bool) {
+    let waits = TestApp::with(|config| {
+        config.workers = 1;
+        config.notify = notify;
+    });
+    let (busy, gate) = (format!("busy_{notify}"), format!("elsewhere_{notify}"));
+    let (holder, decides) = (Gate::new(&busy), Gate::new(&gate));
+    waits.submit(&gated(&busy));
+    holder.arrived();
+    let other = TestApp::on(waits.queue.clone(), waits.target.clone(), |config| config.notify = notify);
+    let client = waits.client.clone();
+    let job = gated(&gate);
+    let post = std::thread::spawn(move || client.post_with("/v1/jobs", &[("prefer", "wait=30")], &job));
+    decides.arrived();
+    decides.go(Step::Succeed);
+    let answer = post.join().unwrap();
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("succeeded")), "{}", answer.text());
+    drop(other);
+    holder.go(Step::Succeed);
+}
+
+#[test]
+fn a_waiter_hears_of_other_processes_by_notify() {
+    waits_across_processes(true);
+}
+
+#[test]
+fn a_waiter_hears_of_other_processes_without_notify() {
+    waits_across_processes(false);
+}
+
+#[test]
 fn lists_are_filtered_and_paged() {
     let app = TestApp::start();
     let mut ids = Vec::new();
@@ -196,6 +242,8 @@ fn probes_and_metrics_answer() {
     let app = TestApp::start();
     assert_eq!(app.get("/healthz").json(), json!({"status": "ok"}));
     assert_eq!(app.get("/readyz").json()["status"], "ready");
+    let head = app.send("HEAD", "/healthz", &[], b"");
+    assert_eq!((head.status, head.body.len(), head.header("content-length")), (200, 0, Some("15")));
     app.query("SELECT 1", &json!([]));
     app.query("SELECT 1/0", &json!([]));
     let metrics = app.get("/metrics");

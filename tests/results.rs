@@ -239,3 +239,18 @@ fn a_full_store_refuses_kinds_with_results_only() {
     assert!(answer.header("retry-after").is_some());
     assert_eq!(app.post("/v1/jobs", &json!({"kind": "carrier_report", "args": {}})).status, 202);
 }
+
+#[test]
+fn a_part_that_is_gone_breaks_the_answer_off() {
+    let app = TestApp::start();
+    let job = app.query("SELECT g, repeat('x', 100) FROM generate_series(1, 60000) g", &json!([]));
+    let id = job["id"].as_str().unwrap();
+    let last = app.queue.count("SELECT max(n) FROM result_parts");
+    assert!(last >= 3);
+    app.queue.run(&format!("DELETE FROM result_parts WHERE n = {last}"));
+    let path = format!("/v1/jobs/{id}/result/data");
+    for coding in ["identity", "gzip", "zstd"] {
+        let answer = app.try_send("GET", &path, &[("accept-encoding", coding)], b"");
+        assert!(answer.is_err(), "{coding}: it looked complete: {:?}", answer.map(|a| (a.status, a.body.len())));
+    }
+}

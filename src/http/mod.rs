@@ -4,9 +4,10 @@
 //! become rows through the [`Writer`]. Knows no worker, no libpq and no kind of work but by the [`Registry`] that it
 //! is handed.
 
+mod access;
 mod cursor;
 mod gauges;
-mod guard;
+
 mod headers;
 mod jobs;
 mod list;
@@ -25,9 +26,9 @@ use std::time::Duration;
 use actix_web::dev::Server;
 use actix_web::http::{KeepAlive, Method};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpServer, web};
+use actix_web::{App, HttpServer, Route, guard, web};
 
-pub use guard::{ListenError, check_listen};
+pub use access::{ListenError, check_listen};
 pub use problem::Code;
 
 use crate::db::Doorway;
@@ -122,7 +123,7 @@ pub fn server(state: HttpState, listener: TcpListener) -> std::io::Result<Server
         App::new()
             .app_data(shared.clone())
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
-            .wrap(from_fn(guard::guard))
+            .wrap(from_fn(access::guard))
             .wrap(from_fn(problem::as_documents))
             .configure(routes)
             .default_service(web::to(problem::no_route))
@@ -136,27 +137,29 @@ pub fn server(state: HttpState, listener: TcpListener) -> std::io::Result<Server
     Ok(server.run())
 }
 
+/// GET and, as every server must, HEAD: the same without its body.
+fn reading() -> Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
+}
+
 fn routes(app: &mut web::ServiceConfig) {
-    app.service(resource("/healthz", &[Method::GET]).route(web::get().to(probes::healthz)))
-        .service(resource("/readyz", &[Method::GET]).route(web::get().to(probes::readyz)))
-        .service(resource("/metrics", &[Method::GET]).route(web::get().to(probes::metrics)))
+    const READ: &[Method] = &[Method::GET, Method::HEAD];
+    app.service(resource("/healthz", READ).route(reading().to(probes::healthz)))
+        .service(resource("/readyz", READ).route(reading().to(probes::readyz)))
+        .service(resource("/metrics", READ).route(reading().to(probes::metrics)))
         .service(
-            resource("/v1/jobs", &[Method::GET, Method::POST])
-                .route(web::get().to(list::list))
+            resource("/v1/jobs", &[Method::GET, Method::HEAD, Method::POST])
+                .route(reading().to(list::list))
                 .route(web::post().to(submit::submit)),
         )
-        .service(resource("/v1/jobs/{id}", &[Method::GET]).route(web::get().to(jobs::get)))
+        .service(resource("/v1/jobs/{id}", READ).route(reading().to(jobs::get)))
         .service(resource("/v1/jobs/{id}/cancel", &[Method::POST]).route(web::post().to(jobs::cancel)))
         .service(
-            resource("/v1/jobs/{id}/result", &[Method::GET, Method::DELETE])
-                .route(web::get().to(results::manifest))
+            resource("/v1/jobs/{id}/result", &[Method::GET, Method::HEAD, Method::DELETE])
+                .route(reading().to(results::manifest))
                 .route(web::delete().to(results::delete)),
         )
-        .service(
-            resource("/v1/jobs/{id}/result/data", &[Method::GET, Method::HEAD])
-                .route(web::get().to(results::data))
-                .route(web::head().to(results::data)),
-        );
+        .service(resource("/v1/jobs/{id}/result/data", READ).route(reading().to(results::data)));
 }
 
 /// A resource that answers other methods with 405 and the ones that it has.

@@ -26,7 +26,7 @@ use crate::results::{Column, Format, Manifest};
 mod body;
 mod negotiate;
 
-use body::PartStream;
+use body::{PartStream, Piece as Sent};
 use negotiate::{Coding, content_coding, format};
 
 #[derive(Serialize)]
@@ -181,14 +181,20 @@ fn stream(
     actix_rt::spawn(async move {
         for piece in pieces {
             let bytes = produce(&shared, id, stored.lease, Arc::clone(&manifest), format, piece, coding).await;
-            let failed = bytes.is_err();
-            if let Err(error) = &bytes {
-                log::warn!(job = id.to_string(); "a result broke off while it was sent: {error}");
-            }
-            if sender.send(bytes.map_err(|error| error.to_string())).await.is_err() || failed {
+            let piece = match bytes {
+                Ok(bytes) => Sent::Bytes(bytes),
+                Err(error) => {
+                    log::warn!(job = id.to_string(); "a result broke off while it was sent: {error}");
+                    Sent::Failed(error.to_string())
+                }
+            };
+            let failed = matches!(piece, Sent::Failed(_));
+            if sender.send(piece).await.is_err() || failed {
                 return;
             }
         }
+        // Whoever reads has gone: then nobody needs the end.
+        let _ = sender.send(Sent::End).await;
     });
     stream
 }

@@ -1,4 +1,4 @@
-//! Bodies whose length is known before their bytes are.
+//! Bodies that are produced while they are sent, and never end cleanly before their last byte.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -8,7 +8,15 @@ use actix_web::body::{BodySize, MessageBody};
 use actix_web::web::Bytes;
 use tokio::sync::mpsc;
 
-type Piece = Result<Bytes, String>;
+/// What a producer sends.
+pub(super) enum Piece {
+    /// Some of the bytes.
+    Bytes(Bytes),
+    /// There will be no more, and these weren't all.
+    Failed(String),
+    /// These were all. A producer that goes without having said so has failed.
+    End,
+}
 
 /// A piece that waits while another is sent.
 pub(super) fn channel() -> (mpsc::Sender<Piece>, PartStream) {
@@ -33,7 +41,12 @@ impl MessageBody for Streamed {
     }
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        self.stream.0.poll_recv(cx).map(|piece| piece.map(|piece| piece.map_err(Into::into)))
+        self.stream.0.poll_recv(cx).map(|piece| match piece {
+            Some(Piece::Bytes(bytes)) => Some(Ok(bytes)),
+            Some(Piece::End) => None,
+            Some(Piece::Failed(why)) => Some(Err(why.into())),
+            None => Some(Err("the result broke off".into())),
+        })
     }
 }
 

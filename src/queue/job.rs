@@ -471,3 +471,19 @@ pub struct JobBackend {
     /// When it started: together with the id it names one session for ever.
     pub backend_start: DateTime<Utc>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_come_later_and_later_and_never_in_step() {
+        let policy = RetryPolicy { base: Duration::from_secs(2), cap: Duration::from_secs(60) };
+        for (attempt, most) in [(1, 2), (2, 4), (3, 8), (5, 32), (6, 60), (i32::MAX, 60)] {
+            let most = Duration::from_secs(most);
+            let delays: Vec<Duration> = (0..50).map(|_| policy.delay(attempt)).collect();
+            assert!(delays.iter().all(|delay| *delay >= most / 2 && *delay <= most), "{attempt}: {delays:?}");
+            assert!(delays.iter().any(|delay| *delay != delays[0]), "{attempt}");
+        }
+    }
+}

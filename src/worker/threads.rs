@@ -87,3 +87,31 @@ impl Threads {
 pub fn jittered(delay: Duration) -> Duration {
     delay.mul_f64(rand::random_range(0.5..1.5))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_that_panics_is_started_again_and_ends_when_told() {
+        let stop = Arc::new(Stop::default());
+        let mut threads = Threads::new(Arc::clone(&stop));
+        let (began, begins) = channel();
+        let waits = Arc::clone(&stop);
+        let mut first = true;
+        let work = move || {
+            began.send(std::thread::current().name().map(str::to_owned)).unwrap();
+            assert!(!std::mem::replace(&mut first, false), "the first run panics");
+            while !waits.wait(Duration::from_secs(60)) {}
+        };
+        threads.spawn("slowlane-test", work).unwrap();
+        let patience = Duration::from_secs(30);
+        for _ in 0..2 {
+            assert_eq!(begins.recv_timeout(patience).unwrap().as_deref(), Some("slowlane-test"));
+        }
+        threads.stop_and_join(patience);
+        assert!(begins.recv().is_err(), "it didn't end");
+    }
+}

@@ -144,9 +144,10 @@ pub struct Connections {
     pub target: Vec<String>,
 }
 
+const TARGET_KEYS: [&str; 5] = ["dsn", "dsn_env", "work_mem", "allow_unsafe_role", "read_only"];
+
 /// `[targets.<name>]` of slowlane.toml.
 #[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct TargetEntry {
     dsn: Option<String>,
     dsn_env: Option<String>,
@@ -163,6 +164,7 @@ pub struct File {
     settings: Settings,
     database_url: Option<String>,
     api_token: Option<String>,
+    data_dir: Option<String>,
     targets: BTreeMap<String, TargetEntry>,
 }
 
@@ -249,14 +251,38 @@ impl File {
         let mut table: toml::Table = text
             .parse()
             .map_err(|error: toml::de::Error| format!("it is not valid TOML{}: {}", place(&error), error.message()))?;
-        let targets = table.remove("targets").map(BTreeMap::deserialize).transpose();
+        let targets = table.remove("targets").map(read_targets).transpose()?;
         Ok(File {
             database_url: take_text(&mut table, "database_url")?,
             api_token: take_text(&mut table, "api_token")?,
-            targets: targets.map_err(|error| format!("targets: {}", error.message()))?.unwrap_or_default(),
+            data_dir: take_text(&mut table, "data_dir")?,
+            targets: targets.unwrap_or_default(),
             settings: serde_path_to_error::deserialize(table)
                 .map_err(|error| format!("{}: {}", error.path(), error.inner().message()))?,
         })
+    }
+}
+
+/// What stands here may be a connection string in the wrong place: no message repeats it.
+fn read_targets(value: toml::Value) -> Result<BTreeMap<String, TargetEntry>, String> {
+    let tables: BTreeMap<String, toml::Table> =
+        value.try_into().map_err(|_| "targets: expected tables, such as [targets.default]".to_owned())?;
+    let mut targets = BTreeMap::new();
+    for (name, table) in tables {
+        if let Some(unknown) = table.keys().find(|key| !TARGET_KEYS.contains(&key.as_str())) {
+            return Err(format!("targets.{name}: unknown key {unknown}, expected one of: {}", TARGET_KEYS.join(", ")));
+        }
+        let entry = serde_path_to_error::deserialize(table)
+            .map_err(|error| format!("targets.{name}.{}: a value of another type is expected", error.path()))?;
+        targets.insert(name, entry);
+    }
+    Ok(targets)
+}
+
+impl File {
+    /// The folder of `slowlane dev`, where the file names one.
+    pub fn data_dir(&self) -> Option<PathBuf> {
+        self.data_dir.as_ref().map(PathBuf::from)
     }
 }
 
@@ -430,14 +456,19 @@ impl Settings {
     }
 
     fn api_token(&self, file: &File) -> Result<Option<Secret>, ConfigError> {
-        let path = self.api_token_file.as_ref().or(file.settings.api_token_file.as_ref());
-        let token = match (variable("SLOWLANE_API_TOKEN"), path) {
-            (Some(token), _) => Some(token),
-            (None, Some(path)) => {
-                let text = std::fs::read_to_string(path).map_err(|e| ConfigError::File(path.clone(), e.to_string()))?;
-                Some(text.trim().to_owned())
+        let read = |path: &PathBuf| {
+            let text = std::fs::read_to_string(path).map_err(|e| ConfigError::File(path.clone(), e.to_string()))?;
+            Ok(Some(text.trim().to_owned()))
+        };
+        let token = match (variable("SLOWLANE_API_TOKEN"), &self.api_token_file, &file.settings.api_token_file) {
+            (Some(_), Some(_), _) => {
+                let why = "both SLOWLANE_API_TOKEN and a file are given: unset one of them";
+                return Err(ConfigError::Invalid("api_token_file", why.to_owned()));
             }
-            (None, None) => file.api_token.clone(),
+            (Some(token), None, _) => Some(token),
+            (None, Some(path), _) => read(path)?,
+            (None, None, Some(path)) if file.api_token.is_none() => read(path)?,
+            (None, None, _) => file.api_token.clone(),
         };
         match token {
             Some(token) if token.is_empty() || token.chars().any(|c| c.is_whitespace() || c.is_control()) => {
@@ -520,7 +551,7 @@ mod tests {
         let refused = |text: &str| File::parse(text).err().unwrap();
         assert!(refused("wrokers = 3").contains("wrokers"));
         assert!(refused("[targets.a]\ndns = \"x\"").contains("dns"));
-        for broken in ["database_url = \"postgres://u:hunter2@h/d", "database_url = [\"hunter2\"]", "x = hunter2\n"] {
+        for broken in ["targets = \"hunter2\"", "[targets]\ndefault = \"hunter2\"", "[targets.a]\nread_only = \"hunter2\"", "database_url = \"postgres://u:hunter2@h/d", "database_url = [\"hunter2\"]", "x = hunter2\n"] {
             assert!(!refused(broken).contains("hunter2"), "{}", refused(broken));
         }
     }

@@ -38,11 +38,12 @@ impl Dev {
     /// # Errors
     /// When the address is taken, the folder in use, or no Postgres is installed.
     pub fn run(self) -> Result<(), Failure> {
-        let (config, _) = self.sources.read()?;
+        let (config, file) = self.sources.read()?;
         warn_of_unknown_variables(&Connections::default());
         process::http_settings(&config)?;
+        let data_dir = self.data_dir.or(file.data_dir()).unwrap_or_else(default_data_dir);
+        cluster::check_unused(&data_dir)?;
         let listener = process::listen(config.listen)?;
-        let data_dir = self.data_dir.unwrap_or_else(default_data_dir);
         let slot = Arc::<Slot>::default();
         let (prepared, settings) = (Arc::clone(&slot), config.clone());
         let prepare = move || {
@@ -51,7 +52,10 @@ impl Dev {
             let registry = Registry::standard().with::<CarrierReport>();
             Ok(Parts { config: settings, queue: databases.queue, targets, registry, listener })
         };
-        process::run(prepare, move |address| println!("{}", what_to_try(&config, &address.to_string())))
+        let outcome = process::run(prepare, move |address| println!("{}", what_to_try(&config, &address.to_string())));
+        // Taken out by this thread: the one that watches it must not be the one that is left to stop it.
+        drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
+        outcome
     }
 }
 
@@ -125,8 +129,8 @@ slowlane serves on http://{address}, with every flight that left New York in 201
   {post} -d '{{"kind":"query","args":{{"sql":"SELECT carrier, month, avg(arr_delay) FROM flights GROUP BY 1,2 ORDER BY 1,2"}}}}'
 
   # the newest job, and its result as CSV
-  {get}/v1/jobs?limit=1
-  {get}/v1/jobs/$({get}/v1/jobs?limit=1 | sed 's/.*"jobs":\[{{"id":"\([^"]*\)".*/\1/')/result/data
+  {get}'/v1/jobs?limit=1'
+  {get}/v1/jobs/$({get}'/v1/jobs?limit=1' | sed 's/.*"jobs":\[{{"id":"\([^"]*\)".*/\1/')/result/data
 
   # the same in one go, for a query that ends within 10 seconds
   {post} -H 'prefer: wait=10' -d '{{"kind":"query","args":{{"sql":"SELECT count(*) FROM flights WHERE origin = $1","params":["JFK"]}}}}'

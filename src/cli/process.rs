@@ -107,8 +107,9 @@ pub fn run_until<S: StopRequests>(
 ) -> Result<(), Failure> {
     let doorway_threads = actix_rt::System::new().block_on(async move {
         // Signals are listened to before there is anything to stop.
-        let stop = stop()?;
-        let assembled = on_a_thread("slowlane-start", move || assemble(prepare()?)).await?;
+        let mut stop = stop()?;
+        let starting = on_a_thread("slowlane-start", move || assemble(prepare()?));
+        let Some(assembled) = unless_stopped(starting, &mut stop).await? else { return Ok(None) };
         let Assembled { address, listener, grace, state, workers, doorway_threads } = assembled;
         let health = Arc::clone(&state.health);
         let server = http::server(state, listener)?;
@@ -122,11 +123,28 @@ pub fn run_until<S: StopRequests>(
         });
         server.await??;
         drain.await?;
-        Ok::<_, Failure>(doorway_threads)
+        Ok::<_, Failure>(Some(doorway_threads))
     })?;
     drop(doorway_threads);
     log::info!("stopped");
     Ok(())
+}
+
+/// Waits for the start to be done. `None` when it was asked to stop meanwhile: what had begun is then finished first,
+/// unless it is asked again.
+async fn unless_stopped<T>(
+    starting: impl Future<Output = Result<T, Failure>>,
+    stop: &mut impl StopRequests,
+) -> Result<Option<T>, Failure> {
+    tokio::pin!(starting);
+    tokio::select! {
+        started = &mut starting => return started.map(Some),
+        () = stop.next() => log::info!("stopping as soon as what was begun is done; a second signal stops at once"),
+    }
+    tokio::select! {
+        started = &mut starting => started.map(|_| None),
+        () = stop.next() => Ok(None),
+    }
 }
 
 /// Runs what may wait on a thread of its own.
@@ -268,15 +286,20 @@ pub trait StopRequests: 'static {
     fn next(&mut self) -> impl Future<Output = ()>;
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM, SIGINT, and SIGHUP of a terminal that was closed.
 struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl StopSignals {
     fn new() -> std::io::Result<StopSignals> {
-        Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(StopSignals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
     }
 }
 
@@ -285,6 +308,7 @@ impl StopRequests for StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hang_up.recv() => {}
         }
     }
 }

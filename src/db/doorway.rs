@@ -20,6 +20,9 @@ use crate::db::pool::Pool;
 /// Requests that may wait for a connection; one more is refused at once.
 pub const MAX_WAITING: usize = 1_000;
 
+/// How long closing waits for what runs.
+const CLOSING: Duration = Duration::from_secs(5);
+
 type Task = Box<dyn FnOnce(&Pool) + Send>;
 
 /// A handle to the threads that hold the `api` connections. Cloning it is cheap.
@@ -94,9 +97,20 @@ impl Doorway {
         T: Send + 'static,
         F: FnOnce(&mut PgConnection) -> Result<T, DbError> + Send + 'static,
     {
+        self.run_within(self.patience, work).await
+    }
+
+    /// As [`Doorway::run`], for work that may take longer than others.
+    ///
+    /// # Errors
+    /// As [`Doorway::run`].
+    pub async fn run_within<T, F>(&self, patience: Duration, work: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut PgConnection) -> Result<T, DbError> + Send + 'static,
+    {
         let (answer, answered) = oneshot::channel();
         let asked = Instant::now();
-        let patience = self.patience;
         self.enqueue(Box::new(move |pool| {
             if answer.is_closed() || asked.elapsed() >= patience {
                 return;
@@ -174,9 +188,17 @@ impl Drop for DoorwayThreads {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.arrived.notify_all();
+        let until = Instant::now() + CLOSING;
         for thread in self.threads.drain(..) {
-            // A panic was logged when it happened.
-            let _ = thread.join();
+            while !thread.is_finished() && Instant::now() < until {
+                std::thread::park_timeout(Duration::from_millis(5));
+            }
+            if thread.is_finished() {
+                // A panic was logged when it happened.
+                let _ = thread.join();
+            } else {
+                log::warn!(thread = thread.thread().name().unwrap_or("?"); "a thread did not end in time");
+            }
         }
     }
 }

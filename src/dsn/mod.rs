@@ -60,7 +60,7 @@ pub struct Dsn {
 pub struct DsnError {
     /// A stable word: `empty`, `unsupported_scheme`, `malformed`, `invalid_host`, `invalid_port`,
     /// `invalid_percent_encoding`, `unknown_parameter`, `duplicate_parameter`, `unexpanded_variable`,
-    /// `redacted_password`.
+    /// `redacted_password`, `unescaped_password`.
     pub code: &'static str,
     /// What is wrong, and what to do about it.
     pub message: &'static str,

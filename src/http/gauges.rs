@@ -24,9 +24,11 @@ pub(super) fn start(shared: State) {
 
 /// A look that fails leaves the gauges as they were.
 async fn look(shared: &State) {
-    let looked =
-        shared.state.doorway.run(|connection| Ok((read::depths(connection)?, store::stored_bytes(connection)?))).await;
-    if let Ok((depths, bytes)) = looked {
+    // Apart, because one guards the store and the other may take long.
+    if let Ok(bytes) = shared.state.doorway.run(store::stored_bytes).await {
+        shared.state.metrics.set_result_store_bytes(bytes);
+    }
+    if let Ok(depths) = shared.state.doorway.run(read::depths).await {
         // A queue of ours that is empty says so: an alert can't tell a missing number from a good one.
         let ours = shared
             .state
@@ -35,7 +37,6 @@ async fn look(shared: &State) {
             .flat_map(|queue| SHOWN.map(|state| (queue.clone(), state.as_str().to_owned(), 0, 0.0)));
         let depths = depths.into_iter().map(|d| (d.queue, d.state.as_str().to_owned(), d.count, d.oldest_age_s));
         shared.state.metrics.set_depths(ours.chain(depths));
-        shared.state.metrics.set_result_store_bytes(bytes);
     }
 }
 

@@ -43,11 +43,12 @@ pub(super) async fn get(request: HttpRequest, shared: State, id: web::Path<Strin
     let mut applied = None;
     if let Some(wait) = prefer_wait(&request) {
         // Without a tag the caller knows what it is told now; with one, what the tag stands for.
-        let stale =
-            request.headers().contains_key(header::IF_NONE_MATCH) && !if_none_match(&request, &wire::etag(&job));
-        let settled = job.state.is_final();
+        let has_tag = request.headers().contains_key(header::IF_NONE_MATCH);
+        let stale = has_tag && !if_none_match(&request, &wire::etag(&job));
+        // Of an ended job only the result can change, and only who names a tag waits for that.
+        let settled = job.state.is_final() && !has_tag;
         let waited = if stale || settled { Some(false) } else { wait_for_change(&shared, &job, wait).await };
-        if waited == Some(true) {
+        if !(stale || settled) {
             job = read(&shared, id).await?;
         }
         applied = waited.map(|_| wait);

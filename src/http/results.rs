@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::http::{Method, StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -28,6 +29,9 @@ mod negotiate;
 
 use body::{PartStream, Piece as Sent};
 use negotiate::{Coding, content_coding, format};
+
+/// How long a part may take to be read and encoded: one can hold a value of hundreds of megabytes.
+const PART_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize)]
 struct ManifestResource<'m> {
@@ -130,8 +134,9 @@ pub(super) async fn data(request: HttpRequest, shared: State, id: web::Path<Stri
     };
     let length = stored.manifest.length(format);
     let identity_etag = stored.manifest.etag(format);
-    let range = negotiate::range(&request, length, &identity_etag)?;
-    let coding = if range.is_some() { Coding::Identity } else { content_coding(&request) };
+    // A range is for GET alone, and comes after the conditions (RFC 9110, 13.2.2 and 14.2).
+    let may_range = request.method() == Method::GET && request.headers().contains_key(header::RANGE);
+    let coding = if may_range { Coding::Identity } else { content_coding(&request) };
     let etag = coding.etag(&identity_etag);
     let mut response = HttpResponse::Ok();
     response
@@ -142,6 +147,7 @@ pub(super) async fn data(request: HttpRequest, shared: State, id: web::Path<Stri
     if if_none_match(&request, &etag) {
         return Ok(response.status(StatusCode::NOT_MODIFIED).finish());
     }
+    let range = if may_range { negotiate::range(&request, length, &identity_etag)? } else { None };
     response
         .insert_header((header::CONTENT_TYPE, format.content_type()))
         .insert_header((header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.{}\"", format.as_str())));
@@ -213,13 +219,13 @@ async fn produce(
             Source::Fixed(_) => Vec::new(),
             Source::Part(n) => {
                 let n = i32::try_from(*n).unwrap_or(i32::MAX);
-                store::part(connection, id, lease, n)?.ok_or_else(|| gone("the part is gone"))?
+                store::part(connection, id, lease, n, PART_PATIENCE)?.ok_or_else(|| gone("the part is gone"))?
             }
         };
         let bytes = range::encode(&manifest, format, &piece, &stored).map_err(|error| gone(&error.to_string()))?;
         coding.encode(bytes).map_err(|error| gone(&error.to_string()))
     };
-    shared.state.doorway.run(work).await.map(web::Bytes::from)
+    shared.state.doorway.run_within(PART_PATIENCE, work).await.map(web::Bytes::from)
 }
 
 fn gone(why: &str) -> DbError {

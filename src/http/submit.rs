@@ -124,8 +124,11 @@ async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration
             true => Some(true),
             false => shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await,
         };
-        if waited == Some(true) {
-            job = jobs::read(shared, job.id).await?;
+        // The job is accepted, whatever comes of this read: a failure here must not look like a refusal.
+        if waited.is_some()
+            && let Ok(ended) = jobs::read(shared, job.id).await
+        {
+            job = ended;
         }
         applied = waited.map(|_| wait);
     }

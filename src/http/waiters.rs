@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::db::Doorway;
 use crate::queue::read::{self, JobMark};
-use crate::queue::signals::Signals;
+use crate::queue::signals::{ANY_JOB, Signals};
 
 /// Requests that may wait at a time; one more is answered at once.
 pub const MAX_WAITERS: usize = 1_000;
@@ -46,8 +46,11 @@ impl Waiters {
     pub async fn wait(&self, id: Uuid, until: Instant, done: impl Fn(&JobMark) -> bool) -> Option<bool> {
         let mut place = Place::take(self, id)?;
         // What changed before the place was taken is seen by this.
-        self.look(vec![id]).await;
+        let looked = timeout_at(until, self.look(vec![id])).await;
         self.arrived.send_replace(());
+        if looked.is_err() {
+            return Some(false);
+        }
         let changed = place.receiver.wait_for(|mark| mark.as_ref().is_some_and(&done));
         let outcome = timeout_at(until, changed).await;
         Some(matches!(outcome, Ok(Ok(_))))
@@ -55,6 +58,7 @@ impl Waiters {
 
     async fn look_after(self, mut changes: broadcast::Receiver<Uuid>) {
         let mut arrived = self.arrived.subscribe();
+        let mut next_look = Instant::now();
         loop {
             if self.lock().is_empty() {
                 // Nobody waits: hints that come meanwhile are of no interest.
@@ -63,14 +67,18 @@ impl Waiters {
                 }
                 changes = changes.resubscribe();
             }
-            match timeout(LOOK_EVERY, changes.recv()).await {
-                Ok(Ok(id)) if !self.lock().contains_key(&id) => continue,
+            // Hints about other jobs don't put the next look off.
+            match timeout_at(next_look, changes.recv()).await {
+                Ok(Ok(id)) if id != ANY_JOB && !self.lock().contains_key(&id) => continue,
                 Ok(Ok(_)) => tokio::time::sleep(GATHER).await,
                 Ok(Err(RecvError::Lagged(_))) | Err(_) => {}
                 Ok(Err(RecvError::Closed)) => return,
             }
+            // One look serves all hints that came until now.
+            while !matches!(changes.try_recv(), Err(TryRecvError::Empty | TryRecvError::Closed)) {}
             let ids: Vec<Uuid> = self.lock().keys().copied().collect();
             self.look(ids).await;
+            next_look = Instant::now() + LOOK_EVERY;
         }
     }
 

@@ -52,6 +52,9 @@ pub struct Envelope {
     pub message: Message,
 }
 
+/// Stands among changes for jobs that weren't named.
+pub const ANY_JOB: Uuid = Uuid::nil();
+
 type Listener = Arc<dyn Fn(&Message) + Send + Sync>;
 
 /// The hints of one process. Shared by every thread that makes or awaits one.
@@ -112,6 +115,9 @@ impl Signals {
     /// A hint from another process: it goes to the listeners here, and no further.
     pub fn received(&self, message: &Message) {
         if let Message::Changed(ids) = message {
+            if ids.is_empty() {
+                let _ = self.changes.send(ANY_JOB);
+            }
             for id in ids {
                 // Nobody waits: then nobody needs to know.
                 let _ = self.changes.send(*id);

@@ -1,6 +1,9 @@
 //! The statements about results and their parts.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
+use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Integer};
@@ -72,12 +75,21 @@ pub fn result(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Stor
     .transpose()
 }
 
-/// A part's stored bytes. `None` when it is gone.
+/// A part's stored bytes, read for at most `patience`. `None` when it is gone.
 ///
 /// # Errors
 /// When the database fails.
-pub fn part(connection: &mut PgConnection, job_id: Uuid, lease: i64, n: i32) -> Result<Option<Vec<u8>>, DbError> {
-    Ok(result_parts::table.find((job_id, lease, n)).select(result_parts::data).first(connection).optional()?)
+pub fn part(
+    connection: &mut PgConnection,
+    job_id: Uuid,
+    lease: i64,
+    n: i32,
+    patience: Duration,
+) -> Result<Option<Vec<u8>>, DbError> {
+    connection.transaction(|connection| {
+        connection.batch_execute(&format!("SET LOCAL statement_timeout = {}", patience.as_millis()))?;
+        Ok(result_parts::table.find((job_id, lease, n)).select(result_parts::data).first(connection).optional()?)
+    })
 }
 
 /// Deletes a result on request. Does nothing when it is gone already.

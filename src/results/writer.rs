@@ -10,6 +10,8 @@ use crate::results::{Column, Manifest, PartInfo, ResultError, csv, json, store};
 
 /// Uncompressed bytes after which a part is written: 1 MiB.
 const PART_BYTES: usize = 1024 * 1024;
+/// Rows after which a part is written, however small they are.
+const PART_ROWS: u64 = 65_536;
 /// The fastest level: parts are written while the statement runs, and read a few times at most.
 const ZSTD_LEVEL: i32 = 1;
 
@@ -91,7 +93,8 @@ impl ResultWriter {
             return Ok(Pushed::RowLimit);
         }
         let values: Vec<Value<'v>> = values.collect();
-        let size = values.iter().map(|value| 4 + count(value.map_or(0, <[u8]>::len))).sum::<u64>();
+        // A row without columns takes a byte: rows of no size would pass every limit.
+        let size = values.iter().map(|value| 4 + count(value.map_or(0, <[u8]>::len))).sum::<u64>().max(1);
         if self.bytes + size > self.limits.byte_limit {
             return Ok(Pushed::ByteLimit);
         }
@@ -101,7 +104,7 @@ impl ResultWriter {
         self.part.ndjson_bytes += count(self.encoder.length(&values)) + 1;
         self.rows += 1;
         self.bytes += size;
-        if self.part.buffer.len() >= PART_BYTES {
+        if self.part.buffer.len() >= PART_BYTES || self.part.rows >= PART_ROWS {
             self.write_part()?;
         }
         Ok(Pushed::Stored)

@@ -45,6 +45,12 @@ pub enum ClusterError {
     /// Another process uses the folder.
     #[error("{0} is in use by another slowlane (process {1}): stop it, or choose another folder with --data-dir")]
     InUse(PathBuf, String),
+    /// The folder holds something else.
+    #[error("{0} holds files that aren't slowlane's: choose an empty or a new folder with --data-dir")]
+    NotOurs(PathBuf),
+    /// The server's user can't get to the folder.
+    #[error("{0} can't be reached by the user that Postgres runs as, because {1} is closed to others: choose another folder with --data-dir")]
+    Closed(PathBuf, PathBuf),
     /// The folder was made by another major version.
     #[error(
         "{0} was made by Postgres {1}, and only other versions are installed: install that one, or move the folder away"
@@ -95,11 +101,11 @@ impl Cluster {
         if folder.to_str().is_none() {
             return Err(ClusterError::Name(folder));
         }
-        fs::create_dir_all(&folder).map_err(io(&folder))?;
-        // Traversable by the server's user, readable by nobody else.
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o711)).map_err(io(&folder))?;
-        let lock = lock(&folder)?;
         let user = process::service_user();
+        make_folder(&folder, user.as_ref())?;
+        // As the kernel names it: a server that was left running is known by its folder.
+        let folder = fs::canonicalize(&folder).map_err(io(&folder))?;
+        let lock = lock(&folder)?;
         process::end_stale_server(&folder.join("pgdata"))?;
         let binaries = binaries::for_folder(&folder.join("pgdata"))?;
         let password = secret(&folder, "superuser.password")?;
@@ -118,14 +124,23 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Starts the server again after [`Cluster::stop`], on the same port.
+    /// Starts the server again after [`Cluster::stop`] or its death, on the same port: others know it by that.
     ///
     /// # Errors
-    /// When it doesn't become ready.
+    /// When it doesn't become ready, or somebody else has the port.
     pub fn start_server(&mut self) -> Result<(), ClusterError> {
+        if self.port == 0 {
+            return self.start_server_anywhere();
+        }
+        let server = Server::start(&self.binaries, &self.folder, self.port, &self.settings, self.user.as_ref())?;
+        self.server = Some(server);
+        Ok(())
+    }
+
+    fn start_server_anywhere(&mut self) -> Result<(), ClusterError> {
         let port_file = self.folder.join("port");
         let recorded = fs::read_to_string(&port_file).ok().and_then(|text| text.trim().parse().ok());
-        let wanted = if self.port == 0 { recorded } else { Some(self.port) };
+        let wanted: Option<u16> = recorded;
         let mut last = None;
         // Between choosing a port and the server's bind somebody else may take it.
         for attempt in 0..5 {
@@ -201,8 +216,42 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ClusterError + '_ {
     move |error| ClusterError::Io(path.to_owned(), error)
 }
 
+/// Makes the folder where it isn't there. Only what was made here, or made here before, is given other rights.
+fn make_folder(folder: &Path, user: Option<&ServiceUser>) -> Result<(), ClusterError> {
+    let is_ours = folder.join("lock").exists() || folder.join("pgdata").exists();
+    let is_empty = fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
+    if !is_ours && !is_empty {
+        return Err(ClusterError::NotOurs(folder.to_owned()));
+    }
+    let missing: Vec<&Path> = folder.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
+    fs::create_dir_all(folder).map_err(io(folder))?;
+    let Some(user) = user else {
+        return fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(io(folder));
+    };
+    // The server's user must get through to its own part, and needs to see nothing else.
+    for made in missing.into_iter().chain([folder]) {
+        fs::set_permissions(made, fs::Permissions::from_mode(0o711)).map_err(io(made))?;
+    }
+    match folder.ancestors().skip(1).find(|ancestor| !process::may_pass(ancestor, user)) {
+        Some(closed) => Err(ClusterError::Closed(folder.to_owned(), closed.to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// Says no when another process uses the folder.
+///
+/// # Errors
+/// [`ClusterError::InUse`].
+pub fn check_unused(folder: &Path) -> Result<(), ClusterError> {
+    if folder.join("lock").exists() { lock_file(folder, false).map(drop) } else { Ok(()) }
+}
+
 /// One process at a time: the lock goes with the process, however it ends.
 fn lock(folder: &Path) -> Result<File, ClusterError> {
+    lock_file(folder, true)
+}
+
+fn lock_file(folder: &Path, keep: bool) -> Result<File, ClusterError> {
     let path = folder.join("lock");
     let mut file =
         OpenOptions::new().create(true).read(true).write(true).truncate(false).open(&path).map_err(io(&path))?;
@@ -213,6 +262,9 @@ fn lock(folder: &Path) -> Result<File, ClusterError> {
             return Err(ClusterError::InUse(folder.to_owned(), owner.trim().to_owned()));
         }
         Err(TryLockError::Error(error)) => return Err(ClusterError::Io(path, error)),
+    }
+    if !keep {
+        return Ok(file);
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(io(&path))?;
     Ok(file)

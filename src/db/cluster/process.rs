@@ -1,6 +1,7 @@
 //! The processes of a private cluster: run as another user when we are root, ended when they are ours.
 
 use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -31,6 +32,22 @@ pub(super) fn service_user() -> Option<ServiceUser> {
     }
     let user = ["postgres", "nobody"].into_iter().find_map(|name| User::from_name(name).ok().flatten());
     user.map(|user| ServiceUser { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
+}
+
+/// The user may go through this folder, as far as its owner and the rights of others say.
+pub(super) fn may_pass(folder: &Path, user: &ServiceUser) -> bool {
+    fs::metadata(folder).is_ok_and(|data| {
+        let mode = data.mode();
+        mode & 0o001 != 0 || (data.uid() == user.uid && mode & 0o100 != 0) || (data.gid() == user.gid && mode & 0o010 != 0)
+    })
+}
+
+/// A log that only we can read: it may hold statements.
+fn private_log(path: &Path, append: bool) -> Result<File, ClusterError> {
+    let mut options = File::options();
+    options.create(true).write(true).mode(0o600);
+    if append { options.append(true) } else { options.truncate(true) };
+    options.open(path).map_err(io(path))
 }
 
 /// How a server is told to stop.
@@ -73,7 +90,7 @@ pub(super) fn run(
 ) -> Result<(), ClusterError> {
     let failed = |reason: String| ClusterError::Program(name, reason);
     let log = folder.join(format!("{name}.log"));
-    let file = File::create(&log).map_err(io(&log))?;
+    let file = private_log(&log, false)?;
     let copy = file.try_clone().map_err(io(&log))?;
     prepare(&mut command, folder, user);
     let mut child = command.stdout(file).stderr(copy).spawn().map_err(|error| failed(error.to_string()))?;
@@ -123,7 +140,7 @@ impl Server {
     ) -> Result<Server, ClusterError> {
         let data = folder.join("pgdata");
         let log = folder.join("postgres.log");
-        let file = File::options().create(true).append(true).open(&log).map_err(io(&log))?;
+        let file = private_log(&log, true)?;
         let copy = file.try_clone().map_err(io(&log))?;
         let mut command = Command::new(binaries.path("postgres"));
         command.arg("-D").arg(&data);
@@ -195,9 +212,14 @@ pub(super) fn end_stale_server(data: &Path) -> Result<(), ClusterError> {
         return Ok(());
     };
     let is_it = || {
-        let folder = fs::read_link(format!("/proc/{pid}/cwd"));
         let program = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        folder.is_ok_and(|folder| folder == data) && program.trim().starts_with("postgres")
+        let is_here = match fs::read_link(format!("/proc/{pid}/cwd")) {
+            Ok(folder) => folder == data,
+            // Root without the right to look into others' processes, as in a container.
+            Err(_) => fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == data.as_os_str().as_encoded_bytes())),
+        };
+        is_here && program.trim().starts_with("postgres")
     };
     if !is_it() {
         return Ok(());

@@ -551,7 +551,14 @@ mod tests {
         let refused = |text: &str| File::parse(text).err().unwrap();
         assert!(refused("wrokers = 3").contains("wrokers"));
         assert!(refused("[targets.a]\ndns = \"x\"").contains("dns"));
-        for broken in ["targets = \"hunter2\"", "[targets]\ndefault = \"hunter2\"", "[targets.a]\nread_only = \"hunter2\"", "database_url = \"postgres://u:hunter2@h/d", "database_url = [\"hunter2\"]", "x = hunter2\n"] {
+        for broken in [
+            "targets = \"hunter2\"",
+            "[targets]\ndefault = \"hunter2\"",
+            "[targets.a]\nread_only = \"hunter2\"",
+            "database_url = \"postgres://u:hunter2@h/d",
+            "database_url = [\"hunter2\"]",
+            "x = hunter2\n",
+        ] {
             assert!(!refused(broken).contains("hunter2"), "{}", refused(broken));
         }
     }

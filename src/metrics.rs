@@ -136,7 +136,8 @@ impl Metrics {
     /// A request was answered.
     pub fn answered(&self, method: &str, status: u16) {
         // Callers can make methods up: only known ones become labels.
-        let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"].into_iter().find(|known| *known == method);
+        let known =
+            ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"].into_iter().find(|known| *known == method);
         self.requests.get_or_create(&Request { method: known.unwrap_or("other").to_owned(), status }).inc();
     }
 

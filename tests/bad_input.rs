@@ -179,6 +179,7 @@ fn what_only_postgres_knows_is_accepted_and_fails_by_name() {
         ("COPY public.t FROM STDIN", json!([]), "statement_not_allowed", None),
         ("COMMIT", json!([]), "statement_not_allowed", None),
         ("DELETE FROM public.t", json!([]), "statement_not_allowed", None),
+        ("SELECT 1 AS a INTO TEMP t", json!([]), "read_only", Some("25006")),
         ("SELECT $1::int", json!([]), "parameter_count", None),
         ("SELECT $1::int", json!([1, 2]), "parameter_count", None),
         ("SELECT $1::int", json!([[1]]), "invalid_parameter", None),

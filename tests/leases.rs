@@ -53,7 +53,14 @@ fn rescue(connection: &mut PgConnection, repeatable: bool) -> usize {
     // Nobody is declared dead right after the server's start.
     eventually("somebody is dead", || {
         let orphans = liveness::orphans(connection, &kinds, &["default".to_owned()], 10).unwrap();
-        rescued = orphans.iter().filter(|orphan| liveness::rescue(connection, orphan, repeatable).unwrap()).count();
+        rescued = orphans
+            .iter()
+            .filter(|orphan| {
+                assert!(!liveness::rescue(connection, orphan, repeatable).unwrap(), "rescued from the living");
+                liveness::bury(connection, orphan.lease.worker_id).unwrap();
+                liveness::rescue(connection, orphan, repeatable).unwrap()
+            })
+            .count();
         rescued > 0
     });
     rescued
@@ -117,6 +124,7 @@ fn a_worker_that_came_back_in_time_keeps_its_jobs() {
         !orphans.is_empty()
     });
     assert!(liveness::beat(&mut connection, alive.worker_id).unwrap());
+    assert!(!liveness::bury(&mut connection, orphans[0].lease.worker_id).unwrap());
     assert!(!liveness::rescue(&mut connection, &orphans[0], true).unwrap());
     assert_eq!(queue.text("SELECT state FROM jobs"), "running");
 }
@@ -146,16 +154,80 @@ fn the_third_interruption_is_poison_and_one_is_too_many_for_some() {
     assert_eq!(queue.count("SELECT count(*) FROM workers"), 0);
 }
 
-fn sleeping(target: &Database) -> String {
-    target.text("SELECT string_agg(pid::text, ',') FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database() AND application_name LIKE 'slowlane:%'")
+#[test]
+fn a_job_that_was_to_be_cancelled_does_not_come_back() {
+    let queue = Postgres::shared().queue();
+    let mut connection = queue.service();
+    insert(&queue, 3);
+    let scope = worker(&mut connection);
+    let endings = [
+        Ending::Retry { delay_ms: 1000, error: RawJson::of(&JobError::new("x", "x")).unwrap() },
+        Ending::Snooze { delay_ms: 1000 },
+        Ending::HandBack { error: RawJson::of(&JobError::new("x", "x")).unwrap() },
+    ];
+    for ending in endings {
+        let job = claim_one(&mut connection, &scope).unwrap();
+        slowlane::queue::cancel::request(&mut connection, job.lease.job_id).unwrap();
+        assert_eq!(finish::end(&mut connection, &[(job.lease, ending)]).unwrap().len(), 1);
+    }
+    assert_eq!(queue.text("SELECT string_agg(state, ' ') FROM finished_jobs"), "cancelled cancelled cancelled");
+    assert_eq!(queue.count("SELECT count(*) FROM jobs"), 0);
 }
+
+#[test]
+fn a_claim_whose_answer_was_lost_is_put_back_by_its_owner() {
+    let app = TestApp::start();
+    app.queue.run(
+        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, lease, attempt, worker_id, started_at, deadline_at, timeout_ms, max_attempts, result_ttl_ms)
+         SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '70008000000000000001')::uuid, 'query', 'default', 'default', 5, 'running',
+                '{\"sql\": \"SELECT 1\"}', '{}', now(), now(), 1, 1, (SELECT id FROM workers), now() - interval '1 minute', now() + interval '1 hour', 60000, 3, 60000",
+    );
+    let id = app.queue.text("SELECT id FROM jobs");
+    let job = app.ended(&id);
+    assert_eq!((&job["state"], &job["attempt"], &job["interruptions"]), (&json!("succeeded"), &json!(1), &json!(1)));
+}
+
+#[test]
+fn a_kind_that_may_not_be_repeated_isnt() {
+    let mut app = TestApp::start();
+    let gate = Gate::new("only_once");
+    let once = json!({"kind": "gated_once", "args": {"gate": "only_once"}});
+    let panics = app.submit(&once);
+    gate.arrived();
+    gate.go(Step::Panic);
+    let job = app.ended(&panics);
+    assert_eq!(
+        (&job["state"], &job["error"]["code"], &job["attempt"]),
+        (&json!("failed"), &json!("outcome_unknown"), &json!(1))
+    );
+    // What the kind itself says is worth another try has another one.
+    let retried = app.submit(&once);
+    gate.arrived();
+    gate.go(Step::Retry);
+    eventually("it waits", || app.job(&retried)["state"] == "scheduled");
+    let stopped = app.submit(&once);
+    gate.arrived();
+    app.ask_to_stop();
+    app.join();
+    assert_eq!(
+        app.queue.text(&format!("SELECT error->>'code' FROM finished_jobs WHERE id = '{stopped}'")),
+        "outcome_unknown"
+    );
+}
+
+fn sleeping(target: &Database) -> String {
+    target.text("SELECT string_agg(pid::text, ',') FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()")
+}
+
+/// Its session is known by its process, too.
+const DISGUISED: &str = "SELECT set_config('application_name', 'somebody else', false), pg_sleep(600)";
 
 #[test]
 fn a_killed_workers_job_runs_again_after_its_old_session_is_ended() {
     let postgres = Postgres::shared();
     let (queue, target) = (postgres.queue(), postgres.work());
     let mut first = Server::serve(&queue, &target, &[]);
-    let id = first.client.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}}));
+    let id = first.client.submit(&json!({"kind": "query", "args": {"sql": DISGUISED}}));
     eventually("it sleeps", || !sleeping(&target).is_empty());
     let old = sleeping(&target);
     first.signal(Signal::SIGKILL);

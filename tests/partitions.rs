@@ -84,6 +84,19 @@ fn a_day_goes_when_nobody_reads_it_and_holds_nobody_up_until_then() {
 }
 
 #[test]
+fn a_day_is_kept_while_one_of_its_jobs_has_yet_to_end() {
+    let queue = Postgres::shared().queue();
+    let old = old_day(&queue);
+    queue.run("INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, timeout_ms, max_attempts, result_ttl_ms)
+               SELECT (left(id::text, 23) || '-000000000002')::uuid, kind, queue, target, priority, 'scheduled', args, labels, created_at, now(), 1, 1, 1 FROM finished_jobs");
+    let keep_from = Utc::now() - TimeDelta::days(30);
+    assert_eq!(partitions::retire(&mut queue.service(), keep_from).unwrap(), 0);
+    queue.run("DELETE FROM jobs");
+    assert_eq!(partitions::retire(&mut queue.service(), keep_from).unwrap(), 1);
+    assert!(!days(&queue).contains(&old));
+}
+
+#[test]
 fn a_day_with_a_late_end_is_kept() {
     let queue = Postgres::shared().queue();
     let old = old_day(&queue);

@@ -103,6 +103,7 @@ fn a_start_that_fails_says_why_and_no_secret() {
         ("postgresql+asyncpg://app:hunter2@localhost/app", "SLOWLANE_DATABASE_URL: unsupported_scheme"),
         ("mysql://app:hunter2@localhost/app", "unsupported_scheme"),
         ("postgres://app:hunter2@localhost:99999/app", "invalid_port"),
+        ("postgres://app:x@hunter2@localhost/app", "unescaped_password"),
         ("host=localhost password=hunter2 nope=1", "unknown_parameter"),
         ("postgres://app:hunter2@127.0.0.1:1/app", "refused"),
         (&good.replace(PASSWORD, "hunter2"), "password"),
@@ -178,6 +179,20 @@ fn a_strong_role_and_an_open_door_are_refused() {
             .args(["--target", "default=T"]);
     });
     assert!(text.contains("pg_read_server_files"), "{text}");
+    for (role, grant, word) in [
+        ("one_who_may", "IN ROLE postgres", "may become a superuser"),
+        ("one_who_makes", "CREATEROLE", "may create roles"),
+    ] {
+        target.run(&format!("CREATE ROLE {role} LOGIN NOINHERIT PASSWORD 'x' {grant}"));
+        let dsn = target.dsn.clone().with("user", role).with("password", "x").to_url().expose().to_owned();
+        let text = failure(|command| {
+            command
+                .env("SLOWLANE_DATABASE_URL", queue.dsn.to_url().expose())
+                .env("T", &dsn)
+                .args(["--target", "default=T"]);
+        });
+        assert!(text.contains(word), "{text}");
+    }
     let sees = failure(|command| {
         command
             .env("SLOWLANE_DATABASE_URL", queue.dsn.to_url().expose())

@@ -220,6 +220,11 @@ fn manager(queue: &Dsn, name: &'static str, statement_timeout: Duration) -> Mana
 fn check_queue(queue: &Dsn) -> Result<(), Failure> {
     let mut connection = manager(queue, "start", CONTROL_STATEMENT_TIMEOUT).open()?;
     let status = migrations::status(&mut connection)?;
+    if !migrations::speaks_english(&mut connection)? {
+        log::warn!(
+            "the queue's server writes its messages in another language: set lc_messages = 'C', or losses and timeouts are taken for refusals"
+        );
+    }
     if !status.unknown.is_empty() {
         return Err(migrations::MigrateError::Newer(status.unknown.join(", ")).into());
     }

@@ -135,6 +135,17 @@ pub fn down(connection: &mut PgConnection) -> Result<(), MigrateError> {
     Ok(())
 }
 
+/// The server's messages can be told apart: Diesel passes no SQLSTATE on.
+///
+/// # Errors
+/// When the database fails.
+pub fn speaks_english(connection: &mut PgConnection) -> Result<bool, MigrateError> {
+    let row = diesel::sql_query(
+        "SELECT current_setting('lc_messages') ~* '^(c|posix|en)([._-]|$)' OR current_setting('lc_messages') = '' AS present",
+    );
+    Ok(row.get_result::<Present>(connection)?.present)
+}
+
 fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError> {
     let number = diesel::sql_query("SELECT current_setting('server_version_num')::int AS number")
         .get_result::<ServerVersion>(connection)?

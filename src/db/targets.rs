@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Integer, Text, Timestamptz};
+use diesel::sql_types::{Bool, Integer, Nullable, Text, Timestamptz};
 
 use crate::db::DbError;
 use crate::db::pool::{Manager, usage};
@@ -172,13 +172,18 @@ impl Target {
     /// # Errors
     /// When none can be had within 10 s, or the target refuses it.
     pub fn diesel(&self, application_name: &str, timeout: Duration) -> Result<(DieselLoan, TargetBackend), DbError> {
+        let prologue = self.prologue(application_name, timeout);
         let mut loan = self.diesel.get().map_err(|_| no_session(&self.name))?;
-        // A session that died while it lay in the pool is replaced once: the next one is fresh or fails for a reason.
-        if loan.inner.batch_execute(&self.prologue(application_name, timeout)).is_err() {
+        // All that lay in the pool may have died together: the one after them is fresh, or fails for a reason.
+        let mut spare = self.diesel.max_size();
+        while let Err(error) = loan.inner.batch_execute(&prologue) {
             loan.tainted = true;
+            if spare == 0 {
+                return Err(error.into());
+            }
+            spare -= 1;
             drop(loan);
             loan = self.diesel.get().map_err(|_| no_session(&self.name))?;
-            loan.inner.batch_execute(&self.prologue(application_name, timeout))?;
         }
         let row = diesel::sql_query(BACKEND_SQL).get_result::<BackendRow>(&mut loan.inner)?;
         Ok((loan, TargetBackend { pid: row.pid, backend_start: row.backend_start }))
@@ -189,12 +194,17 @@ impl Target {
     /// # Errors
     /// As [`Target::diesel`].
     pub fn session(&self, application_name: &str, timeout: Duration) -> Result<(SessionLoan, TargetBackend), PqError> {
+        let prologue = self.prologue(application_name, timeout);
         let mut loan = self.checkout_session()?;
-        if loan.inner.execute_batch(&self.prologue(application_name, timeout)).is_err() {
+        let mut spare = self.sessions.max_size();
+        while let Err(error) = loan.inner.execute_batch(&prologue) {
             loan.tainted = true;
+            if spare == 0 {
+                return Err(error);
+            }
+            spare -= 1;
             drop(loan);
             loan = self.checkout_session()?;
-            loan.inner.execute_batch(&self.prologue(application_name, timeout))?;
         }
         let pid = loan.inner.backend_pid();
         let rows = loan.inner.query(
@@ -242,7 +252,8 @@ impl Target {
 
     fn signal(&self, call: &str, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
         let sql = format!(
-            "SELECT {call} FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2 AND application_name = $3"
+            "SELECT {call} FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2
+                AND (application_name = $3 OR application_name NOT LIKE 'slowlane:%')"
         );
         self.supervise(|connection| {
             diesel::sql_query(&sql)
@@ -254,11 +265,12 @@ impl Target {
         })
     }
 
-    /// Ends every session that carries `application_name` and waits until they are gone.
+    /// Ends every session that carries `application_name`, and `backend` unless it works for another job by now, and
+    /// waits until they are gone. A statement can change its session's name, so one of them alone is not enough.
     ///
     /// # Errors
     /// [`DbError::Busy`] when one is still there after 5 s; otherwise when the target can't be reached.
-    pub fn end_sessions(&self, application_name: &str) -> Result<(), DbError> {
+    pub fn end_sessions(&self, application_name: &str, backend: Option<&TargetBackend>) -> Result<(), DbError> {
         #[derive(QueryableByName)]
         struct Ended {
             #[diesel(sql_type = Bool)]
@@ -267,10 +279,13 @@ impl Target {
         self.supervise(|connection| {
             let rows = diesel::sql_query(
                 "SELECT pg_terminate_backend(pid, $2) AS ended FROM pg_stat_activity
-                  WHERE application_name = $1 AND usename = current_user AND pid <> pg_backend_pid()",
+                  WHERE usename = current_user AND pid <> pg_backend_pid() AND (application_name = $1
+                     OR (pid = $3 AND backend_start = $4 AND application_name NOT LIKE 'slowlane:%'))",
             )
             .bind::<Text, _>(application_name)
             .bind::<diesel::sql_types::BigInt, _>(END_WAIT_MS)
+            .bind::<Nullable<Integer>, _>(backend.map(|backend| backend.pid))
+            .bind::<Nullable<Timestamptz>, _>(backend.map(|backend| backend.backend_start))
             .load::<Ended>(connection)?;
             if rows.iter().all(|row| row.ended) { Ok(()) } else { Err(DbError::Busy("a session is still ending")) }
         })
@@ -337,6 +352,10 @@ struct RoleRow {
     version: i32,
     #[diesel(sql_type = Bool)]
     superuser: bool,
+    #[diesel(sql_type = Bool)]
+    creates_roles: bool,
+    #[diesel(sql_type = Bool)]
+    may_become_superuser: bool,
     #[diesel(sql_type = Text)]
     memberships: String,
     #[diesel(sql_type = Bool)]
@@ -347,6 +366,9 @@ struct RoleRow {
 fn check(name: &str, settings: &TargetSettings, connection: &mut PgConnection) -> Result<(), TargetError> {
     let row = diesel::sql_query(
         "SELECT current_setting('server_version_num')::int AS version, rolsuper AS superuser,
+                rolcreaterole AS creates_roles,
+                EXISTS (SELECT FROM pg_roles g WHERE g.rolsuper AND NOT r.rolsuper
+                           AND pg_has_role(r.oid, g.oid, 'MEMBER')) AS may_become_superuser,
                 coalesce((SELECT string_agg(g.rolname, ', ' ORDER BY g.rolname) FROM pg_roles g
                            WHERE NOT r.rolsuper AND pg_has_role(r.oid, g.oid, 'MEMBER')
                              AND g.rolname IN ('pg_read_server_files', 'pg_write_server_files',
@@ -362,6 +384,10 @@ fn check(name: &str, settings: &TargetSettings, connection: &mut PgConnection) -
     }
     let what = if row.superuser {
         "is a superuser".to_owned()
+    } else if row.may_become_superuser {
+        "may become a superuser".to_owned()
+    } else if row.creates_roles {
+        "may create roles".to_owned()
     } else if !row.memberships.is_empty() {
         format!("is a member of {}", row.memberships)
     } else if row.sees_queue {

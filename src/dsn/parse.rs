@@ -127,7 +127,10 @@ fn hosts<'t>(text: &'t str, parameters: &mut Parameters) -> Result<&'t str, DsnE
         }
     }
     if text.split(['/', '?']).next().is_some_and(|authority| authority.contains('@')) {
-        return Err(DsnError::new("unescaped_password", "a second `@` stands before the host: write %40 for one in the password"));
+        return Err(DsnError::new(
+            "unescaped_password",
+            "a second `@` stands before the host: write %40 for one in the password",
+        ));
     }
     if hosts.iter().any(|host| host.contains(|c: char| c.is_whitespace() || c == '"' || c == '\'')) {
         return Err(DsnError::new("invalid_host", "a host name holds a blank or a quote"));

@@ -10,16 +10,20 @@ use std::time::Duration;
 
 use diesel::pg::PgConnection;
 
+use crate::db::DbError;
 use crate::db::pool::Pool;
 use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
 use crate::kinds::WorkError;
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::pq::{Canceller, Session};
+use crate::queue::Lease;
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
 use crate::queue::progress::{LastReport, Report};
-use crate::queue::{JobError, Lease};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
+
+/// Between two tries to reach the queue.
+const QUEUE_PAUSE: Duration = Duration::from_millis(250);
 
 /// What a process gives to every attempt.
 #[derive(Clone)]
@@ -135,10 +139,20 @@ impl<'a> WorkContext<'a> {
     }
 
     fn note(&self, backend: &TargetBackend) -> Result<(), WorkError> {
-        let mut connection = self.services.control.get().map_err(|_| {
-            WorkError::Retry(JobError::new("queue_unavailable", "the queue could not be reached").retryable())
-        })?;
-        match claim::note_backend(&mut connection, &self.job.lease, backend.pid, backend.backend_start)? {
+        let lease = &self.job.lease;
+        let noted = loop {
+            let connection = self.services.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
+            let noted = connection.and_then(|mut connection| {
+                claim::note_backend(&mut connection, lease, backend.pid, backend.backend_start)
+            });
+            match noted {
+                // The queue's troubles are not the job's: it waits for them to pass.
+                Err(DbError::Unavailable(_) | DbError::Busy(_)) if self.control.may_wait(QUEUE_PAUSE) => {}
+                Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
+                outcome => break outcome?,
+            }
+        };
+        match noted {
             Noted::Held => Ok(()),
             Noted::CancelRequested => {
                 self.control.stop(StopReason::Cancel);
@@ -157,7 +171,9 @@ impl<'a> WorkContext<'a> {
 
     /// Where rows go that the job shows as its result.
     pub fn result_writer(&self, columns: Vec<Column>, limits: Limits) -> ResultWriter {
-        ResultWriter::new(self.services.results.clone(), self.job.lease, columns, limits)
+        let control = Arc::clone(&self.control);
+        let try_again = move || control.may_wait(QUEUE_PAUSE);
+        ResultWriter::new(self.services.results.clone(), self.job.lease, columns, limits, try_again)
     }
 
     /// The result that becomes visible when the job succeeds.

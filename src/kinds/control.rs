@@ -36,6 +36,8 @@ struct Inner {
     next_handle: u64,
     /// A cancel or more was sent while something was armed: it may still arrive.
     pressed: bool,
+    /// A press is under way, outside the lock: it may wait for a network.
+    pressing: bool,
     ended: bool,
 }
 
@@ -97,7 +99,8 @@ impl JobControl {
     /// Takes the hand off. Waits for a press that is under way. `true` when the session was pressed: a cancel may
     /// still reach it, and it must be closed.
     pub fn disarm(&self, handle: u64) -> bool {
-        let mut inner = self.lock();
+        let mut inner =
+            self.changed.wait_while(self.lock(), |inner| inner.pressing).unwrap_or_else(PoisonError::into_inner);
         inner.armed.retain(|(armed, _)| *armed != handle);
         inner.pressed
     }
@@ -116,18 +119,27 @@ impl JobControl {
     /// Presses everything that is armed. `hard` ends sessions instead of cancelling statements.
     pub fn press(&self, hard: bool) {
         let mut inner = self.lock();
-        if inner.armed.is_empty() {
+        if inner.armed.is_empty() || inner.pressing {
             return;
         }
         inner.pressed = true;
-        for (_, interrupt) in &mut inner.armed {
+        inner.pressing = true;
+        let mut pressed = std::mem::take(&mut inner.armed);
+        drop(inner);
+        for (_, interrupt) in &mut pressed {
             if hard { interrupt.terminate() } else { interrupt.cancel() }
         }
+        let mut inner = self.lock();
+        inner.armed.append(&mut pressed);
+        inner.pressing = false;
+        drop(inner);
+        self.changed.notify_all();
     }
 
-    /// Waits until the attempt is to end or is over, or `until` has come. Says whether it is over.
-    pub fn wait_for_stop(&self, until: Instant) -> bool {
-        self.wait(until, |inner| inner.ended || inner.reason.is_some())
+    /// Waits for at most `pause`, no longer than the attempt may run. `false` when it is to end.
+    pub fn may_wait(&self, pause: Duration) -> bool {
+        self.wait(self.deadline.min(Instant::now() + pause), |inner| inner.ended || inner.reason.is_some());
+        self.stop_reason().is_none() && !self.remaining().is_zero()
     }
 
     /// Waits until the attempt is over, or `until` has come. Says whether it is over.

@@ -111,6 +111,9 @@ impl WorkError {
     }
 }
 
+/// The code of an attempt whose connection to its target broke.
+pub const CONNECTION_LOST: &str = "connection_lost";
+
 /// SQLSTATE of a statement that was cancelled.
 pub const QUERY_CANCELED: &str = "57014";
 
@@ -123,9 +126,9 @@ impl From<PqError> for WorkError {
             (_, Some("42501")) => "permission_denied",
             (_, Some("55P03")) => "lock_timeout",
             // The server ended the session, or is about to end or to begin.
-            (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => "connection_lost",
+            (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => CONNECTION_LOST,
             (PqErrorKind::Server, _) => "sql_error",
-            _ => "connection_lost",
+            _ => CONNECTION_LOST,
         };
         WorkError::of(JobError {
             code: code.to_owned(),
@@ -153,9 +156,9 @@ impl From<diesel::result::Error> for WorkError {
         // Diesel passes no SQLSTATE on; what it tells apart is enough to know what is worth another try.
         let serialization = matches!(&error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _));
         let message = error.to_string();
-        let cancelled = message.starts_with("canceling statement");
+        let cancelled = message.starts_with("canceling statement") && !message.contains("lock timeout");
         let (code, retryable) = match DbError::from(error) {
-            DbError::Unavailable(_) => ("connection_lost", true),
+            DbError::Unavailable(_) => (CONNECTION_LOST, true),
             _ if cancelled => ("cancelled_by_server", true),
             DbError::Busy(_) => ("lock_timeout", true),
             DbError::Query(_) => ("sql_error", serialization || message.contains("deadlock detected")),
@@ -171,7 +174,7 @@ impl From<DbError> for WorkError {
         match error {
             DbError::Query(error) => error.into(),
             DbError::Busy(_) | DbError::Unavailable(_) => {
-                WorkError::Retry(JobError::new("connection_lost", error.to_string()).retryable())
+                WorkError::Retry(JobError::new(CONNECTION_LOST, error.to_string()).retryable())
             }
         }
     }

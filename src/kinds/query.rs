@@ -185,6 +185,9 @@ fn stream(
     let mut ended = Ended::LastRow;
     loop {
         match rows.next_chunk() {
+            Ok(None) if ended == Ended::LastRow && !rows.returned_rows() => {
+                return Err(not_allowed("this statement returns no rows"));
+            }
             Ok(None) => return Ok(ended),
             // What still comes after a limit is read and dropped, until the cancel has arrived.
             Ok(Some(_)) if ended != Ended::LastRow => {}

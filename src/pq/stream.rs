@@ -36,6 +36,7 @@ pub struct RowStream<'s> {
     ended: bool,
     /// The server said that the statement is complete.
     complete: bool,
+    returned_rows: bool,
     tag: Option<String>,
 }
 
@@ -45,7 +46,7 @@ impl<'s> RowStream<'s> {
     pub(super) const ROWS_PER_CHUNK: i32 = 64;
 
     pub(super) fn new(conn: &'s mut Conn) -> RowStream<'s> {
-        RowStream { conn, ended: false, complete: false, tag: None }
+        RowStream { conn, ended: false, complete: false, returned_rows: false, tag: None }
     }
 
     /// Waits for the next rows. `None` when the server said that the statement is complete.
@@ -66,8 +67,9 @@ impl<'s> RowStream<'s> {
                     self.note_tag(&result);
                     return Ok(Some(Chunk(result)));
                 }
-                ExecStatusType::PGRES_TUPLES_OK | ExecStatusType::PGRES_COMMAND_OK => {
+                status @ (ExecStatusType::PGRES_TUPLES_OK | ExecStatusType::PGRES_COMMAND_OK) => {
                     self.complete = true;
+                    self.returned_rows = status == ExecStatusType::PGRES_TUPLES_OK;
                     self.note_tag(&result);
                     if result.rows() > 0 {
                         return Ok(Some(Chunk(result)));
@@ -88,6 +90,11 @@ impl<'s> RowStream<'s> {
             }
         }
         Ok(None)
+    }
+
+    /// The finished statement was one that returns rows, were it none.
+    pub fn returned_rows(&self) -> bool {
+        self.returned_rows
     }
 
     /// What the server calls the finished statement, such as `SELECT 3`. `None` before the end.

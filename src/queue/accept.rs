@@ -220,6 +220,14 @@ impl WriterThread {
                         (_, Some(_)) => std::thread::sleep(RECONNECT_PAUSE),
                     }
                 }
+                // Whatever else goes wrong while the outcome is looked up: nothing is certain before it is known.
+                Err(error) if lost.is_some() => {
+                    if lost.as_ref().is_some_and(|(_, since)| since.elapsed() >= UNDECIDED_AFTER) {
+                        return Err(GroupError::Unknown);
+                    }
+                    log::warn!("what became of a lost commit can't be looked up, and is tried again: {error}");
+                    std::thread::sleep(RECONNECT_PAUSE);
+                }
                 Err(error @ DbError::Busy(_)) => return Err(GroupError::Unavailable(error.to_string())),
                 Err(DbError::Query(error)) => return Err(GroupError::Refused(error)),
             }

@@ -283,6 +283,7 @@ pub fn note_backend(
     let row = diesel::sql_query(
         "UPDATE jobs SET backend_pid = $4, backend_start = $5, version = version + 1
           WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'
+            AND EXISTS (SELECT FROM workers w WHERE w.id = $3)
          RETURNING cancel_requested_at IS NOT NULL AS cancel_requested",
     )
     .bind::<diesel::sql_types::Uuid, _>(lease.job_id)

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 
+use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
@@ -109,13 +110,39 @@ pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result
         if !finished.is_empty() {
             held.extend(finish(connection, &finished)?);
         }
-        let others: Vec<&(Lease, Ending)> =
-            endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_))).collect();
+        let others = endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_)));
+        let (cancelled, others): (Vec<_>, Vec<_>) = match to_be_cancelled(connection, endings)? {
+            none if none.is_empty() => (Vec::new(), others.collect()),
+            some => others.partition(|(lease, _)| some.contains(&lease.job_id)),
+        };
+        if !cancelled.is_empty() {
+            // Its caller was told that it would be stopped: it has, and doesn't come back.
+            let plain = Finished::plain(JobState::Cancelled);
+            let ends: Vec<(&Lease, &Finished)> = cancelled.iter().map(|(lease, _)| (lease, &plain)).collect();
+            held.extend(finish(connection, &ends)?);
+        }
         if !others.is_empty() {
             held.extend(put_back(connection, &others)?);
         }
         Ok(held)
     })
+}
+
+/// Of the jobs that would wait again, those whose end was asked for. Locked, so that no request comes in between.
+fn to_be_cancelled(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+    use crate::db::schema::jobs::dsl;
+    let waiting = endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_)));
+    let ids: Vec<Uuid> = waiting.map(|(lease, _)| lease.job_id).collect();
+    if ids.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows: Vec<(Uuid, Option<DateTime<Utc>>)> = dsl::jobs
+        .filter(dsl::id.eq_any(ids))
+        .order(dsl::id)
+        .select((dsl::id, dsl::cancel_requested_at))
+        .for_update()
+        .load(connection)?;
+    Ok(rows.into_iter().filter(|(_, asked)| asked.is_some()).map(|(id, _)| id).collect())
 }
 
 /// The columns of `finished_jobs` that are carried over from a row of `jobs` called `d`.
@@ -145,7 +172,6 @@ fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result
             INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error)
             SELECT d.id, d.lease, d.attempt, d.worker_id, d.started_at, clock_timestamp(), d.end_state, d.backend_pid,
                    d.end_error::json FROM d),
-        p AS (DELETE FROM job_progress USING d WHERE job_progress.job_id = d.id),
         r AS (
             INSERT INTO results (job_id, lease, state, rows, bytes, truncated, expires_at, manifest)
             SELECT d.id, d.lease, 'available', d.stored_rows, d.stored_bytes, d.truncated,
@@ -198,8 +224,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
         a AS (
             INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error)
             SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error::json
-              FROM old),
-        p AS (DELETE FROM job_progress USING old WHERE job_progress.job_id = old.id)
+              FROM old)
         SELECT id FROM u",
     )
     .bind::<Array<diesel::sql_types::Uuid>, _>(column(&parts, |p| p.lease.job_id))

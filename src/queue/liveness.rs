@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::queue::finish::{self, Ending, Finished};
 use crate::queue::job::{JobError, JobState, Lease, MAX_INTERRUPTIONS, RawJson};
+use crate::queue::partitions;
 
 /// Between two beats of a process.
 pub const BEAT_EVERY: Duration = Duration::from_secs(2);
@@ -95,6 +96,38 @@ pub fn forget_the_dead(connection: &mut PgConnection) -> Result<usize, DbError> 
             AND NOT EXISTS (SELECT FROM jobs j WHERE j.worker_id = w.id AND j.state = 'running')",
     )
     .execute(connection)?)
+}
+
+/// A running attempt as its row says.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The lease.
+    pub lease: Lease,
+    /// The kind of work.
+    pub kind: String,
+    /// Interruptions so far.
+    pub interruptions: i32,
+}
+
+/// What this process holds by the rows, claimed at least 10 s ago: to be compared with what it really runs.
+///
+/// # Errors
+/// When the database fails.
+pub fn held(connection: &mut PgConnection, worker_id: Uuid) -> Result<Vec<Held>, DbError> {
+    use crate::db::schema::jobs::dsl;
+    let rows: Vec<(Uuid, i64, String, i32)> = dsl::jobs
+        .filter(dsl::worker_id.eq(worker_id).and(dsl::state.eq(JobState::Running.as_str())))
+        .filter(
+            dsl::started_at.lt(diesel::dsl::sql::<Nullable<Timestamptz>>("clock_timestamp() - interval '10 seconds'")),
+        )
+        .select((dsl::id, dsl::lease, dsl::kind, dsl::interruptions))
+        .load(connection)?;
+    let held = |(job_id, number, kind, interruptions)| Held {
+        lease: Lease { job_id, number, worker_id },
+        kind,
+        interruptions,
+    };
+    Ok(rows.into_iter().map(held).collect())
 }
 
 /// An attempt whose owner is dead.
@@ -178,22 +211,38 @@ pub fn orphans(
 }
 
 /// Takes an orphan from its dead owner: handed back if its kind may run again, ended otherwise. Call it only when
-/// the owner's sessions on the target are gone. `false` when the owner came back to life or somebody was faster.
+/// the owner is buried and its sessions on the target are gone. `false` when it isn't, or somebody was faster.
 ///
 /// # Errors
 /// When the database fails.
 pub fn rescue(connection: &mut PgConnection, orphan: &Orphan, repeatable: bool) -> Result<bool, DbError> {
-    connection.transaction(|connection| {
-        if !bury(connection, orphan.lease.worker_id)? {
-            return Ok(false);
+    use crate::db::schema::workers::dsl;
+    let buried =
+        dsl::workers.find(orphan.lease.worker_id).select(dsl::id).first::<Uuid>(connection).optional()?.is_none();
+    if !buried {
+        return Ok(false);
+    }
+    let endings = [(orphan.lease, ending_of(orphan, repeatable)?)];
+    let ended = match finish::end(connection, &endings) {
+        Err(error) if error.is_missing_partition() => {
+            partitions::ensure_day(connection, partitions::day_of(orphan.lease.job_id))?;
+            finish::end(connection, &endings)
         }
-        let ending = ending_of(orphan, repeatable)?;
-        Ok(!finish::end(connection, &[(orphan.lease, ending)])?.is_empty())
-    })
+        outcome => outcome,
+    };
+    Ok(!ended?.is_empty())
 }
 
-/// Makes sure that the owner is dead, and stays so: it finds its row gone at its next beat.
-fn bury(connection: &mut PgConnection, worker_id: Uuid) -> Result<bool, DbError> {
+/// Makes sure that a process is dead, and stays so: from now on it can neither claim nor begin anything, and it
+/// finds its row gone at its next beat. `false` when it is alive.
+///
+/// # Errors
+/// When the database fails.
+pub fn bury(connection: &mut PgConnection, worker_id: Uuid) -> Result<bool, DbError> {
+    connection.transaction(|connection| try_bury(connection, worker_id))
+}
+
+fn try_bury(connection: &mut PgConnection, worker_id: Uuid) -> Result<bool, DbError> {
     #[derive(QueryableByName)]
     struct Alive {
         #[diesel(sql_type = Bool)]
@@ -216,19 +265,18 @@ fn ending_of(orphan: &Orphan, repeatable: bool) -> Result<Ending, DbError> {
     if orphan.cancel_requested && repeatable {
         return Ok(Ending::Finished(Finished { interrupted: true, ..Finished::plain(JobState::Cancelled) }));
     }
-    if !repeatable {
-        let error = JobError::new("outcome_unknown", "the worker died, and nobody knows whether its work took effect")
-            .with_hint("look at the target before you submit it again");
-        return failed(&error);
-    }
-    interrupted(orphan.interruptions, "the worker died")
+    interrupted(orphan.interruptions, repeatable, "the worker died")
 }
 
-/// The end of an attempt that was interrupted: handed back, or `poison` when it is one too many.
+/// The end of an attempt that was interrupted: handed back, or `poison` when it is one too many. One that may not be
+/// repeated ends as `outcome_unknown`.
 ///
 /// # Errors
 /// Never in practice: the error has a JSON form.
-pub fn interrupted(interruptions_before: i32, why: &str) -> Result<Ending, DbError> {
+pub fn interrupted(interruptions_before: i32, repeatable: bool, why: &str) -> Result<Ending, DbError> {
+    if !repeatable {
+        return failed(&outcome_unknown(why));
+    }
     if interruptions_before.saturating_add(1) >= MAX_INTERRUPTIONS {
         let message = format!("interrupted {MAX_INTERRUPTIONS} times, the last time because {why}");
         let error = JobError::new("poison", message).with_hint("it may be what ends the process that runs it");
@@ -236,6 +284,12 @@ pub fn interrupted(interruptions_before: i32, why: &str) -> Result<Ending, DbErr
     }
     let error = JobError::new("interrupted", why).retryable();
     Ok(Ending::HandBack { error: json(&error)? })
+}
+
+/// The error of an attempt that may have taken effect and may not be repeated.
+pub fn outcome_unknown(why: &str) -> JobError {
+    JobError::new("outcome_unknown", format!("{why}, and nobody knows whether its work took effect"))
+        .with_hint("look at the target before you submit it again")
 }
 
 fn failed(error: &JobError) -> Result<Ending, DbError> {

@@ -59,6 +59,9 @@ fn create_sql(table: &str, day: NaiveDate) -> String {
         "DO $do$ BEGIN
             IF to_regclass('slowlane.{name}') IS NULL THEN
                 CREATE TABLE slowlane.{name} (LIKE slowlane.{table} INCLUDING ALL);
+            END IF;
+            -- One that was detached, and not dropped any more, is taken back.
+            IF NOT EXISTS (SELECT FROM pg_inherits WHERE inhrelid = 'slowlane.{name}'::regclass) THEN
                 EXECUTE format('ALTER TABLE slowlane.{table} ATTACH PARTITION slowlane.{name} FOR VALUES FROM (%L) TO (%L)',
                                slowlane.first_id_of('{day}'), slowlane.first_id_of('{day}'::date + 1));
             END IF;
@@ -152,7 +155,7 @@ fn retire_as_owner(connection: &mut PgConnection, keep_from: DateTime<Utc>) -> R
     Ok(gone)
 }
 
-/// Days that are over: before the kept ones, and nothing in them ended later than that. A day whose first table is
+/// Days that are over: before the kept ones, nothing in them ended later than that, and nothing is still to end. A day whose first table is
 /// gone while others remain was interrupted, and counts.
 fn finished_days(connection: &mut PgConnection, keep_from: DateTime<Utc>) -> Result<Vec<NaiveDate>, DbError> {
     let limit = keep_from.date_naive();
@@ -167,14 +170,14 @@ fn finished_days(connection: &mut PgConnection, keep_from: DateTime<Utc>) -> Res
     days.sort();
     let mut over = Vec::new();
     for day in days {
-        if !ended_after(connection, day, keep_from)? {
+        if !is_needed(connection, day, keep_from)? {
             over.push(day);
         }
     }
     Ok(over)
 }
 
-fn ended_after(connection: &mut PgConnection, day: NaiveDate, keep_from: DateTime<Utc>) -> Result<bool, DbError> {
+fn is_needed(connection: &mut PgConnection, day: NaiveDate, keep_from: DateTime<Utc>) -> Result<bool, DbError> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = Bool)]
@@ -182,7 +185,9 @@ fn ended_after(connection: &mut PgConnection, day: NaiveDate, keep_from: DateTim
     }
     let row = diesel::sql_query(
         "SELECT EXISTS (SELECT FROM slowlane.finished_jobs
-           WHERE id >= slowlane.first_id_of($1) AND id < slowlane.first_id_of($1 + 1) AND finished_at >= $2) AS found",
+           WHERE id >= slowlane.first_id_of($1) AND id < slowlane.first_id_of($1 + 1) AND finished_at >= $2)
+             OR EXISTS (SELECT FROM slowlane.jobs
+           WHERE id >= slowlane.first_id_of($1) AND id < slowlane.first_id_of($1 + 1)) AS found",
     )
     .bind::<Date, _>(day)
     .bind::<Timestamptz, _>(keep_from)

@@ -20,7 +20,7 @@ pub(crate) const LIVE_COLUMNS: &str =
         NULL::bigint AS rows_returned, NULL::bigint AS rows_affected, NULL::bigint AS result_bytes,
         (SELECT json_build_object('phase', p.phase, 'done', p.done, 'total', p.total, 'unit', p.unit, 'basis', p.basis,
                                   'sampled_at', p.sampled_at)
-           FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease) AS progress,
+           FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease AND j.state = 'running') AS progress,
         NULL::json AS output, j.error, j.retry_of";
 /// The columns of [`JobRow`] from a finished job `j`.
 pub(crate) const FINISHED_COLUMNS: &str =

@@ -15,7 +15,7 @@ use crate::queue::Lease;
 use crate::queue::job::{RawJson, ResultState};
 use crate::results::Manifest;
 
-/// Writes a part. `false`, and nothing is written, when the lease is lost.
+/// Writes a part, again if need be: who lost the answer may repeat it. `false`, and nothing is written, when the lease is lost.
 ///
 /// # Errors
 /// When the database fails.
@@ -23,7 +23,8 @@ pub fn write_part(connection: &mut PgConnection, lease: &Lease, n: i32, data: &[
     let insert = |connection: &mut PgConnection| -> Result<usize, DbError> {
         let statement = diesel::sql_query(
             "INSERT INTO result_parts (job_id, lease, n, data)
-             SELECT id, lease, $4, $5 FROM jobs WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'",
+             SELECT id, lease, $4, $5 FROM jobs WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'
+             ON CONFLICT (job_id, lease, n) DO UPDATE SET data = excluded.data",
         )
         .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
         .bind::<BigInt, _>(lease.number)

@@ -47,6 +47,8 @@ pub struct ResultWriter {
     sha256: Sha256,
     rows: u64,
     bytes: u64,
+    /// Asked when the queue can't be reached: waits a little, and says whether to try again.
+    try_again: Box<dyn Fn() -> bool>,
 }
 
 #[derive(Default)]
@@ -58,9 +60,17 @@ struct Part {
 }
 
 impl ResultWriter {
-    /// Writes parts for `lease`, through connections to the queue.
-    pub fn new(pool: Pool, lease: Lease, columns: Vec<Column>, limits: Limits) -> ResultWriter {
+    /// Writes parts for `lease`, through connections to the queue. While that can't be reached, `try_again` waits a
+    /// little and says whether it is worth another try.
+    pub fn new(
+        pool: Pool,
+        lease: Lease,
+        columns: Vec<Column>,
+        limits: Limits,
+        try_again: impl Fn() -> bool + 'static,
+    ) -> ResultWriter {
         ResultWriter {
+            try_again: Box::new(try_again),
             pool,
             lease,
             encoder: json::Encoder::new(&columns),
@@ -131,8 +141,14 @@ impl ResultWriter {
     fn write_part(&mut self) -> Result<(), ResultError> {
         let n = i32::try_from(self.parts.len()).map_err(|_| ResultError::TooLarge)?;
         let data = zstd::bulk::compress(&self.part.buffer, ZSTD_LEVEL).map_err(|_| ResultError::TooLarge)?;
-        let mut connection = self.pool.get().map_err(|_| DbError::Unavailable("no connection".to_owned()))?;
-        if !store::write_part(&mut connection, &self.lease, n, &data)? {
+        let held = loop {
+            let connection = self.pool.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
+            match connection.and_then(|mut connection| store::write_part(&mut connection, &self.lease, n, &data)) {
+                Err(DbError::Unavailable(_) | DbError::Busy(_)) if (self.try_again)() => {}
+                outcome => break outcome?,
+            }
+        };
+        if !held {
             return Err(ResultError::LeaseLost);
         }
         self.sha256.update(&self.part.buffer);

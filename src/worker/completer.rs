@@ -21,6 +21,9 @@ const MAX_GROUP: usize = 200;
 /// The pause before an end is tried again.
 const AFTER_ERROR: Duration = Duration::from_millis(250);
 
+/// How often an end that is refused alone is tried again.
+const MAX_REFUSALS: u32 = 10;
+
 /// One attempt's end.
 #[derive(Clone, Debug)]
 pub struct Ended {
@@ -68,11 +71,26 @@ fn serve(shared: &Shared, told: &Receiver<Told>) {
                 Told::Flush(written) => waiting.push(written),
             }
         }
+        let told = Group { shared, leases: group.iter().map(|ended| ended.lease).collect() };
         write(shared, group);
+        drop(told);
         for written in waiting {
             // Whoever waited has given up: then nobody needs to know.
             let _ = written.send(());
         }
+    }
+}
+
+/// Ends that were taken on. However that ends, nobody waits for them any more: what could not be stored is found by
+/// the heartbeat, and put back.
+struct Group<'s> {
+    shared: &'s Shared,
+    leases: Vec<Lease>,
+}
+
+impl Drop for Group<'_> {
+    fn drop(&mut self) {
+        self.leases.iter().for_each(|lease| self.shared.running.ended(lease));
     }
 }
 
@@ -88,6 +106,7 @@ fn write(shared: &Shared, group: Vec<Ended>) {
             log::warn!("a group of ends was refused, and is written one by one: {error}");
             group.into_iter().for_each(|ended| write(shared, vec![ended]));
         }
+        Err(error) if shared.stop.is_set() => log::warn!("an end could not be written before stopping: {error}"),
         Err(error) => {
             for ended in group {
                 log::error!(job = ended.lease.job_id.to_string(); "the end of an attempt was refused: {error}");
@@ -111,6 +130,7 @@ fn write_plain_failure(shared: &Shared, ended: Ended) {
 fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbError> {
     let endings: Vec<(Lease, Ending)> = group.iter().map(|ended| (ended.lease, ended.ending.clone())).collect();
     let mut failing = false;
+    let mut refusals = 0;
     loop {
         let outcome =
             shared.config.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned())).and_then(
@@ -127,6 +147,14 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
                 if !std::mem::replace(&mut failing, true) {
                     log::warn!("the ends of attempts can't be written, and are tried again: {error}");
                 }
+                if shared.stop.wait(jittered(AFTER_ERROR)) {
+                    return Err(error);
+                }
+            }
+            // A deadlock, a full disk, a server that is read-only for a while: not every refusal is for ever.
+            Err(error) if group.len() == 1 && refusals < MAX_REFUSALS => {
+                refusals += 1;
+                log::warn!("the end of an attempt was refused, and is tried again: {error}");
                 if shared.stop.wait(jittered(AFTER_ERROR)) {
                     return Err(error);
                 }

@@ -7,6 +7,9 @@
 //! | `Fail` | failed | cancelled | failed, `timeout` | handed back |
 //! | `Cancelled` | retried, `cancelled_by_server` | cancelled | failed, `timeout` | handed back |
 //! | `Snooze` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
+//!
+//! A kind that may not be repeated isn't handed back once it has begun, nor retried after a panic or a lost
+//! connection: it ends as failed, `outcome_unknown`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,12 +17,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::db::DbError;
-use crate::kinds::{QUERY_CANCELED, StopReason, WorkContext, WorkError};
+use crate::kinds::{CONNECTION_LOST, QUERY_CANCELED, StopReason, WorkContext, WorkError};
 use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished, FinishedResult};
 use crate::queue::job::{JobState, JobStatistics};
-use crate::queue::liveness::interrupted;
-use crate::queue::{JobError, RawJson, RetryPolicy};
+use crate::queue::liveness::{interrupted, outcome_unknown};
+use crate::queue::{JobError, RawJson};
 use crate::results::Manifest;
 use crate::worker::Shared;
 use crate::worker::completer::{Ended, Told};
@@ -27,6 +30,8 @@ use crate::worker::running::Attempt;
 
 /// The server's own timer and ours may be this far apart.
 const TIMER_SLACK: Duration = Duration::from_millis(250);
+
+const PANIC: &str = "panic";
 
 static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
@@ -70,9 +75,10 @@ impl Drop for Presence<'_> {
 /// Runs one attempt. `false` when the attempt was taken from this thread meanwhile.
 fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let job = &attempt.job;
-    let (outcome, statistics, manifest) = perform(shared, attempt);
+    let performed = perform(shared, attempt);
     attempt.control.end();
-    let ending = ending(job, attempt, outcome, statistics, manifest, &shared.config.retry);
+    end_lost_session(shared, job, &performed.outcome);
+    let ending = ending(shared, attempt, performed);
     match shared.running.leave(&job.lease) {
         Some(_) => {
             say(shared, attempt, ending);
@@ -93,22 +99,42 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         Ok(ending) => ending,
         Err(error) => {
             log::error!(job = job.lease.job_id.to_string(); "the end of an attempt has no JSON form: {error}");
+            shared.running.ended(&job.lease);
             return;
         }
     };
     let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending };
     if shared.endings.send(Told::Ended(ended)).is_err() {
-        log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be rescued");
+        log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
+        shared.running.ended(&job.lease);
     }
 }
 
-type Performed = (Result<RawJson, WorkError>, JobStatistics, Option<Manifest>);
+/// What came of an attempt.
+struct Performed {
+    outcome: Result<RawJson, WorkError>,
+    /// The kind was reached: it may have had effects.
+    begun: bool,
+    statistics: JobStatistics,
+    manifest: Option<Manifest>,
+}
+
+/// A connection that broke on our side may still be at work on the server's: nothing of this attempt is to run when
+/// the next one begins, or when the job is said to have ended.
+fn end_lost_session(shared: &Shared, job: &ClaimedJob, outcome: &Result<RawJson, WorkError>) {
+    let lost = matches!(outcome, Err(WorkError::Retry(e) | WorkError::Fail(e)) if e.code == CONNECTION_LOST);
+    let Some(target) = shared.config.targets.get(&job.target).filter(|_| lost) else { return };
+    if let Err(error) = target.end_sessions(&job.lease.application_name(), None) {
+        log::warn!(job = job.lease.job_id.to_string(); "whether a lost session has ended isn't known: {error}");
+    }
+}
 
 fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     let job = &attempt.job;
     let Some(target) = shared.config.targets.get(&job.target) else {
         let error = JobError::new("unknown_target", format!("this process has no target {}", job.target));
-        return (Err(WorkError::Fail(error)), JobStatistics::default(), None);
+        let outcome = Err(WorkError::Fail(error));
+        return Performed { outcome, begun: false, statistics: JobStatistics::default(), manifest: None };
     };
     let mut context = WorkContext::new(
         job,
@@ -117,38 +143,43 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
         &shared.services,
         Arc::clone(&attempt.progress),
     );
+    let mut begun = false;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         context.check()?;
+        begun = true;
         shared.config.registry.run(&job.kind, &job.args.0, &mut context)
     }));
     let outcome = outcome.unwrap_or_else(|_| {
         log::error!(job = job.lease.job_id.to_string(), kind = job.kind.as_str(); "an attempt panicked");
-        let error = JobError::new("panic", "the work panicked; the log of the process that ran it has the message");
+        let error = JobError::new(PANIC, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
     });
     let (statistics, manifest) = context.into_parts();
-    (outcome, statistics, manifest)
+    Performed { outcome, begun, statistics, manifest }
 }
 
-fn ending(
-    job: &ClaimedJob,
-    attempt: &Attempt,
-    outcome: Result<RawJson, WorkError>,
-    statistics: JobStatistics,
-    manifest: Option<Manifest>,
-    retry: &RetryPolicy,
-) -> Result<Ending, DbError> {
+fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<Ending, DbError> {
+    let (job, retry) = (&attempt.job, &shared.config.retry);
+    let Performed { outcome, begun, statistics, manifest } = performed;
     let error = match outcome {
         Ok(output) => return succeeded(output, statistics, manifest),
         Err(error) => error,
     };
     if let Some(reason) = attempt.control.stop_reason() {
-        return stopped(job, reason);
+        return stopped(shared, job, begun, reason);
     }
     if attempt.control.remaining() <= TIMER_SLACK && is_cancelled_by_server(&error) {
-        return stopped(job, StopReason::Deadline);
+        return stopped(shared, job, begun, StopReason::Deadline);
     }
     match error {
+        // A panic or a lost connection says nothing about what took effect before.
+        WorkError::Retry(error)
+            if begun
+                && [PANIC, CONNECTION_LOST].contains(&error.code.as_str())
+                && !shared.config.repeatable(&job.kind) =>
+        {
+            failed(&outcome_unknown(&error.message))
+        }
         WorkError::Retry(error) if job.attempt < job.max_attempts => {
             let delay_ms = i64::try_from(retry.delay(job.attempt).as_millis()).unwrap_or(i64::MAX);
             Ok(Ending::Retry { delay_ms, error: json(&error)? })
@@ -169,15 +200,18 @@ fn is_cancelled_by_server(error: &WorkError) -> bool {
 }
 
 /// The end of an attempt that was stopped for `reason`.
-pub(super) fn stopped(job: &ClaimedJob, reason: StopReason) -> Result<Ending, DbError> {
+pub(super) fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -> Result<Ending, DbError> {
+    let repeatable = !begun || shared.config.repeatable(&job.kind);
     match reason {
         StopReason::Cancel => Ok(Ending::Finished(Finished::plain(JobState::Cancelled))),
         StopReason::Deadline => {
             let message = format!("the attempt did not end within timeout_ms = {}", job.timeout_ms);
             failed(&JobError::new("timeout", message).with_hint("raise timeout_ms, or give the work less to do"))
         }
-        StopReason::Shutdown => interrupted(job.interruptions, "its worker shut down"),
-        StopReason::QueueLost | StopReason::LeaseLost => interrupted(job.interruptions, "its worker lost the queue"),
+        StopReason::Shutdown => interrupted(job.interruptions, repeatable, "its worker shut down"),
+        StopReason::QueueLost | StopReason::LeaseLost => {
+            interrupted(job.interruptions, repeatable, "its worker lost the queue")
+        }
     }
 }
 

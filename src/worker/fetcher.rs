@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use crate::db::DbError;
 use crate::kinds::JobControl;
 use crate::queue::claim::{self, ClaimedJob, Positions};
+use crate::queue::liveness::interrupted;
 use crate::queue::signals::Message;
-use crate::worker::Shared;
 use crate::worker::running::Attempt;
 use crate::worker::threads::{Threads, jittered};
+use crate::worker::{Shared, executor};
 
 /// How long a fetcher goes without looking when nothing wakes it: the truth behind every hint.
 const POLL: Duration = Duration::from_secs(1);
@@ -97,7 +98,13 @@ impl<'s> Fetcher<'s> {
         for attempt in &attempts {
             self.shared.running.enter(attempt.clone());
         }
-        self.shared.slots.hand_over(attempts, full);
+        for attempt in self.shared.slots.hand_over(attempts, full) {
+            // The process is going down: nothing of it has begun.
+            if self.shared.running.leave(&attempt.job.lease).is_some() {
+                let ending = interrupted(attempt.job.interruptions, true, "its worker shut down");
+                executor::say(self.shared, &attempt, ending);
+            }
+        }
     }
 
     fn succeeded(&mut self) {
@@ -110,7 +117,7 @@ impl<'s> Fetcher<'s> {
         if !std::mem::replace(&mut self.failing, true) {
             log::warn!("claiming failed, and is tried again: {error}");
         }
-        // What was claimed and never heard of is found by the rescue; what became claimable, from the start.
+        // What was claimed and never heard of is put back by the heartbeat; what became claimable is found from the start.
         self.positions.reset();
         self.shared.stop.wait(jittered(AFTER_ERROR));
     }

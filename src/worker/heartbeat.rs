@@ -1,7 +1,7 @@
 //! Beats by the database's clock on a connection of its own, brings cancel requests back, and writes progress.
 //!
-//! A process that was declared dead learns it here: it stops what it runs, and goes on under a new id. One that
-//! couldn't beat for a while stops work that nothing else fences, before somebody else is given it.
+//! A process that was declared dead learns it here: it stops what it runs, and goes on under a new id. What its rows
+//! say that it runs is compared with what it does run.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::kinds::StopReason;
-use crate::queue::liveness::{self, BEAT_EVERY, STOP_WORK_AFTER};
+use crate::queue::liveness::{self, BEAT_EVERY};
 use crate::queue::signals::Message;
-use crate::queue::{cancel, progress};
+use crate::queue::{cancel, finish, progress};
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};
 
@@ -45,13 +45,12 @@ struct Heartbeat<'s> {
     shared: &'s Shared,
     connection: Option<PgConnection>,
     registered: bool,
-    last_beat: Instant,
     failing: bool,
 }
 
 impl<'s> Heartbeat<'s> {
     fn new(shared: &'s Shared) -> Heartbeat<'s> {
-        Heartbeat { shared, connection: None, registered: false, last_beat: Instant::now(), failing: false }
+        Heartbeat { shared, connection: None, registered: false, failing: false }
     }
 
     fn serve(&mut self) {
@@ -60,10 +59,7 @@ impl<'s> Heartbeat<'s> {
             let now = Instant::now();
             let beating = now >= due;
             match self.tick(beating) {
-                Ok(()) if beating => {
-                    due = now + BEAT_EVERY;
-                    self.beaten();
-                }
+                Ok(()) if beating => due = now + BEAT_EVERY,
                 Ok(()) => {}
                 Err(error) => self.failed(&error),
             }
@@ -74,7 +70,7 @@ impl<'s> Heartbeat<'s> {
     fn tick(&mut self, beating: bool) -> Result<(), DbError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.shared.manager("heartbeat").open()?,
+            None => self.shared.heartbeat_manager().open()?,
         };
         if !self.registered {
             let id = self.shared.worker_id();
@@ -83,11 +79,33 @@ impl<'s> Heartbeat<'s> {
         } else if beating && !liveness::beat(&mut connection, self.shared.worker_id())? {
             self.declared_dead(&mut connection)?;
         }
+        if beating {
+            self.beaten();
+            self.put_back_what_is_not_run(&mut connection)?;
+        }
         for id in cancel::requested(&mut connection, self.shared.worker_id())? {
             self.shared.running.stop(id, StopReason::Cancel);
         }
         progress::write(&mut connection, &self.shared.running.take_reports())?;
         self.connection = Some(connection);
+        Ok(())
+    }
+
+    /// A claim whose answer was lost, and an end that could not be stored, leave rows that are ours and that nobody
+    /// works on: they are put back, as if this process had died.
+    fn put_back_what_is_not_run(&self, connection: &mut PgConnection) -> Result<(), DbError> {
+        let shared = self.shared;
+        for held in liveness::held(connection, shared.worker_id())? {
+            if shared.running.knows(&held.lease) {
+                continue;
+            }
+            log::warn!(job = held.lease.job_id.to_string(); "a job is ours and nobody works on it: it is put back");
+            let repeatable = shared.config.repeatable(&held.kind);
+            let ending = liveness::interrupted(held.interruptions, repeatable, "its worker lost sight of it")?;
+            finish::end(connection, &[(held.lease, ending)])?;
+            shared.config.signals.job_changed(held.lease.job_id);
+            shared.slots.wake(&[]);
+        }
         Ok(())
     }
 
@@ -102,7 +120,6 @@ impl<'s> Heartbeat<'s> {
     }
 
     fn beaten(&mut self) {
-        self.last_beat = Instant::now();
         self.shared.config.health.beat();
         if std::mem::take(&mut self.failing) {
             log::info!("the queue can be reached again");
@@ -112,10 +129,6 @@ impl<'s> Heartbeat<'s> {
     fn failed(&mut self, error: &DbError) {
         if !std::mem::replace(&mut self.failing, true) {
             log::warn!("the queue can't be reached, and is tried again: {error}");
-        }
-        if self.last_beat.elapsed() >= STOP_WORK_AFTER && !self.shared.running.is_empty() {
-            log::warn!("no beat reached the queue for {} s: stopping what runs", STOP_WORK_AFTER.as_secs());
-            self.shared.running.stop_all(StopReason::QueueLost);
         }
     }
 }

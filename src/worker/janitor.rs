@@ -7,6 +7,7 @@ use chrono::Utc;
 use diesel::pg::PgConnection;
 
 use crate::db::DbError;
+use crate::db::targets::TargetBackend;
 use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
 use crate::queue::{insert, partitions, progress};
 use crate::results::store;
@@ -65,34 +66,70 @@ impl Janitor<'_> {
             self.kept = Some(Instant::now());
             keep_house(self.shared, connection)?;
         }
-        if since.elapsed() >= DEAD_AFTER { rescue_orphans(self.shared, connection) } else { Ok(()) }
+        // A process that was itself away for long would take everybody for dead, itself included.
+        let present = since.elapsed() >= DEAD_AFTER && self.shared.config.health.workers_ready();
+        if present { rescue_orphans(self.shared, connection) } else { Ok(()) }
     }
 }
 
 /// One look for jobs whose owner is dead. Their sessions on the target are ended first; where that fails, the job
 /// waits for the next look.
 fn rescue_orphans(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
-    let orphans = liveness::orphans(connection, &shared.kinds(), &shared.target_names(), BATCH)?;
-    for orphan in orphans {
+    let mut targets = shared.target_names();
+    loop {
+        let orphans = liveness::orphans(connection, &shared.kinds(), &targets, BATCH)?;
+        let mut unreachable = None;
+        for orphan in &orphans {
+            match rescue(shared, connection, orphan) {
+                Ok(()) => {}
+                Err(Obstacle::Target(error)) => {
+                    log::warn!(target = orphan.target.as_str(); "the sessions of a dead worker can't be ended yet, and its jobs wait: {error}");
+                    unreachable = Some(orphan.target.clone());
+                    break;
+                }
+                Err(Obstacle::Queue(error)) if error.is_unavailable() => return Err(error),
+                Err(Obstacle::Queue(error)) => {
+                    log::error!(job = orphan.lease.job_id.to_string(); "a job of a dead worker can't be rescued, and is tried again: {error}");
+                }
+            }
+        }
+        // One target that can't be reached holds up no other's jobs.
+        match unreachable {
+            Some(target) => targets.retain(|name| *name != target),
+            None => return Ok(()),
+        }
+    }
+}
+
+enum Obstacle {
+    Target(DbError),
+    Queue(DbError),
+}
+
+/// The owner is buried first: from then on it begins nothing. Then its sessions are ended; only then the job is free.
+fn rescue(shared: &Shared, connection: &mut PgConnection, orphan: &Orphan) -> Result<(), Obstacle> {
+    if !liveness::bury(connection, orphan.lease.worker_id).map_err(Obstacle::Queue)? {
+        return Ok(());
+    }
+    end_sessions(shared, orphan).map_err(Obstacle::Target)?;
+    let repeatable = shared.config.repeatable(&orphan.kind);
+    if liveness::rescue(connection, orphan, repeatable).map_err(Obstacle::Queue)? {
         let job = orphan.lease.job_id.to_string();
-        if let Err(error) = end_sessions(shared, &orphan) {
-            log::warn!(job = job; "the sessions of a dead worker can't be ended yet, and its job waits: {error}");
-            continue;
-        }
-        let repeatable = shared.config.registry.repeatable(&orphan.kind).unwrap_or(false);
-        if liveness::rescue(connection, &orphan, repeatable)? {
-            log::warn!(job = job, worker = orphan.lease.worker_id.to_string(); "took a job from a dead worker");
-            shared.config.metrics.finished(&orphan.kind, "rescued");
-            shared.config.signals.job_changed(orphan.lease.job_id);
-            shared.slots.wake(&[]);
-        }
+        log::warn!(job = job, worker = orphan.lease.worker_id.to_string(); "took a job from a dead worker");
+        shared.config.metrics.finished(&orphan.kind, "rescued");
+        shared.config.signals.job_changed(orphan.lease.job_id);
+        shared.slots.wake(&[]);
     }
     Ok(())
 }
 
 fn end_sessions(shared: &Shared, orphan: &Orphan) -> Result<(), DbError> {
     match shared.config.targets.get(&orphan.target) {
-        Some(target) => target.end_sessions(&orphan.lease.application_name()),
+        Some(target) => {
+            let backend = orphan.backend_pid.zip(orphan.backend_start);
+            let backend = backend.map(|(pid, backend_start)| TargetBackend { pid, backend_start });
+            target.end_sessions(&orphan.lease.application_name(), backend.as_ref())
+        }
         None => Err(DbError::Unavailable(format!("this process has no target {}", orphan.target))),
     }
 }

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::db::pool::{Manager, Pool};
+use crate::db::pool::{Manager, Pool, Purpose};
 use crate::db::targets::Targets;
 use crate::dsn::Dsn;
 use crate::kinds::{Registry, Services, StopReason};
@@ -77,6 +77,13 @@ pub struct WorkersConfig {
     pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+}
+
+impl WorkersConfig {
+    /// An attempt of this kind that ended unknown may be repeated.
+    fn repeatable(&self, kind: &str) -> bool {
+        self.registry.repeatable(kind).unwrap_or(false)
+    }
 }
 
 /// What every thread of the workers shares.
@@ -129,9 +136,15 @@ impl Shared {
         }
     }
 
+    /// A connection that is lost is noticed long before this process is declared dead.
+    fn heartbeat_manager(&self) -> Manager {
+        let queue = self.config.queue.clone().with("tcp_user_timeout", "5000");
+        Manager::queue(&queue, &Purpose { name: "heartbeat", statement_timeout: Duration::from_secs(5) })
+    }
+
     fn manager(&self, name: &'static str) -> Manager {
         let statement_timeout = Duration::from_secs(10);
-        Manager::queue(&self.config.queue, &crate::db::pool::Purpose { name, statement_timeout })
+        Manager::queue(&self.config.queue, &Purpose { name, statement_timeout })
     }
 }
 
@@ -184,6 +197,7 @@ impl Workers {
         let Workers { shared, threads } = self;
         shared.config.health.stop();
         shared.slots.close();
+        shared.slots.wait_for_fetcher(LET_GO);
         let until = Instant::now() + grace;
         while !shared.running.wait_until_empty(Duration::from_millis(100)) {
             if Instant::now() >= until || hurry() {

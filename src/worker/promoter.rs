@@ -13,6 +13,9 @@ use crate::worker::threads::Threads;
 /// How late a job may become claimable when no hint arrives.
 const POLL: Duration = Duration::from_secs(1);
 
+/// The shortest sleep between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
+
 pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
     let (sender, scheduled) = channel();
     let sender = Mutex::new(sender);
@@ -58,7 +61,8 @@ fn promote(shared: &Shared) -> Result<Duration, DbError> {
             shared.config.signals.ready(hints);
         }
         if !full {
-            return Ok(promote::until_next(&mut connection)?.unwrap_or(POLL));
+            // One that is due and locked by somebody else must not be looked at without a pause.
+            return Ok(promote::until_next(&mut connection)?.unwrap_or(POLL).max(PAUSE));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The attempts that this process runs at the moment. Whoever takes one out says how it ended; nobody else does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,13 @@ pub struct Attempt {
     pub progress: ProgressCell,
 }
 
+/// A job and a lease: after a process was declared dead, it may run a job again while an old attempt still unwinds.
+type Key = (Uuid, i64);
+
+fn key(lease: &Lease) -> Key {
+    (lease.job_id, lease.number)
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Running {
@@ -32,7 +39,9 @@ pub struct Running {
 
 #[derive(Default)]
 struct Inner {
-    attempts: HashMap<Uuid, Attempt>,
+    attempts: HashMap<Key, Attempt>,
+    /// Attempts that are over, and whose end isn't written yet.
+    ending: HashSet<Key>,
     /// Grows with every change, so that one between a look and a wait is not missed.
     changes: u64,
 }
@@ -41,36 +50,51 @@ impl Running {
     /// An attempt begins.
     pub fn enter(&self, attempt: Attempt) {
         let mut inner = self.lock();
-        inner.attempts.insert(attempt.job.lease.job_id, attempt);
+        inner.attempts.insert(key(&attempt.job.lease), attempt);
         self.has_changed(inner);
     }
 
-    /// Takes an attempt out. `None` when somebody else did.
+    /// Takes an attempt out, to write its end. `None` when somebody else did.
     pub fn leave(&self, lease: &Lease) -> Option<Attempt> {
         let mut inner = self.lock();
-        if inner.attempts.get(&lease.job_id).is_none_or(|attempt| attempt.job.lease != *lease) {
-            return None;
-        }
-        let attempt = inner.attempts.remove(&lease.job_id);
+        let attempt = inner.attempts.remove(&key(lease))?;
+        inner.ending.insert(key(lease));
         self.has_changed(inner);
-        attempt
+        Some(attempt)
     }
 
-    /// Asks for the end of an attempt of this job, if there is one here.
+    /// The end of an attempt is written, or never will be.
+    pub fn ended(&self, lease: &Lease) {
+        self.lock().ending.remove(&key(lease));
+    }
+
+    /// This process runs the attempt, or is about to write its end.
+    pub fn knows(&self, lease: &Lease) -> bool {
+        let inner = self.lock();
+        inner.attempts.contains_key(&key(lease)) || inner.ending.contains(&key(lease))
+    }
+
+    /// Asks for the end of what runs of this job here.
     pub fn stop(&self, job_id: Uuid, reason: StopReason) {
         let inner = self.lock();
-        if inner.attempts.get(&job_id).is_some_and(|attempt| attempt.control.stop(reason)) {
+        let mut changed = false;
+        for attempt in inner.attempts.values().filter(|attempt| attempt.job.lease.job_id == job_id) {
+            changed |= attempt.control.stop(reason);
+        }
+        if changed {
             self.has_changed(inner);
         }
     }
 
-    /// Asks for the end of every attempt.
-    pub fn stop_all(&self, reason: StopReason) {
+    /// Asks for the end of every attempt. `true` when there was one that hadn't been asked before.
+    pub fn stop_all(&self, reason: StopReason) -> bool {
         let inner = self.lock();
+        let mut changed = false;
         for attempt in inner.attempts.values() {
-            attempt.control.stop(reason);
+            changed |= attempt.control.stop(reason);
         }
         self.has_changed(inner);
+        changed
     }
 
     /// Every attempt, and the number of changes up to now.

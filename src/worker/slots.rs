@@ -17,6 +17,8 @@ struct Inner {
     /// The last claim was full: there is more as soon as a thread is free.
     more: bool,
     closed: bool,
+    /// The fetcher is at work: what it claims has yet to be handed over.
+    fetching: bool,
 }
 
 impl Inner {
@@ -42,6 +44,7 @@ pub struct Slots {
     inner: Mutex<Inner>,
     for_threads: Condvar,
     for_fetcher: Condvar,
+    fetcher_rests: Condvar,
 }
 
 impl Slots {
@@ -69,17 +72,24 @@ impl Slots {
 
     /// The fetcher waits until a thread is free and something may be claimable, or until `patience` is over.
     pub fn wait(&self, patience: Duration) -> Wake {
+        let mut inner = self.lock();
+        inner.fetching = false;
+        self.fetcher_rests.notify_all();
         let (mut inner, _) = self
             .for_fetcher
-            .wait_timeout_while(self.lock(), patience, |inner| !(inner.closed || inner.woken && inner.free() > 0))
+            .wait_timeout_while(inner, patience, |inner| !(inner.closed || inner.woken && inner.free() > 0))
             .unwrap_or_else(PoisonError::into_inner);
         inner.woken = false;
+        inner.fetching = !inner.closed;
         Wake { free: inner.free(), hints: std::mem::take(&mut inner.hints), closed: inner.closed }
     }
 
-    /// The fetcher hands claimed jobs over. `full`: there may be more.
-    pub fn hand_over(&self, attempts: Vec<Attempt>, full: bool) {
+    /// The fetcher hands claimed jobs over. `full`: there may be more. Gives back what nobody will run any more.
+    pub fn hand_over(&self, attempts: Vec<Attempt>, full: bool) -> Vec<Attempt> {
         let mut inner = self.lock();
+        if inner.closed {
+            return attempts;
+        }
         inner.claimed.extend(attempts);
         inner.more = full;
         if full && inner.free() > 0 {
@@ -87,6 +97,13 @@ impl Slots {
         }
         drop(inner);
         self.for_threads.notify_all();
+        Vec::new()
+    }
+
+    /// After [`Slots::close`]: waits until the fetcher claims nothing any more, for at most `patience`.
+    pub fn wait_for_fetcher(&self, patience: Duration) {
+        let waited = self.fetcher_rests.wait_timeout_while(self.lock(), patience, |inner| inner.fetching);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Something may be claimable.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::kinds::StopReason;
+use crate::queue::liveness::STOP_WORK_AFTER;
 use crate::worker::Shared;
 use crate::worker::running::Attempt;
 use crate::worker::threads::Threads;
@@ -29,6 +30,7 @@ fn serve(shared: &Arc<Shared>) {
     while !shared.stop.is_set() {
         pressed.retain(|attempt| !attempt.control.is_over());
         let mut next = Instant::now() + IDLE;
+        stop_what_nobody_fences(shared);
         let (attempts, changes) = shared.running.all();
         for attempt in attempts {
             if attempt.control.remaining().is_zero() {
@@ -37,8 +39,10 @@ fn serve(shared: &Arc<Shared>) {
             if attempt.control.stop_reason().is_none() {
                 next = next.min(attempt.control.deadline());
             } else if !pressed.iter().any(|known| Arc::ptr_eq(&known.control, &attempt.control)) {
-                press_on_a_thread(shared, &attempt);
-                pressed.push(attempt);
+                match press_on_a_thread(shared, &attempt) {
+                    Ok(()) => pressed.push(attempt),
+                    Err(error) => log::error!("a thread that stops an attempt could not be started: {error}"),
+                }
             }
         }
         shared.running.wait_for_change(changes, next);
@@ -47,11 +51,16 @@ fn serve(shared: &Arc<Shared>) {
 
 /// Each attempt that is to stop has a thread of its own, so that a target which answers no more holds up nobody
 /// else's cancel.
-fn press_on_a_thread(shared: &Arc<Shared>, attempt: &Attempt) {
+fn press_on_a_thread(shared: &Arc<Shared>, attempt: &Attempt) -> std::io::Result<()> {
     let (shared, attempt) = (Arc::clone(shared), attempt.clone());
-    let spawned = std::thread::Builder::new().name("slowlane-stop".to_owned()).spawn(move || press(&shared, &attempt));
-    if let Err(error) = spawned {
-        log::error!("an attempt can't be stopped, because no thread could be started: {error}");
+    std::thread::Builder::new().name("slowlane-stop".to_owned()).spawn(move || press(&shared, &attempt)).map(drop)
+}
+
+/// A process whose beats don't arrive is about to lose its leases. Looked at here, because the thread that beats may
+/// itself be waiting for an answer that never comes.
+fn stop_what_nobody_fences(shared: &Shared) {
+    if !shared.config.health.workers_ready() && shared.running.stop_all(StopReason::QueueLost) {
+        log::warn!("no beat reached the queue for {} s: stopping what runs", STOP_WORK_AFTER.as_secs());
     }
 }
 
@@ -75,7 +84,7 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let Some(target) = shared.config.targets.get(&attempt.job.target) else {
         return true;
     };
-    if let Err(error) = target.end_sessions(&lease.application_name()) {
+    if let Err(error) = target.end_sessions(&lease.application_name(), None) {
         log::warn!(job = lease.job_id.to_string(); "the sessions of a stuck attempt could not be ended, and are tried again: {error}");
         return false;
     }
@@ -88,6 +97,6 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     if let Err(error) = executor::add_thread(shared) {
         log::error!("the thread could not be replaced: {error}");
     }
-    executor::say(shared, attempt, executor::stopped(&attempt.job, reason));
+    executor::say(shared, attempt, executor::stopped(shared, &attempt.job, true, reason));
     true
 }

@@ -49,7 +49,9 @@ pub enum ClusterError {
     #[error("{0} holds files that aren't slowlane's: choose an empty or a new folder with --data-dir")]
     NotOurs(PathBuf),
     /// The server's user can't get to the folder.
-    #[error("{0} can't be reached by the user that Postgres runs as, because {1} is closed to others: choose another folder with --data-dir")]
+    #[error(
+        "{0} can't be reached by the user that Postgres runs as, because {1} is closed to others: choose another folder with --data-dir"
+    )]
     Closed(PathBuf, PathBuf),
     /// The folder was made by another major version.
     #[error(

@@ -38,7 +38,9 @@ pub(super) fn service_user() -> Option<ServiceUser> {
 pub(super) fn may_pass(folder: &Path, user: &ServiceUser) -> bool {
     fs::metadata(folder).is_ok_and(|data| {
         let mode = data.mode();
-        mode & 0o001 != 0 || (data.uid() == user.uid && mode & 0o100 != 0) || (data.gid() == user.gid && mode & 0o010 != 0)
+        mode & 0o001 != 0
+            || (data.uid() == user.uid && mode & 0o100 != 0)
+            || (data.gid() == user.gid && mode & 0o010 != 0)
     })
 }
 
@@ -46,7 +48,11 @@ pub(super) fn may_pass(folder: &Path, user: &ServiceUser) -> bool {
 fn private_log(path: &Path, append: bool) -> Result<File, ClusterError> {
     let mut options = File::options();
     options.create(true).write(true).mode(0o600);
-    if append { options.append(true) } else { options.truncate(true) };
+    if append {
+        options.append(true)
+    } else {
+        options.truncate(true)
+    };
     options.open(path).map_err(io(path))
 }
 
@@ -216,8 +222,9 @@ pub(super) fn end_stale_server(data: &Path) -> Result<(), ClusterError> {
         let is_here = match fs::read_link(format!("/proc/{pid}/cwd")) {
             Ok(folder) => folder == data,
             // Root without the right to look into others' processes, as in a container.
-            Err(_) => fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == data.as_os_str().as_encoded_bytes())),
+            Err(_) => fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+                line.split(|byte| *byte == 0).any(|word| word == data.as_os_str().as_encoded_bytes())
+            }),
         };
         is_here && program.trim().starts_with("postgres")
     };

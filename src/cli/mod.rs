@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
         Command::Dev(dev) => dev.run(),
         Command::Migrate(migrate) => migrate.run(),
         Command::Version => {
-            println!("slowlane {} (libpq {})", env!("CARGO_PKG_VERSION"), readable(crate::pq::libpq_version()));
+            println!("slowlane {} (libpq {})", env!("CARGO_PKG_VERSION"), crate::pq::libpq_version() / 10_000);
             Ok(())
         }
     };
@@ -83,9 +83,4 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// 180006 is 18.6.
-fn readable(version: i32) -> String {
-    format!("{}.{}", version / 10_000, version % 10_000)
 }

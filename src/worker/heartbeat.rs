@@ -99,10 +99,13 @@ impl<'s> Heartbeat<'s> {
             if shared.running.knows(&held.lease) {
                 continue;
             }
-            log::warn!(job = held.lease.job_id.to_string(); "a job is ours and nobody works on it: it is put back");
             let repeatable = shared.config.repeatable(&held.kind);
             let ending = liveness::interrupted(held.interruptions, repeatable, "its worker lost sight of it")?;
-            finish::end(connection, &[(held.lease, ending)])?;
+            if finish::end(connection, &[(held.lease, ending)])?.is_empty() {
+                // It ended between the two looks.
+                continue;
+            }
+            log::warn!(job = held.lease.job_id.to_string(); "a job was ours and nobody worked on it: it is put back");
             shared.config.signals.job_changed(held.lease.job_id);
             shared.slots.wake(&[]);
         }

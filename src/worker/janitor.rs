@@ -72,8 +72,8 @@ impl Janitor<'_> {
     }
 }
 
-/// One look for jobs whose owner is dead. Their sessions on the target are ended first; where that fails, the job
-/// waits for the next look.
+/// One look for jobs whose owner is dead. Where their sessions on the target can't be ended, they wait for the next
+/// look.
 fn rescue_orphans(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
     let mut targets = shared.target_names();
     loop {

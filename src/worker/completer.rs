@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use chrono::NaiveDate;
@@ -35,49 +35,21 @@ pub struct Ended {
     pub ending: Ending,
 }
 
-/// What the completer is told.
-pub enum Told {
-    /// An attempt ended.
-    Ended(Ended),
-    /// Somebody waits until all that was told before is written.
-    Flush(Sender<()>),
-}
-
-pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Told>, threads: &mut Threads) -> std::io::Result<()> {
+pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Ended>, threads: &mut Threads) -> std::io::Result<()> {
     let shared = Arc::clone(shared);
     threads.spawn("slowlane-finish", move || serve(&shared, &told))
 }
 
-/// Waits, for at most `patience`, until every end that was handed over is written.
-pub(super) fn flush(shared: &Shared, patience: Duration) {
-    let (written, wait) = channel();
-    if shared.endings.send(Told::Flush(written)).is_err() || wait.recv_timeout(patience).is_err() {
-        log::warn!("not every end could be written before stopping; those jobs will be rescued");
-    }
-}
-
-fn serve(shared: &Shared, told: &Receiver<Told>) {
+fn serve(shared: &Shared, told: &Receiver<Ended>) {
     while !shared.stop.is_set() {
         let first = match told.recv_timeout(Duration::from_millis(500)) {
             Ok(first) => first,
             Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => return,
         };
-        let mut group = Vec::new();
-        let mut waiting = Vec::new();
-        for message in std::iter::once(first).chain(told.try_iter().take(MAX_GROUP - 1)) {
-            match message {
-                Told::Ended(ended) => group.push(ended),
-                Told::Flush(written) => waiting.push(written),
-            }
-        }
-        let told = Group { shared, leases: group.iter().map(|ended| ended.lease).collect() };
+        let group: Vec<Ended> = std::iter::once(first).chain(told.try_iter().take(MAX_GROUP - 1)).collect();
+        let _taken_on = Group { shared, leases: group.iter().map(|ended| ended.lease).collect() };
         write(shared, group);
-        drop(told);
-        for written in waiting {
-            // Whoever waited has given up: then nobody needs to know.
-            let _ = written.send(());
-        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::queue::liveness::{interrupted, outcome_unknown};
 use crate::queue::{JobError, RawJson};
 use crate::results::Manifest;
 use crate::worker::Shared;
-use crate::worker::completer::{Ended, Told};
+use crate::worker::completer::Ended;
 use crate::worker::running::Attempt;
 
 /// The server's own timer and ours may be this far apart.
@@ -104,7 +104,7 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         }
     };
     let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending };
-    if shared.endings.send(Told::Ended(ended)).is_err() {
+    if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.ended(&job.lease);
     }

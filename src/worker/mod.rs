@@ -41,7 +41,7 @@ use crate::queue::RetryPolicy;
 use crate::queue::claim::Scope;
 use crate::queue::liveness::{Health, Identity};
 use crate::queue::signals::Signals;
-use crate::worker::completer::Told;
+use crate::worker::completer::Ended;
 use crate::worker::running::Running;
 use crate::worker::slots::Slots;
 use crate::worker::threads::{Stop, Threads};
@@ -94,7 +94,7 @@ pub(crate) struct Shared {
     hostname: String,
     slots: Slots,
     running: Running,
-    endings: Sender<Told>,
+    endings: Sender<Ended>,
     stop: Arc<Stop>,
 }
 
@@ -209,7 +209,9 @@ impl Workers {
             shared.running.stop_all(StopReason::Shutdown);
             shared.running.wait_until_empty(LET_GO);
         }
-        completer::flush(&shared, LET_GO);
+        if !shared.running.wait_until_written(LET_GO) {
+            log::warn!("not every end could be written before stopping; those jobs will be rescued");
+        }
         threads.stop_and_join(LET_GO);
         heartbeat::say_goodbye(&shared);
     }

@@ -65,7 +65,9 @@ impl Running {
 
     /// The end of an attempt is written, or never will be.
     pub fn ended(&self, lease: &Lease) {
-        self.lock().ending.remove(&key(lease));
+        let mut inner = self.lock();
+        inner.ending.remove(&key(lease));
+        self.has_changed(inner);
     }
 
     /// This process runs the attempt, or is about to write its end.
@@ -134,11 +136,20 @@ impl Running {
 
     /// Waits until none runs, for at most `patience`. `true` when none does.
     pub fn wait_until_empty(&self, patience: Duration) -> bool {
+        self.wait_until(patience, |inner| inner.attempts.is_empty())
+    }
+
+    /// Waits until no end is still to be written, for at most `patience`. `true` when none is.
+    pub fn wait_until_written(&self, patience: Duration) -> bool {
+        self.wait_until(patience, |inner| inner.ending.is_empty())
+    }
+
+    fn wait_until(&self, patience: Duration, done: impl Fn(&Inner) -> bool) -> bool {
         let (inner, _) = self
             .changed
-            .wait_timeout_while(self.lock(), patience, |inner| !inner.attempts.is_empty())
+            .wait_timeout_while(self.lock(), patience, |inner| !done(inner))
             .unwrap_or_else(PoisonError::into_inner);
-        inner.attempts.is_empty()
+        done(&inner)
     }
 
     fn has_changed(&self, mut inner: MutexGuard<'_, Inner>) {

@@ -1,7 +1,6 @@
 //! Migrations go up, down and up to the same schema, leave others' alone, and are what `schema.rs` says.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use slowlane::cli::migrate;
 use slowlane::db::{migrations, roles};
@@ -10,17 +9,8 @@ use crate::support::child::program;
 use crate::support::postgres::{Database, Postgres};
 
 fn dump(database: &Database) -> String {
-    let mut command = Command::new(Postgres::shared().program("pg_dump"));
+    let mut command = database.program("pg_dump", &database.superuser);
     command.args(["--schema-only", "--no-owner", "--schema=slowlane"]);
-    for (variable, keyword) in [
-        ("PGHOST", "host"),
-        ("PGPORT", "port"),
-        ("PGUSER", "user"),
-        ("PGPASSWORD", "password"),
-        ("PGDATABASE", "dbname"),
-    ] {
-        command.env(variable, database.superuser.get(keyword).unwrap());
-    }
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // Newer pg_dump writes a random key into each dump.

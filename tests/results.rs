@@ -1,30 +1,19 @@
 //! Results: complete or not there (P6), and equal to what Postgres itself writes.
 
 use std::io::Read;
-use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::support::app::TestApp;
 use crate::support::client::Answer;
 use crate::support::eventually;
-use crate::support::postgres::Postgres;
 
 const ALL_FLIGHTS: &str = "SELECT * FROM public.flights ORDER BY time_hour, carrier, flight";
 
 /// What psql prints.
 fn psql(app: &TestApp, arguments: &[&str]) -> Vec<u8> {
-    let mut command = Command::new(Postgres::shared().program("psql"));
-    command.args(["-X", "-q"]).args(arguments).env("PGTZ", "UTC");
-    for (variable, keyword) in [
-        ("PGHOST", "host"),
-        ("PGPORT", "port"),
-        ("PGUSER", "user"),
-        ("PGPASSWORD", "password"),
-        ("PGDATABASE", "dbname"),
-    ] {
-        command.env(variable, app.target.dsn.get(keyword).unwrap());
-    }
+    let mut command = app.target.program("psql", &app.target.dsn);
+    command.args(["-X", "-q"]).args(arguments);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout

@@ -162,6 +162,23 @@ impl Database {
         self.text(sql).parse().unwrap()
     }
 
+    /// A client program such as `psql`, told to use this database as `login` does.
+    pub fn program(&self, name: &str, login: &Dsn) -> Command {
+        let mut command = Command::new(Postgres::shared().program(name));
+        let variables = [
+            ("PGHOST", "host"),
+            ("PGPORT", "port"),
+            ("PGUSER", "user"),
+            ("PGPASSWORD", "password"),
+            ("PGDATABASE", "dbname"),
+        ];
+        for (variable, keyword) in variables {
+            command.env(variable, login.get(keyword).unwrap());
+        }
+        command.env("PGTZ", "UTC");
+        command
+    }
+
     /// A Diesel connection as the service has it.
     pub fn service(&self) -> diesel::PgConnection {
         Manager::queue(&self.dsn, &Purpose { name: "test", statement_timeout: PATIENCE }).open().unwrap()

@@ -1,0 +1,150 @@
+//! Where the databases are: the queue, and the targets that work runs on.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::config::{ConfigError, File, variable};
+use crate::dsn::{Dsn, Parameter};
+
+/// Where the databases are. Given apart from [`Settings`] because `dev` has its own.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Connections {
+    /// The queue's database, without a password; one with a password belongs into SLOWLANE_DATABASE_URL
+    #[arg(long, value_name = "DSN")]
+    pub database_url: Option<String>,
+    /// A database that work runs on: a name, and the environment variable that holds its DSN; may be repeated
+    #[arg(long, value_name = "NAME=VARIABLE", env = "SLOWLANE_TARGET", value_delimiter = ',')]
+    pub target: Vec<String>,
+}
+
+/// The keys of `[targets.<name>]`.
+pub(super) const TARGET_KEYS: [&str; 5] = ["dsn", "dsn_env", "work_mem", "allow_unsafe_role", "read_only"];
+
+/// `[targets.<name>]` of slowlane.toml.
+#[derive(Clone, Deserialize)]
+pub(super) struct TargetEntry {
+    dsn: Option<String>,
+    dsn_env: Option<String>,
+    work_mem: Option<String>,
+    #[serde(default)]
+    allow_unsafe_role: bool,
+    #[serde(default)]
+    read_only: bool,
+}
+
+/// A database that work runs on.
+#[derive(Clone, Debug)]
+pub struct TargetConfig {
+    /// Where it is.
+    pub dsn: Dsn,
+    /// `work_mem` of its sessions; the server's own when absent.
+    pub work_mem: Option<String>,
+    /// A role with more rights than work needs is accepted. Defaults to no.
+    pub allow_unsafe_role: bool,
+    /// Its sessions can only read. Defaults to no.
+    pub read_only: bool,
+}
+
+impl TargetConfig {
+    /// A target with nothing said but where it is.
+    pub fn at(dsn: Dsn) -> TargetConfig {
+        TargetConfig { dsn, work_mem: None, allow_unsafe_role: false, read_only: false }
+    }
+}
+
+fn parse_dsn(setting: &str, text: &str, table: &[Parameter]) -> Result<Dsn, ConfigError> {
+    Dsn::parse(text, table).map_err(|error| ConfigError::Dsn(setting.to_owned(), error))
+}
+
+impl Connections {
+    /// The queue's database: the flag, `SLOWLANE_DATABASE_URL`, `DATABASE_URL`, then the file.
+    ///
+    /// # Errors
+    /// When none of them says it, or what it says is refused.
+    pub fn queue(&self, file: &File, table: &[Parameter]) -> Result<Dsn, ConfigError> {
+        if let Some(text) = &self.database_url {
+            let dsn = parse_dsn("--database-url", text, table)?;
+            if dsn.has_password() {
+                let why = "a password in a flag can be seen by every user of this machine: use SLOWLANE_DATABASE_URL";
+                return Err(ConfigError::Invalid("--database-url", why.to_owned()));
+            }
+            return Ok(dsn);
+        }
+        for name in ["SLOWLANE_DATABASE_URL", "DATABASE_URL"] {
+            if let Some(text) = variable(name) {
+                return parse_dsn(name, &text, table);
+            }
+        }
+        match &file.database_url {
+            Some(text) => parse_dsn("database_url", text, table),
+            None => Err(ConfigError::Missing(
+                "no database is named for the queue: set SLOWLANE_DATABASE_URL, or database_url in slowlane.toml"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// The databases that work runs on.
+    ///
+    /// # Errors
+    /// When there is none, or a connection string is missing or refused.
+    pub fn targets(&self, file: &File, table: &[Parameter]) -> Result<BTreeMap<String, TargetConfig>, ConfigError> {
+        let mut targets = BTreeMap::new();
+        for (name, entry) in &file.targets {
+            targets.insert(name.clone(), entry.resolve(name, table)?);
+        }
+        for given in &self.target {
+            let (name, source) = given
+                .split_once('=')
+                .filter(|(name, source)| !name.is_empty() && !source.is_empty())
+                .ok_or_else(|| {
+                    ConfigError::Invalid(
+                        "--target",
+                        "expected NAME=VARIABLE, the variable being the one that holds the DSN".to_owned(),
+                    )
+                })?;
+            targets.insert(name.to_owned(), TargetConfig::at(from_variable(&format!("target {name}"), source, table)?));
+        }
+        if targets.is_empty() {
+            return Err(ConfigError::Missing(
+                "no database is named that work runs on: add [targets.default] to slowlane.toml, or --target default=VARIABLE"
+                    .to_owned(),
+            ));
+        }
+        Ok(targets)
+    }
+}
+
+fn from_variable(setting: &str, name: &str, table: &[Parameter]) -> Result<Dsn, ConfigError> {
+    // A connection string in the place of a variable's name would be shown by the message.
+    let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if !is_name {
+        return Err(ConfigError::Missing(format!(
+            "{setting}: expected the name of an environment variable that holds the DSN"
+        )));
+    }
+    match variable(name) {
+        Some(text) => parse_dsn(&format!("{setting} ({name})"), &text, table),
+        None => Err(ConfigError::Missing(format!("{setting}: the environment variable {name} is not set"))),
+    }
+}
+
+impl TargetEntry {
+    fn resolve(&self, name: &str, table: &[Parameter]) -> Result<TargetConfig, ConfigError> {
+        let setting = format!("targets.{name}");
+        let dsn = match (&self.dsn, &self.dsn_env) {
+            (Some(text), None) => parse_dsn(&setting, text, table)?,
+            (None, Some(source)) => from_variable(&setting, source, table)?,
+            _ => {
+                return Err(ConfigError::Missing(format!("{setting}: expected either dsn or dsn_env")));
+            }
+        };
+        Ok(TargetConfig {
+            dsn,
+            work_mem: self.work_mem.clone(),
+            allow_unsafe_role: self.allow_unsafe_role,
+            read_only: self.read_only,
+        })
+    }
+}

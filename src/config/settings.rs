@@ -1,0 +1,214 @@
+//! The list of settings, and how what was given of them becomes a [`Config`].
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::config::{Config, ConfigError, File, variable};
+use crate::dsn::Secret;
+
+/// Where the server listens: loopback only.
+const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
+/// Threads that run jobs.
+const DEFAULT_WORKERS: u32 = 8;
+/// The most threads that can be asked for.
+const MAX_WORKERS: u32 = 1_000;
+/// Connections for the requests' reads.
+const DEFAULT_API_CONNECTIONS: u32 = 4;
+/// Connections for claims and ends.
+const DEFAULT_CONTROL_CONNECTIONS: u32 = 2;
+/// Connections for parts of results.
+const DEFAULT_RESULT_CONNECTIONS: u32 = 4;
+/// How long running work may take to end after SIGTERM.
+const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+/// How long a request waits for the database.
+const DEFAULT_API_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long records of finished jobs are kept.
+const DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 86_400);
+/// Bytes on disk of stored results: 20 GiB.
+const DEFAULT_RESULT_STORE_BYTES: i64 = 20 * 1024 * 1024 * 1024;
+/// What is logged.
+const DEFAULT_LOG: &str = "info,actix_server=warn";
+
+/// A duration written as `30s`, `500ms` or `30d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = &'static str;
+    fn from_str(text: &str) -> Result<Span, Self::Err> {
+        humantime::parse_duration(text).map(Span).map_err(|_| "expected a duration such as 30s, 500ms or 30d")
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", humantime::format_duration(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Plain,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Makes the settings from one list: a struct for flags, environment and file, and the way of one over the other.
+macro_rules! settings {
+    ($($(#[$meta:meta])* $name:ident: $type:ty, $env:literal;)*) => {
+        /// The settings of a process, as far as they were given.
+        #[derive(Clone, Debug, Default, Deserialize, clap::Args)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Settings {
+            $($(#[$meta])* #[arg(long, env = $env)] pub $name: Option<$type>,)*
+        }
+
+        impl Settings {
+            /// The environment variable of every setting.
+            pub const VARIABLES: &'static [&'static str] = &[$($env,)*];
+
+            /// What is given here, and for the rest what `other` says.
+            #[must_use]
+            pub fn or(self, other: Settings) -> Settings {
+                Settings { $($name: self.$name.or(other.$name),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Address and port to listen on; beyond loopback only with a token [default: 127.0.0.1:8080]
+    listen: SocketAddr, "SLOWLANE_LISTEN";
+    /// A name that the Host header may carry beside loopback names; may be repeated or separated by commas
+    #[arg(value_delimiter = ',', value_name = "NAME")]
+    allowed_host: Vec<String>, "SLOWLANE_ALLOWED_HOST";
+    /// A file that holds the token which requests must carry; SLOWLANE_API_TOKEN may hold the token itself
+    #[arg(value_name = "FILE")]
+    api_token_file: PathBuf, "SLOWLANE_API_TOKEN_FILE";
+    /// The queues that this process serves, separated by commas [default: default]
+    #[arg(value_delimiter = ',', value_name = "NAME")]
+    queues: Vec<String>, "SLOWLANE_QUEUES";
+    /// Threads that run jobs [default: 8]
+    workers: u32, "SLOWLANE_WORKERS";
+    /// Connections for reads of requests [default: 4]
+    api_connections: u32, "SLOWLANE_API_CONNECTIONS";
+    /// Connections for claims and ends of jobs [default: 2]
+    control_connections: u32, "SLOWLANE_CONTROL_CONNECTIONS";
+    /// Connections for storing results [default: 4]
+    result_connections: u32, "SLOWLANE_RESULT_CONNECTIONS";
+    /// How long a request waits for the database [default: 2s]
+    api_statement_timeout: Span, "SLOWLANE_API_STATEMENT_TIMEOUT";
+    /// How long running jobs may take to end after SIGTERM [default: 30s]
+    shutdown_grace: Span, "SLOWLANE_SHUTDOWN_GRACE";
+    /// Wake other processes by NOTIFY; without it they poll [default: true]
+    #[arg(value_name = "BOOL")]
+    notify: bool, "SLOWLANE_NOTIFY";
+    /// How long records of finished jobs are kept [default: 30d]
+    retention: Span, "SLOWLANE_RETENTION";
+    /// Bytes of stored results above which jobs with results are refused [default: 20 GiB]
+    result_store_bytes: i64, "SLOWLANE_RESULT_STORE_BYTES";
+    /// What is logged: a level, or levels by module as env_logger reads them [default: info]
+    #[arg(value_name = "FILTER")]
+    log: String, "SLOWLANE_LOG";
+    /// How a log line looks [default: plain]
+    log_format: LogFormat, "SLOWLANE_LOG_FORMAT";
+}
+
+fn at_least_one(setting: &'static str, given: Option<u32>, default: u32) -> Result<u32, ConfigError> {
+    let value = given.unwrap_or(default);
+    if (1..=MAX_WORKERS).contains(&value) {
+        Ok(value)
+    } else {
+        Err(ConfigError::Invalid(setting, format!("expected 1 to {MAX_WORKERS}")))
+    }
+}
+
+fn longer_than_nothing(setting: &'static str, given: Option<Span>, default: Duration) -> Result<Duration, ConfigError> {
+    let value = given.map_or(default, |span| span.0);
+    if value.is_zero() { Err(ConfigError::Invalid(setting, "expected more than 0".to_owned())) } else { Ok(value) }
+}
+
+impl Settings {
+    /// What flags and environment say, then what the file says, then the defaults.
+    ///
+    /// # Errors
+    /// For a value that can't be used.
+    pub fn resolve(self, file: &File) -> Result<Config, ConfigError> {
+        let api_token = self.api_token(file)?;
+        let given = self.or(file.settings.clone());
+        let default_listen =
+            || DEFAULT_LISTEN.parse().map_err(|_| ConfigError::Invalid("listen", "no default".to_owned()));
+        let queues = given.queues.unwrap_or_else(|| vec!["default".to_owned()]);
+        if queues.is_empty() || queues.iter().any(String::is_empty) {
+            return Err(ConfigError::Invalid("queues", "expected the names of queues".to_owned()));
+        }
+        let result_store_bytes = given.result_store_bytes.unwrap_or(DEFAULT_RESULT_STORE_BYTES);
+        if result_store_bytes < 0 {
+            return Err(ConfigError::Invalid("result_store_bytes", "expected 0 or more".to_owned()));
+        }
+        let timeout =
+            longer_than_nothing("api_statement_timeout", given.api_statement_timeout, DEFAULT_API_STATEMENT_TIMEOUT)?;
+        Ok(Config {
+            listen: given.listen.map_or_else(default_listen, Ok)?,
+            allowed_hosts: given.allowed_host.unwrap_or_default(),
+            api_token,
+            queues,
+            workers: at_least_one("workers", given.workers, DEFAULT_WORKERS)?,
+            api_connections: at_least_one("api_connections", given.api_connections, DEFAULT_API_CONNECTIONS)?,
+            control_connections: at_least_one(
+                "control_connections",
+                given.control_connections,
+                DEFAULT_CONTROL_CONNECTIONS,
+            )?,
+            result_connections: at_least_one(
+                "result_connections",
+                given.result_connections,
+                DEFAULT_RESULT_CONNECTIONS,
+            )?,
+            api_statement_timeout: timeout,
+            shutdown_grace: given.shutdown_grace.map_or(DEFAULT_SHUTDOWN_GRACE, |span| span.0),
+            notify: given.notify.unwrap_or(true),
+            retention: longer_than_nothing("retention", given.retention, DEFAULT_RETENTION)?,
+            result_store_bytes,
+            log: given.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+            log_format: given.log_format.unwrap_or(LogFormat::Plain),
+        })
+    }
+
+    fn api_token(&self, file: &File) -> Result<Option<Secret>, ConfigError> {
+        let read = |path: &PathBuf| {
+            let text = std::fs::read_to_string(path).map_err(|e| ConfigError::File(path.clone(), e.to_string()))?;
+            Ok(Some(text.trim().to_owned()))
+        };
+        let token = match (variable("SLOWLANE_API_TOKEN"), &self.api_token_file, &file.settings.api_token_file) {
+            (Some(_), Some(_), _) => {
+                let why = "both SLOWLANE_API_TOKEN and a file are given: unset one of them";
+                return Err(ConfigError::Invalid("api_token_file", why.to_owned()));
+            }
+            (Some(token), None, _) => Some(token),
+            (None, Some(path), _) => read(path)?,
+            (None, None, Some(path)) if file.api_token.is_none() => read(path)?,
+            (None, None, _) => file.api_token.clone(),
+        };
+        match token {
+            Some(token) if token.is_empty() || token.chars().any(|c| c.is_whitespace() || c.is_control()) => {
+                Err(ConfigError::Invalid("api_token", "expected a token without blanks".to_owned()))
+            }
+            token => Ok(token.map(Secret::new)),
+        }
+    }
+}

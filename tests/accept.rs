@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use slowlane::db::cluster::StopMode;
 use slowlane::db::pool::{Manager, Purpose};
 use slowlane::queue::accept::{Accept, AcceptError, Accepted, Writer};
 use slowlane::queue::signals::Signals;
@@ -63,6 +64,35 @@ fn commits_are_durable_whatever_the_servers_default() {
     // A stronger default stays.
     queue.run(&format!("ALTER DATABASE {} SET synchronous_commit = remote_apply", queue.name()));
     assert_eq!(in_service(&queue), "remote_apply");
+}
+
+#[test]
+fn a_crash_of_postgres_loses_no_accepted_job() {
+    let postgres = Postgres::start();
+    let app = TestApp::on(postgres.queue(), postgres.work(), |_| {});
+    let sleeping =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+    let runs = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}}));
+    eventually("it sleeps", || app.target.count(sleeping) == 1);
+    let mut ids: Vec<String> = (0..30).map(|_| app.submit(&later())).collect();
+    ids.push(runs.clone());
+    {
+        let mut cluster = postgres.cluster.lock().unwrap();
+        cluster.stop(StopMode::Immediate);
+        assert_eq!(app.get("/healthz").status, 200);
+        assert_eq!(app.post("/v1/jobs", &later()).problem().0, 503);
+        cluster.start_server().unwrap();
+    }
+    eventually("the server comes back by itself", || app.get("/readyz").status == 200);
+    for id in &ids {
+        eventually("the job is found", || app.get(&format!("/v1/jobs/{id}")).status == 200);
+    }
+    // What ran is tried again, now that its session is gone.
+    app.queue.run("UPDATE jobs SET run_at = now() WHERE state = 'scheduled' AND run_at < now() + interval '1 hour'");
+    eventually("it sleeps again", || app.target.count(sleeping) == 1);
+    assert_eq!(app.post(&format!("/v1/jobs/{runs}/cancel"), &json!({})).status, 202);
+    assert_eq!(app.ended(&runs)["state"], "cancelled");
+    assert_eq!(app.query("SELECT 1", &json!([]))["state"], "succeeded");
 }
 
 /// A server whose queue is reached through a proxy.

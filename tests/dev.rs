@@ -102,6 +102,22 @@ fn the_addresses_work(folder: &Path) {
 }
 
 #[test]
+fn a_folder_of_somebody_elses_is_left_alone() {
+    let folder = folder();
+    let dev = folder.path().join("dev");
+    for stranger in ["notes.txt", "pgdata"] {
+        fs::create_dir_all(dev.join(stranger)).unwrap();
+        fs::set_permissions(&dev, fs::Permissions::from_mode(0o750)).unwrap();
+        let output = self::dev(folder.path()).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains("aren't slowlane's"), "{text}");
+        assert_eq!(fs::metadata(&dev).unwrap().permissions().mode() & 0o777, 0o750);
+        assert_eq!(fs::read_dir(&dev).unwrap().count(), 1);
+        fs::remove_dir(dev.join(stranger)).unwrap();
+    }
+}
+
+#[test]
 fn a_taken_port_is_told_before_anything_is_made() {
     let folder = folder();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -56,7 +56,6 @@ fn rescue(connection: &mut PgConnection, repeatable: bool) -> usize {
         rescued = orphans
             .iter()
             .filter(|orphan| {
-                assert!(!liveness::rescue(connection, orphan, repeatable).unwrap(), "rescued from the living");
                 liveness::bury(connection, orphan.lease.worker_id).unwrap();
                 liveness::rescue(connection, orphan, repeatable).unwrap()
             })
@@ -80,6 +79,10 @@ fn a_worker_that_lost_its_lease_changes_nothing() {
     let old = claim_one(&mut connection, &stale).unwrap();
     assert!(store::write_part(&mut connection, &old.lease, 0, b"old").unwrap());
     kill(&queue, stale.worker_id);
+    // Buried, it can't even end what is still its own.
+    assert!(liveness::bury(&mut connection, stale.worker_id).unwrap());
+    assert!(finish::end(&mut connection, &[(old.lease, succeeded())]).unwrap().is_empty());
+    assert_eq!(claim::note_backend(&mut connection, &old.lease, 1, chrono::Utc::now()).unwrap(), Noted::LeaseLost);
     assert_eq!(rescue(&mut connection, true), 1);
     // A process that was declared dead gets nothing, and learns it at its next beat.
     assert!(claim_one(&mut connection, &stale).is_none());
@@ -279,4 +282,18 @@ fn a_second_signal_hands_running_work_back_at_once() {
         "SELECT state || ' ' || attempt || ' ' || interruptions || ' ' || (error->>'code') FROM jobs WHERE id = '{id}'"
     );
     assert_eq!(queue.text(&row), "queued 0 1 interrupted");
+}
+
+#[test]
+fn a_closed_terminal_stops_a_server_in_order() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let mut server = Server::serve(&queue, &target, &[]);
+    let id = server.client.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(1)"}}));
+    eventually("it sleeps", || !sleeping(&target).is_empty());
+    server.signal(Signal::SIGHUP);
+    server.signal(Signal::SIGHUP);
+    assert!(server.wait().success(), "{}", server.log());
+    // However often it is said, it hurries nobody.
+    assert_eq!(queue.text(&format!("SELECT state FROM finished_jobs WHERE id = '{id}'")), "succeeded");
 }

@@ -124,6 +124,11 @@ fn a_start_that_fails_says_why_and_no_secret() {
     });
     assert!(target.contains("environment variable"), "{target}");
     clean("a target with a DSN", &target);
+    let name = failure(|command| {
+        command.env("SLOWLANE_DATABASE_URL", &good).args(["--target", "postgres://app:hunter2@h/d?sslmode=require"]);
+    });
+    assert!(name.contains("a target's name"), "{name}");
+    clean("a DSN as a target", &name);
 }
 
 #[test]

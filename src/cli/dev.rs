@@ -69,6 +69,8 @@ impl Databases {
     /// Starts the cluster and brings everything in it to where a job can run.
     fn set_up(slot: &Arc<Slot>, data_dir: PathBuf) -> Result<Databases, Failure> {
         log::info!(folder = data_dir.display().to_string(); "starting a private Postgres");
+        // Held until the cluster stands in it: whoever stops this process waits for that, and stops the cluster too.
+        let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
         let cluster = Cluster::start(ClusterOptions { data_dir, settings: Vec::new() })?;
         let folder = cluster.folder().to_owned();
         let passwords = Passwords {
@@ -82,7 +84,8 @@ impl Databases {
             queue: cluster.login(roles::QUEUE, &passwords.queue, roles::QUEUE_DATABASE)?,
             demo: cluster.login(roles::DEMO, &passwords.demo, roles::DEMO_DATABASE)?,
         };
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(cluster);
+        *place = Some(cluster);
+        drop(place);
         roles::set_up(&mut Manager::work(&superuser, "SELECT 1").open()?, &passwords)?;
         migrate::migrate(&owner, roles::QUEUE)?;
         demo::load(&databases.demo)?;

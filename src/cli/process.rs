@@ -30,7 +30,7 @@ use crate::worker::{Workers, WorkersConfig};
 /// How long a claim or an end waits for a connection.
 const CONTROL_WAIT: Duration = Duration::from_secs(5);
 /// How long a part of a result waits for a connection.
-const RESULTS_WAIT: Duration = Duration::from_secs(30);
+const RESULTS_WAIT: Duration = Duration::from_secs(5);
 /// The longest statement of a claim or an end.
 const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest statement that stores a part of a result.
@@ -291,11 +291,12 @@ pub trait StopRequests: 'static {
     fn next(&mut self) -> impl Future<Output = ()>;
 }
 
-/// SIGTERM, SIGINT, and SIGHUP of a terminal that was closed.
+/// SIGTERM, SIGINT, and SIGHUP of a terminal that was closed, which comes more than once and hurries nobody.
 struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
-    hang_up: Signal,
+    /// None when it is to be ignored, as under nohup.
+    hang_up: Option<Signal>,
 }
 
 impl StopSignals {
@@ -303,7 +304,7 @@ impl StopSignals {
         Ok(StopSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hang_up: signal(SignalKind::hangup())?,
+            hang_up: if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) },
         })
     }
 }
@@ -313,9 +314,23 @@ impl StopRequests for StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
-            _ = self.hang_up.recv() => {}
+            () = received(self.hang_up.as_mut()) => self.hang_up = None,
         }
     }
+}
+
+async fn received(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whoever started this process had SIGHUP ignored: the first bit of the mask that the kernel shows.
+fn ignores_hang_up() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Waits for a request to stop, then for the workers: they end what runs, within the grace or until a second request.

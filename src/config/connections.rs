@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::config::{ConfigError, File, variable};
 use crate::dsn::{Dsn, Parameter};
 
-/// Where the databases are. Given apart from [`Settings`] because `dev` has its own.
+/// Where the databases are. Given apart from the other settings because `dev` has its own.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Connections {
     /// The queue's database, without a password; one with a password belongs into SLOWLANE_DATABASE_URL
@@ -92,6 +92,7 @@ impl Connections {
     pub fn targets(&self, file: &File, table: &[Parameter]) -> Result<BTreeMap<String, TargetConfig>, ConfigError> {
         let mut targets = BTreeMap::new();
         for (name, entry) in &file.targets {
+            check_name(name)?;
             targets.insert(name.clone(), entry.resolve(name, table)?);
         }
         for given in &self.target {
@@ -104,6 +105,7 @@ impl Connections {
                         "expected NAME=VARIABLE, the variable being the one that holds the DSN".to_owned(),
                     )
                 })?;
+            check_name(name)?;
             targets.insert(name.to_owned(), TargetConfig::at(from_variable(&format!("target {name}"), source, table)?));
         }
         if targets.is_empty() {
@@ -114,6 +116,15 @@ impl Connections {
         }
         Ok(targets)
     }
+}
+
+/// A connection string in the place of a name would be shown by every message about it.
+fn check_name(name: &str) -> Result<(), ConfigError> {
+    let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    if is_name {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid("target", "a target's name has letters, digits, `_` and `-` only".to_owned()))
 }
 
 fn from_variable(setting: &str, name: &str, table: &[Parameter]) -> Result<Dsn, ConfigError> {

@@ -51,7 +51,7 @@ impl File {
             data_dir: take_text(&mut table, "data_dir")?,
             targets: targets.unwrap_or_default(),
             settings: serde_path_to_error::deserialize(table)
-                .map_err(|error| format!("{}: {}", error.path(), error.inner().message()))?,
+                .map_err(|error| format!("{}: {}", error.path(), without_value(error.inner().message())))?,
         })
     }
 
@@ -75,6 +75,16 @@ fn read_targets(value: toml::Value) -> Result<BTreeMap<String, TargetEntry>, Str
         targets.insert(name, entry);
     }
     Ok(targets)
+}
+
+/// serde's messages repeat the value that they don't like.
+fn without_value(message: &str) -> String {
+    let repeats = message.starts_with("invalid type") || message.starts_with("invalid value");
+    match message.rsplit_once(", expected ").filter(|_| repeats) {
+        Some((_, expected)) => format!("expected {expected}"),
+        None if repeats => "it has no valid value".to_owned(),
+        None => message.to_owned(),
+    }
 }
 
 fn take_text(table: &mut toml::Table, key: &str) -> Result<Option<String>, String> {

@@ -7,7 +7,7 @@
 //! | --- | --- |
 //! | [`settings`] | the list of settings, and how they become a [`Config`] |
 //! | [`connections`] | where the databases are |
-//! | [`file`] | what slowlane.toml says |
+//! | [`mod@file`] | what slowlane.toml says |
 
 pub mod connections;
 pub mod file;
@@ -141,6 +141,9 @@ mod tests {
         assert!(refused("[targets.a]\ndns = \"x\"").contains("dns"));
         for broken in [
             "targets = \"hunter2\"",
+            "workers = \"hunter2\"",
+            "queues = \"hunter2\"",
+            "listen = \"hunter2\"",
             "[targets]\ndefault = \"hunter2\"",
             "[targets.a]\nread_only = \"hunter2\"",
             "database_url = \"postgres://u:hunter2@h/d",

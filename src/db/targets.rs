@@ -11,6 +11,7 @@ use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
+use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::{Bool, Integer, Nullable, Text, Timestamptz};
 
 use crate::db::DbError;
@@ -178,7 +179,7 @@ impl Target {
         let mut spare = self.diesel.max_size();
         while let Err(error) = loan.inner.batch_execute(&prologue) {
             loan.tainted = true;
-            if spare == 0 {
+            if spare == 0 || !loan.inner.is_broken() {
                 return Err(error.into());
             }
             spare -= 1;
@@ -199,7 +200,7 @@ impl Target {
         let mut spare = self.sessions.max_size();
         while let Err(error) = loan.inner.execute_batch(&prologue) {
             loan.tainted = true;
-            if spare == 0 {
+            if spare == 0 || !loan.inner.is_broken() {
                 return Err(error);
             }
             spare -= 1;

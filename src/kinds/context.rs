@@ -15,11 +15,11 @@ use crate::db::pool::Pool;
 use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
 use crate::kinds::WorkError;
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
-use crate::pq::{Canceller, Session};
-use crate::queue::Lease;
+use crate::pq::{Canceller, PqErrorKind, Session};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
 use crate::queue::progress::{LastReport, Report};
+use crate::queue::{JobError, Lease};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
 
 /// Between two tries to reach the queue.
@@ -115,7 +115,10 @@ impl<'a> WorkContext<'a> {
     pub fn diesel(&self) -> Result<DieselWork<'_>, WorkError> {
         self.check()?;
         let name = self.lease().application_name();
-        let (loan, backend) = self.target.diesel(&name, self.remaining())?;
+        let (loan, backend) = self.target.diesel(&name, self.remaining()).map_err(|error| match error {
+            DbError::Unavailable(_) | DbError::Busy(_) => target_unavailable(&error),
+            DbError::Query(error) => error.into(),
+        })?;
         self.note(&backend)?;
         let interrupt = ByBackend { target: Arc::clone(&self.target), backend, name };
         let handle = self.arm(Box::new(interrupt))?;
@@ -129,7 +132,10 @@ impl<'a> WorkContext<'a> {
     pub fn session(&self) -> Result<SessionWork<'_>, WorkError> {
         self.check()?;
         let name = self.lease().application_name();
-        let (loan, backend) = self.target.session(&name, self.remaining())?;
+        let (loan, backend) = self.target.session(&name, self.remaining()).map_err(|error| match error.kind {
+            PqErrorKind::Connect | PqErrorKind::ConnectionLost => target_unavailable(&error),
+            _ => error.into(),
+        })?;
         self.note(&backend)?;
         let canceller = loan.inner.canceller()?;
         let own = loan.inner.canceller()?;
@@ -185,6 +191,11 @@ impl<'a> WorkContext<'a> {
     pub fn into_parts(self) -> (JobStatistics, Option<Manifest>) {
         (self.statistics.into_inner(), self.manifest.into_inner())
     }
+}
+
+/// Nothing has begun: another attempt is worth it, whatever the kind.
+fn target_unavailable(error: &dyn std::fmt::Display) -> WorkError {
+    WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable())
 }
 
 /// A Diesel connection on loan. Dereferences to [`PgConnection`].

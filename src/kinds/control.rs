@@ -3,6 +3,7 @@
 //! Knows no clock and no thread. Whoever wants the attempt to end states a reason; a thread of the worker then
 //! presses what the attempt has armed until the attempt lets go.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -127,7 +128,12 @@ impl JobControl {
         let mut pressed = std::mem::take(&mut inner.armed);
         drop(inner);
         for (_, interrupt) in &mut pressed {
-            if hard { interrupt.terminate() } else { interrupt.cancel() }
+            // A panic here must not leave others waiting for the end of this press.
+            let outcome =
+                catch_unwind(AssertUnwindSafe(|| if hard { interrupt.terminate() } else { interrupt.cancel() }));
+            if outcome.is_err() {
+                log::error!("stopping a session panicked");
+            }
         }
         let mut inner = self.lock();
         inner.armed.append(&mut pressed);

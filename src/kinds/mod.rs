@@ -169,12 +169,13 @@ impl From<diesel::result::Error> for WorkError {
     }
 }
 
+/// What the queue's connections fail with; a target's speak for themselves.
 impl From<DbError> for WorkError {
     fn from(error: DbError) -> Self {
         match error {
             DbError::Query(error) => error.into(),
             DbError::Busy(_) | DbError::Unavailable(_) => {
-                WorkError::Retry(JobError::new(CONNECTION_LOST, error.to_string()).retryable())
+                WorkError::Retry(JobError::new("queue_unavailable", error.to_string()).retryable())
             }
         }
     }

@@ -313,6 +313,7 @@ fn answer(inserted: Inserted) -> Result<Accepted, AcceptError> {
         Inserted::Created(job) => Ok(Accepted::Created(job)),
         Inserted::Replayed(job) => Ok(Accepted::Replayed(job)),
         Inserted::KeyReused => Err(AcceptError::KeyReused),
+        Inserted::Unknown(id) => Err(AcceptError::OutcomeUnknown(id)),
         Inserted::Gone => Err(AcceptError::Failed("a row vanished between two statements".to_owned())),
     }
 }

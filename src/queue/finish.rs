@@ -99,33 +99,58 @@ struct Touched {
 /// written then.
 pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
     connection.transaction(|connection| {
-        let mut held = HashSet::new();
-        let finished: Vec<(&Lease, &Finished)> = endings
-            .iter()
-            .filter_map(|(lease, ending)| match ending {
-                Ending::Finished(finished) => Some((lease, finished)),
-                _ => None,
-            })
-            .collect();
-        if !finished.is_empty() {
-            held.extend(finish(connection, &finished)?);
-        }
-        let others = endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_)));
-        let (cancelled, others): (Vec<_>, Vec<_>) = match to_be_cancelled(connection, endings)? {
-            none if none.is_empty() => (Vec::new(), others.collect()),
-            some => others.partition(|(lease, _)| some.contains(&lease.job_id)),
-        };
-        if !cancelled.is_empty() {
-            // Its caller was told that it would be stopped: it has, and doesn't come back.
-            let plain = Finished::plain(JobState::Cancelled);
-            let ends: Vec<(&Lease, &Finished)> = cancelled.iter().map(|(lease, _)| (lease, &plain)).collect();
-            held.extend(finish(connection, &ends)?);
-        }
-        if !others.is_empty() {
-            held.extend(put_back(connection, &others)?);
-        }
-        Ok(held)
+        let living = living(connection, endings)?;
+        let of_the_living: Vec<(Lease, Ending)> =
+            endings.iter().filter(|(lease, _)| living.contains(&lease.worker_id)).cloned().collect();
+        write(connection, &of_the_living)
     })
+}
+
+/// As [`end`], by whoever buried the owners.
+///
+/// # Errors
+/// As [`end`].
+pub fn end_for_the_dead(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+    connection.transaction(|connection| write(connection, endings))
+}
+
+/// The owners that are on the list, kept there until the transaction ends: a process that was declared dead ends
+/// nothing, and none is declared dead in between.
+fn living(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+    use crate::db::schema::workers::dsl;
+    let owners: HashSet<Uuid> = endings.iter().map(|(lease, _)| lease.worker_id).collect();
+    let found: Vec<Uuid> =
+        dsl::workers.filter(dsl::id.eq_any(owners)).order(dsl::id).select(dsl::id).for_key_share().load(connection)?;
+    Ok(found.into_iter().collect())
+}
+
+fn write(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+    let mut held = HashSet::new();
+    let finished: Vec<(&Lease, &Finished)> = endings
+        .iter()
+        .filter_map(|(lease, ending)| match ending {
+            Ending::Finished(finished) => Some((lease, finished)),
+            _ => None,
+        })
+        .collect();
+    if !finished.is_empty() {
+        held.extend(finish(connection, &finished)?);
+    }
+    let others = endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_)));
+    let (cancelled, others): (Vec<_>, Vec<_>) = match to_be_cancelled(connection, endings)? {
+        none if none.is_empty() => (Vec::new(), others.collect()),
+        some => others.partition(|(lease, _)| some.contains(&lease.job_id)),
+    };
+    if !cancelled.is_empty() {
+        // Its caller was told that it would be stopped: it has, and doesn't come back.
+        let plain = Finished::plain(JobState::Cancelled);
+        let ends: Vec<(&Lease, &Finished)> = cancelled.iter().map(|(lease, _)| (lease, &plain)).collect();
+        held.extend(finish(connection, &ends)?);
+    }
+    if !others.is_empty() {
+        held.extend(put_back(connection, &others)?);
+    }
+    Ok(held)
 }
 
 /// Of the jobs that would wait again, those whose end was asked for. Locked, so that no request comes in between.

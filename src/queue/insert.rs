@@ -29,6 +29,8 @@ pub enum Inserted {
     KeyReused,
     /// The key names a job whose record is gone.
     Gone,
+    /// The key was used before, and what for could not be learned.
+    Unknown(Uuid),
 }
 
 /// One server process: the id alone may be handed out again.
@@ -79,7 +81,11 @@ pub fn end_backend(connection: &mut PgConnection, backend: &Backend) -> Result<(
 pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec<Inserted>, DbError> {
     let mut created = insert_rows(connection, requests)?;
     let repeated: Vec<&&Accept> = requests.iter().filter(|request| !created.contains_key(&request.job.id)).collect();
-    let mut known = if repeated.is_empty() { HashMap::new() } else { look_up_keys(connection, &repeated)? };
+    // The rows are committed by now: whatever goes wrong from here on is no refusal of theirs.
+    let mut known = look_up_keys(connection, &repeated).unwrap_or_else(|error| {
+        log::warn!("what idempotency keys were used for can't be learned: {error}");
+        repeated.iter().map(|request| (request.job.id, Inserted::Unknown(request.job.id))).collect()
+    });
     Ok(requests
         .iter()
         .map(|request| match created.remove(&request.job.id) {

@@ -4,8 +4,9 @@
 //! has lost its leases. Ending its sessions on a target is not done here; the janitor does it before it calls
 //! [`rescue`].
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
@@ -223,10 +224,10 @@ pub fn rescue(connection: &mut PgConnection, orphan: &Orphan, repeatable: bool) 
         return Ok(false);
     }
     let endings = [(orphan.lease, ending_of(orphan, repeatable)?)];
-    let ended = match finish::end(connection, &endings) {
+    let ended = match finish::end_for_the_dead(connection, &endings) {
         Err(error) if error.is_missing_partition() => {
             partitions::ensure_day(connection, partitions::day_of(orphan.lease.job_id))?;
-            finish::end(connection, &endings)
+            finish::end_for_the_dead(connection, &endings)
         }
         outcome => outcome,
     };
@@ -300,11 +301,18 @@ fn json(error: &JobError) -> Result<RawJson, DbError> {
     Ok(RawJson::of(error).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
 }
 
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn elapsed_ms() -> u64 {
+    u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
 /// How this process does, for /readyz. Written by the worker's threads, read without any database.
 #[derive(Debug, Default)]
 pub struct Health {
-    /// Milliseconds since 1970 of the last beat that reached the database; 0 before the first.
-    last_beat_ms: AtomicI64,
+    /// Milliseconds from [`EPOCH`] to the last beat that reached the database, and one; 0 before the first. By a clock
+    /// that nobody sets: a correction of the time must not look like an outage.
+    last_beat_ms: AtomicU64,
     has_workers: AtomicBool,
     stopping: AtomicBool,
 }
@@ -317,7 +325,7 @@ impl Health {
 
     /// A beat reached the database just now.
     pub fn beat(&self) {
-        self.last_beat_ms.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
+        self.last_beat_ms.store(elapsed_ms().saturating_add(1), Ordering::Relaxed);
     }
 
     /// The process is going down: nothing new is accepted or claimed.
@@ -335,7 +343,8 @@ impl Health {
         if !self.has_workers.load(Ordering::Relaxed) {
             return true;
         }
-        let age = Utc::now().timestamp_millis() - self.last_beat_ms.load(Ordering::Relaxed);
-        u128::try_from(age).is_ok_and(|age| age < STOP_WORK_AFTER.as_millis())
+        let last = self.last_beat_ms.load(Ordering::Relaxed);
+        let age = elapsed_ms().saturating_add(1).saturating_sub(last);
+        last > 0 && u128::from(age) < STOP_WORK_AFTER.as_millis()
     }
 }

@@ -48,7 +48,7 @@ impl LastReport {
     }
 }
 
-/// Deletes what was written of attempts that ended at the same moment.
+/// Deletes what was written of attempts that have ended. Readers don't look at it any more.
 ///
 /// # Errors
 /// When the database fails.

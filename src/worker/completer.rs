@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use chrono::NaiveDate;
+use diesel::result::DatabaseErrorKind;
 use uuid::Uuid;
 
 use crate::db::DbError;
@@ -22,7 +23,7 @@ const MAX_GROUP: usize = 200;
 const AFTER_ERROR: Duration = Duration::from_millis(250);
 
 /// How often an end that is refused alone is tried again.
-const MAX_REFUSALS: u32 = 10;
+const MAX_REFUSALS: i32 = 10;
 
 /// One attempt's end.
 #[derive(Clone, Debug)]
@@ -62,7 +63,12 @@ struct Group<'s> {
 
 impl Drop for Group<'_> {
     fn drop(&mut self) {
-        self.leases.iter().for_each(|lease| self.shared.running.ended(lease));
+        for lease in &self.leases {
+            if std::thread::panicking() {
+                self.shared.running.unwritten(lease);
+            }
+            self.shared.running.ended(lease);
+        }
     }
 }
 
@@ -95,7 +101,10 @@ fn write_plain_failure(shared: &Shared, ended: Ended) {
     let group = [Ended { ending, ..ended }];
     match write_group(shared, &group) {
         Ok(held) => told_everybody(shared, &group, &held),
-        Err(error) => log::error!("not even a plain failure could be stored: {error}"),
+        Err(error) => {
+            log::error!("not even a plain failure could be stored: {error}");
+            group.iter().for_each(|ended| shared.running.unwritten(&ended.lease));
+        }
     }
 }
 
@@ -123,9 +132,8 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
                     return Err(error);
                 }
             }
-            // A deadlock, a full disk, a server that is read-only for a while: not every refusal is for ever.
-            Err(error) if group.len() == 1 && refusals < MAX_REFUSALS => {
-                refusals += 1;
+            Err(error) if group.len() == 1 && (passes(&error) || refusals < MAX_REFUSALS) => {
+                refusals += i32::from(!passes(&error));
                 log::warn!("the end of an attempt was refused, and is tried again: {error}");
                 if shared.stop.wait(jittered(AFTER_ERROR)) {
                     return Err(error);
@@ -134,6 +142,16 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
             outcome => return outcome,
         }
     }
+}
+
+/// A refusal that says nothing about what is to be stored: a server that is read-only for a while, a full disk, a
+/// deadlock, a statement that somebody cancelled.
+fn passes(error: &DbError) -> bool {
+    let DbError::Query(diesel::result::Error::DatabaseError(kind, info)) = error else { return false };
+    let kinds = [DatabaseErrorKind::ReadOnlyTransaction, DatabaseErrorKind::SerializationFailure];
+    let words = ["deadlock detected", "No space left", "could not extend", "out of memory", "canceling statement"];
+    kinds.iter().any(|known| std::mem::discriminant(known) == std::mem::discriminant(kind))
+        || words.iter().any(|word| info.message().contains(word))
 }
 
 fn days(group: &[Ended]) -> HashSet<NaiveDate> {

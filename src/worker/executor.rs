@@ -5,7 +5,7 @@
 //! | `Ok` | succeeded | succeeded | succeeded | succeeded |
 //! | `Retry`, panic | retried, or failed after the last attempt | cancelled | failed, `timeout` | handed back |
 //! | `Fail` | failed | cancelled | failed, `timeout` | handed back |
-//! | `Cancelled` | retried, `cancelled_by_server` | cancelled | failed, `timeout` | handed back |
+//! | `Cancelled` | failed, `cancelled_by_work` | cancelled | failed, `timeout` | handed back |
 //! | `Snooze` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
 //!
 //! A kind that may not be repeated isn't handed back once it has begun, nor retried after a panic or a lost
@@ -99,6 +99,7 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         Ok(ending) => ending,
         Err(error) => {
             log::error!(job = job.lease.job_id.to_string(); "the end of an attempt has no JSON form: {error}");
+            shared.running.unwritten(&job.lease);
             shared.running.ended(&job.lease);
             return;
         }
@@ -106,6 +107,7 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
     let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending };
     if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
+        shared.running.unwritten(&job.lease);
         shared.running.ended(&job.lease);
     }
 }

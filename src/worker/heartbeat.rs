@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::kinds::StopReason;
-use crate::queue::liveness::{self, BEAT_EVERY};
+use crate::queue::liveness::{self, BEAT_EVERY, Held};
 use crate::queue::signals::Message;
-use crate::queue::{cancel, finish, progress};
+use crate::queue::{cancel, finish, partitions, progress};
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};
 
@@ -39,6 +39,19 @@ pub(super) fn say_goodbye(shared: &Shared) {
     if let Err(error) = goodbye {
         log::info!("this process could not sign off, and will be declared dead: {error}");
     }
+}
+
+fn put_back(connection: &mut PgConnection, held: &Held, repeatable: bool) -> Result<bool, DbError> {
+    let ending = liveness::interrupted(held.interruptions, repeatable, "its worker lost sight of it")?;
+    let endings = [(held.lease, ending)];
+    let ended = match finish::end(connection, &endings) {
+        Err(error) if error.is_missing_partition() => {
+            partitions::ensure_day(connection, partitions::day_of(held.lease.job_id))?;
+            finish::end(connection, &endings)
+        }
+        outcome => outcome,
+    };
+    Ok(!ended?.is_empty())
 }
 
 struct Heartbeat<'s> {
@@ -81,12 +94,14 @@ impl<'s> Heartbeat<'s> {
         }
         if beating {
             self.beaten();
-            self.put_back_what_is_not_run(&mut connection)?;
         }
         for id in cancel::requested(&mut connection, self.shared.worker_id())? {
             self.shared.running.stop(id, StopReason::Cancel);
         }
         progress::write(&mut connection, &self.shared.running.take_reports())?;
+        if beating {
+            self.put_back_what_is_not_run(&mut connection)?;
+        }
         self.connection = Some(connection);
         Ok(())
     }
@@ -99,15 +114,26 @@ impl<'s> Heartbeat<'s> {
             if shared.running.knows(&held.lease) {
                 continue;
             }
-            let repeatable = shared.config.repeatable(&held.kind);
-            let ending = liveness::interrupted(held.interruptions, repeatable, "its worker lost sight of it")?;
-            if finish::end(connection, &[(held.lease, ending)])?.is_empty() {
+            // A claim whose answer was lost has begun nothing.
+            let began = shared.running.take_unwritten(&held.lease);
+            let repeatable = !began || shared.config.repeatable(&held.kind);
+            match put_back(connection, &held, repeatable) {
+                Ok(true) => {
+                    let job = held.lease.job_id.to_string();
+                    log::warn!(job = job; "a job was ours and nobody worked on it: it is put back");
+                    shared.config.signals.job_changed(held.lease.job_id);
+                    shared.slots.wake(&[]);
+                }
                 // It ended between the two looks.
-                continue;
+                Ok(false) => {}
+                Err(error) if error.is_unavailable() => return Err(error),
+                Err(error) => {
+                    if began {
+                        shared.running.unwritten(&held.lease);
+                    }
+                    log::error!(job = held.lease.job_id.to_string(); "a job that is ours can't be put back, and is tried again: {error}");
+                }
             }
-            log::warn!(job = held.lease.job_id.to_string(); "a job was ours and nobody worked on it: it is put back");
-            shared.config.signals.job_changed(held.lease.job_id);
-            shared.slots.wake(&[]);
         }
         Ok(())
     }

@@ -82,6 +82,10 @@ fn rescue_orphans(shared: &Shared, connection: &mut PgConnection) -> Result<(), 
         for orphan in &orphans {
             match rescue(shared, connection, orphan) {
                 Ok(()) => {}
+                // One session that takes its time says nothing about the others.
+                Err(Obstacle::Target(error @ DbError::Busy(_))) => {
+                    log::warn!(job = orphan.lease.job_id.to_string(); "a session of a dead worker is still ending, and its job waits: {error}");
+                }
                 Err(Obstacle::Target(error)) => {
                     log::warn!(target = orphan.target.as_str(); "the sessions of a dead worker can't be ended yet, and its jobs wait: {error}");
                     unreachable = Some(orphan.target.clone());

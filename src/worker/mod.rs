@@ -197,17 +197,20 @@ impl Workers {
         let Workers { shared, threads } = self;
         shared.config.health.stop();
         shared.slots.close();
-        shared.slots.wait_for_fetcher(LET_GO);
         let until = Instant::now() + grace;
-        while !shared.running.wait_until_empty(Duration::from_millis(100)) {
-            if Instant::now() >= until || hurry() {
-                break;
-            }
-        }
+        let moment = Duration::from_millis(100);
+        let patient = || Instant::now() < until && !hurry();
+        // What is being claimed at this moment has to be seen before it can be said that nothing runs.
+        let claimed_until = Instant::now() + LET_GO;
+        while !shared.slots.wait_for_fetcher(moment) && Instant::now() < claimed_until && !hurry() {}
+        while !shared.running.wait_until_empty(moment) && patient() {}
         if !shared.running.is_empty() {
             log::info!(jobs = shared.running.len(); "stopping what still runs, and handing it back");
             shared.running.stop_all(StopReason::Shutdown);
-            shared.running.wait_until_empty(LET_GO);
+            // A little longer than it takes until one that is stuck is given up.
+            if !shared.running.wait_until_empty(LET_GO + Duration::from_secs(5)) {
+                log::warn!("not everything stopped in time; what is left will be rescued");
+            }
         }
         if !shared.running.wait_until_written(LET_GO) {
             log::warn!("not every end could be written before stopping; those jobs will be rescued");

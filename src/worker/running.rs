@@ -42,6 +42,8 @@ struct Inner {
     attempts: HashMap<Key, Attempt>,
     /// Attempts that are over, and whose end isn't written yet.
     ending: HashSet<Key>,
+    /// Attempts that began, and whose end could not be written.
+    unwritten: HashSet<Key>,
     /// Grows with every change, so that one between a look and a wait is not missed.
     changes: u64,
 }
@@ -68,6 +70,16 @@ impl Running {
         let mut inner = self.lock();
         inner.ending.remove(&key(lease));
         self.has_changed(inner);
+    }
+
+    /// The end of an attempt could not be written: its row will be found without an owner who works on it.
+    pub fn unwritten(&self, lease: &Lease) {
+        self.lock().unwritten.insert(key(lease));
+    }
+
+    /// The attempt began here, and its end could not be written. Forgets it.
+    pub fn take_unwritten(&self, lease: &Lease) -> bool {
+        self.lock().unwritten.remove(&key(lease))
     }
 
     /// This process runs the attempt, or is about to write its end.

@@ -100,10 +100,11 @@ impl Slots {
         Vec::new()
     }
 
-    /// After [`Slots::close`]: waits until the fetcher claims nothing any more, for at most `patience`.
-    pub fn wait_for_fetcher(&self, patience: Duration) {
+    /// After [`Slots::close`]: waits until the fetcher claims nothing any more, for at most `patience`. `true` when it
+    /// doesn't.
+    pub fn wait_for_fetcher(&self, patience: Duration) -> bool {
         let waited = self.fetcher_rests.wait_timeout_while(self.lock(), patience, |inner| inner.fetching);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        !waited.unwrap_or_else(PoisonError::into_inner).0.fetching
     }
 
     /// Something may be claimable.

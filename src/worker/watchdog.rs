@@ -32,7 +32,7 @@ fn serve(shared: &Arc<Shared>) {
         let mut next = Instant::now() + IDLE;
         stop_what_nobody_fences(shared);
         let (attempts, changes) = shared.running.all();
-        for attempt in attempts {
+        for attempt in attempts.into_iter().filter(|attempt| !attempt.control.is_over()) {
             if attempt.control.remaining().is_zero() {
                 attempt.control.stop(StopReason::Deadline);
             }

@@ -220,7 +220,9 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ClusterError + '_ {
 
 /// Makes the folder where it isn't there. Only what was made here, or made here before, is given other rights.
 fn make_folder(folder: &Path, user: Option<&ServiceUser>) -> Result<(), ClusterError> {
-    let is_ours = folder.join("lock").exists() || folder.join("pgdata").exists();
+    let has = |name: &str| folder.join(name).exists();
+    // A `pgdata` alone may be anybody's.
+    let is_ours = has("lock") && (has("superuser.password") || !has("pgdata"));
     let is_empty = fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
     if !is_ours && !is_empty {
         return Err(ClusterError::NotOurs(folder.to_owned()));

@@ -193,6 +193,29 @@ fn a_socket_that_swallows_everything_holds_no_request_for_ever() {
     assert_eq!(app.queue.count("SELECT count(*) FROM jobs"), 2);
 }
 
+#[test]
+fn work_stops_when_nobody_hears_the_beats_and_goes_on_when_they_arrive() {
+    let (app, proxy) = behind_a_proxy();
+    let sleeping =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+    let id = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}}));
+    eventually("it sleeps", || app.target.count(sleeping) == 1);
+    proxy.set(Mode::Blackhole);
+    eventually("it is stopped on the server", || app.target.count(sleeping) == 0);
+    // Nobody else has been given the job meanwhile: its lease was still held.
+    assert_eq!(app.queue.text("SELECT state || ' ' || lease FROM jobs"), "running 1");
+    proxy.cut();
+    proxy.set(Mode::Pass);
+    eventually("it sleeps again", || app.target.count(sleeping) == 1);
+    assert_eq!(app.queue.text("SELECT attempt || ' ' || interruptions || ' ' || lease FROM jobs"), "1 1 2");
+    // The connections that were cut lie in the pool, and no request is told so.
+    for _ in 0..8 {
+        assert_eq!(app.job(&id)["state"], "running");
+    }
+    assert_eq!(app.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
+    assert_eq!(app.ended(&id)["state"], "cancelled");
+}
+
 fn new_job(id: Uuid) -> Accept {
     Accept {
         job: NewJob {

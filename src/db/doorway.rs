@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use diesel::pg::PgConnection;
+use diesel::r2d2::R2D2Connection;
 use tokio::sync::oneshot;
 
 use crate::db::error::DbError;
@@ -87,7 +88,8 @@ impl Doorway {
         Ok((Doorway { shared: Arc::clone(&shared), patience }, DoorwayThreads { shared, threads }))
     }
 
-    /// Runs `work` with a connection on a thread of the doorway.
+    /// Runs `work` with a connection on a thread of the doorway. When the connection turns out to be dead, as those in
+    /// the pool are after a restart of the server, `work` is run again with the next one: it must bear that.
     ///
     /// # Errors
     /// [`DbError::Busy`] when there is no thread or no answer in time (the closure then may still run, or never);
@@ -95,7 +97,7 @@ impl Doorway {
     pub async fn run<T, F>(&self, work: F) -> Result<T, DbError>
     where
         T: Send + 'static,
-        F: FnOnce(&mut PgConnection) -> Result<T, DbError> + Send + 'static,
+        F: Fn(&mut PgConnection) -> Result<T, DbError> + Send + 'static,
     {
         self.run_within(self.patience, work).await
     }
@@ -107,7 +109,7 @@ impl Doorway {
     pub async fn run_within<T, F>(&self, patience: Duration, work: F) -> Result<T, DbError>
     where
         T: Send + 'static,
-        F: FnOnce(&mut PgConnection) -> Result<T, DbError> + Send + 'static,
+        F: Fn(&mut PgConnection) -> Result<T, DbError> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         let asked = Instant::now();
@@ -115,10 +117,7 @@ impl Doorway {
             if answer.is_closed() || asked.elapsed() >= patience {
                 return;
             }
-            let result = match pool.get() {
-                Ok(mut connection) => work(&mut connection),
-                Err(_) => Err(DbError::Unavailable("no connection could be opened".to_owned())),
-            };
+            let result = with_a_live_connection(pool, &work, || asked.elapsed() < patience);
             // The caller may have given up: then nobody needs the answer.
             let _ = answer.send(result);
         }))?;
@@ -152,6 +151,24 @@ impl Doorway {
         drop(tasks);
         self.shared.arrived.notify_one();
         Ok(())
+    }
+}
+
+/// Every idle connection may have died, and each is found out by its use alone.
+fn with_a_live_connection<T>(
+    pool: &Pool,
+    work: &impl Fn(&mut PgConnection) -> Result<T, DbError>,
+    in_time: impl Fn() -> bool,
+) -> Result<T, DbError> {
+    let mut spare = pool.max_size();
+    loop {
+        let Ok(mut connection) = pool.get() else {
+            return Err(DbError::Unavailable("no connection could be opened".to_owned()));
+        };
+        match work(&mut connection) {
+            Err(DbError::Unavailable(_)) if spare > 0 && connection.is_broken() && in_time() => spare -= 1,
+            outcome => return outcome,
+        }
     }
 }
 

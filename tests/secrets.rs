@@ -158,6 +158,18 @@ fn files_are_read_strictly_and_not_repeated() {
     let output =
         command.args(["--control-connections", "7", "--print-config", "--config"]).arg(&file).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
+    let empty = self::command(&queue, &target)
+        .envs([
+            ("SLOWLANE_QUEUES", ""),
+            ("SLOWLANE_WORKERS", ""),
+            ("SLOWLANE_CONFIG", ""),
+            ("SLOWLANE_API_TOKEN_FILE", ""),
+        ])
+        .arg("--print-config")
+        .output()
+        .unwrap();
+    let defaults = String::from_utf8(empty.stdout).unwrap();
+    assert!(defaults.contains("workers = 8") && defaults.contains("queues = [\"default\"]"), "{defaults}");
     for line in ["workers = 3", "api_connections = 5", "control_connections = 7"] {
         assert!(text.contains(line), "{line}: {text}");
     }

@@ -33,13 +33,7 @@ pub enum CancelOutcome {
 /// # Errors
 /// When the database fails.
 pub fn request(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome, DbError> {
-    match try_request(connection, id) {
-        Err(error) if error.is_missing_partition() => {
-            partitions::ensure_day(connection, partitions::day_of(id))?;
-            try_request(connection, id)
-        }
-        outcome => outcome,
-    }
+    partitions::with_days_of(connection, std::iter::once(id), |connection| try_request(connection, id))
 }
 
 fn try_request(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome, DbError> {

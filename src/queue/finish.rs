@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
+use crate::queue::partitions;
 
 /// How an attempt ended.
 #[derive(Clone, Debug)]
@@ -95,10 +96,9 @@ struct Touched {
 /// Writes the ends of attempts. Says which of them still held their lease: the others changed nothing.
 ///
 /// # Errors
-/// When the database fails; [`DbError::is_missing_partition`] when a day of history isn't there yet. Nothing is
-/// written then.
+/// When the database fails. Nothing is written then.
 pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
-    connection.transaction(|connection| {
+    in_a_transaction(connection, endings, |connection| {
         let living = living(connection, endings)?;
         let of_the_living: Vec<(Lease, Ending)> =
             endings.iter().filter(|(lease, _)| living.contains(&lease.worker_id)).cloned().collect();
@@ -111,7 +111,17 @@ pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result
 /// # Errors
 /// As [`end`].
 pub fn end_for_the_dead(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
-    connection.transaction(|connection| write(connection, endings))
+    in_a_transaction(connection, endings, |connection| write(connection, endings))
+}
+
+/// A job may have waited past the days of history that are kept ready.
+fn in_a_transaction<T>(
+    connection: &mut PgConnection,
+    endings: &[(Lease, Ending)],
+    work: impl Fn(&mut PgConnection) -> Result<T, DbError>,
+) -> Result<T, DbError> {
+    let ids = endings.iter().map(|(lease, _)| lease.job_id);
+    partitions::with_days_of(connection, ids, |connection| connection.transaction(&work))
 }
 
 /// The owners that are on the list, kept there until the transaction ends: a process that was declared dead ends

@@ -17,7 +17,6 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::queue::finish::{self, Ending, Finished};
 use crate::queue::job::{JobError, JobState, Lease, MAX_INTERRUPTIONS, RawJson};
-use crate::queue::partitions;
 
 /// Between two beats of a process.
 pub const BEAT_EVERY: Duration = Duration::from_secs(2);
@@ -224,14 +223,7 @@ pub fn rescue(connection: &mut PgConnection, orphan: &Orphan, repeatable: bool) 
         return Ok(false);
     }
     let endings = [(orphan.lease, ending_of(orphan, repeatable)?)];
-    let ended = match finish::end_for_the_dead(connection, &endings) {
-        Err(error) if error.is_missing_partition() => {
-            partitions::ensure_day(connection, partitions::day_of(orphan.lease.job_id))?;
-            finish::end_for_the_dead(connection, &endings)
-        }
-        outcome => outcome,
-    };
-    Ok(!ended?.is_empty())
+    Ok(!finish::end_for_the_dead(connection, &endings)?.is_empty())
 }
 
 /// Makes sure that a process is dead, and stays so: from now on it can neither claim nor begin anything, and it

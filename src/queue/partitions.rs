@@ -3,6 +3,8 @@
 //! Tables partitioned by the day of the job's id share their days and go together. Needs the rights of the schema's
 //! owner: the service's role takes that role on for as long as it works here.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
@@ -51,6 +53,26 @@ pub fn ensure_day(connection: &mut PgConnection, day: NaiveDate) -> Result<(), D
         }
         Ok(())
     })
+}
+
+/// Runs `work`, which writes history of these jobs; when one's day isn't there, makes their days and runs it again.
+/// Call it outside a transaction.
+///
+/// # Errors
+/// What `work` fails with otherwise, or as [`ensure`].
+pub fn with_days_of<T>(
+    connection: &mut PgConnection,
+    ids: impl Iterator<Item = Uuid>,
+    work: impl Fn(&mut PgConnection) -> Result<T, DbError>,
+) -> Result<T, DbError> {
+    match work(connection) {
+        Err(error) if error.is_missing_partition() => {
+            let days: BTreeSet<NaiveDate> = ids.map(day_of).collect();
+            days.into_iter().try_for_each(|day| ensure_day(connection, day))?;
+            work(connection)
+        }
+        outcome => outcome,
+    }
 }
 
 fn create_sql(table: &str, day: NaiveDate) -> String {

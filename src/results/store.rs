@@ -11,11 +11,12 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::db::schema::{result_parts, results};
-use crate::queue::Lease;
 use crate::queue::job::{RawJson, ResultState};
+use crate::queue::{Lease, partitions};
 use crate::results::Manifest;
 
-/// Writes a part, again if need be: who lost the answer may repeat it. `false`, and nothing is written, when the lease is lost.
+/// Writes a part, again if need be: who lost the answer may repeat it. `false`, and nothing is written, when the lease
+/// is lost.
 ///
 /// # Errors
 /// When the database fails.
@@ -33,14 +34,7 @@ pub fn write_part(connection: &mut PgConnection, lease: &Lease, n: i32, data: &[
         .bind::<Binary, _>(data);
         Ok(statement.execute(connection)?)
     };
-    match insert(connection) {
-        Err(error) if error.is_missing_partition() => {
-            let day = crate::queue::partitions::day_of(lease.job_id);
-            crate::queue::partitions::ensure_day(connection, day)?;
-            Ok(insert(connection)? == 1)
-        }
-        outcome => Ok(outcome? == 1),
-    }
+    Ok(partitions::with_days_of(connection, std::iter::once(lease.job_id), insert)? == 1)
 }
 
 /// A result that was made visible.

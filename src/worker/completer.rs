@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use chrono::NaiveDate;
 use diesel::result::DatabaseErrorKind;
 use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::queue::finish::{self, Ending, Finished};
 use crate::queue::job::JobState;
-use crate::queue::{JobError, Lease, RawJson, partitions};
+use crate::queue::{JobError, Lease, RawJson};
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};
 
@@ -113,16 +112,12 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
     let mut failing = false;
     let mut refusals = 0;
     loop {
-        let outcome =
-            shared.config.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned())).and_then(
-                |mut connection| match finish::end(&mut connection, &endings) {
-                    Err(error) if error.is_missing_partition() => {
-                        days(group).into_iter().try_for_each(|day| partitions::ensure_day(&mut connection, day))?;
-                        finish::end(&mut connection, &endings)
-                    }
-                    outcome => outcome,
-                },
-            );
+        let outcome = shared
+            .config
+            .control
+            .get()
+            .map_err(|_| DbError::Unavailable("no connection".to_owned()))
+            .and_then(|mut connection| finish::end(&mut connection, &endings));
         match outcome {
             Err(error @ (DbError::Unavailable(_) | DbError::Busy(_))) => {
                 if !std::mem::replace(&mut failing, true) {
@@ -152,10 +147,6 @@ fn passes(error: &DbError) -> bool {
     let words = ["deadlock detected", "No space left", "could not extend", "out of memory", "canceling statement"];
     kinds.iter().any(|known| std::mem::discriminant(known) == std::mem::discriminant(kind))
         || words.iter().any(|word| info.message().contains(word))
-}
-
-fn days(group: &[Ended]) -> HashSet<NaiveDate> {
-    group.iter().map(|ended| partitions::day_of(ended.lease.job_id)).collect()
 }
 
 fn told_everybody(shared: &Shared, group: &[Ended], held: &HashSet<Uuid>) {

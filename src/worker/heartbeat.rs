@@ -13,7 +13,7 @@ use crate::db::DbError;
 use crate::kinds::StopReason;
 use crate::queue::liveness::{self, BEAT_EVERY, Held};
 use crate::queue::signals::Message;
-use crate::queue::{cancel, finish, partitions, progress};
+use crate::queue::{cancel, finish, progress};
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};
 
@@ -43,15 +43,7 @@ pub(super) fn say_goodbye(shared: &Shared) {
 
 fn put_back(connection: &mut PgConnection, held: &Held, repeatable: bool) -> Result<bool, DbError> {
     let ending = liveness::interrupted(held.interruptions, repeatable, "its worker lost sight of it")?;
-    let endings = [(held.lease, ending)];
-    let ended = match finish::end(connection, &endings) {
-        Err(error) if error.is_missing_partition() => {
-            partitions::ensure_day(connection, partitions::day_of(held.lease.job_id))?;
-            finish::end(connection, &endings)
-        }
-        outcome => outcome,
-    };
-    Ok(!ended?.is_empty())
+    Ok(!finish::end(connection, &[(held.lease, ending)])?.is_empty())
 }
 
 struct Heartbeat<'s> {

@@ -205,17 +205,22 @@ impl Drop for DoorwayThreads {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.arrived.notify_all();
-        let until = Instant::now() + CLOSING;
-        for thread in self.threads.drain(..) {
-            while !thread.is_finished() && Instant::now() < until {
-                std::thread::park_timeout(Duration::from_millis(5));
-            }
-            if thread.is_finished() {
-                // A panic was logged when it happened.
-                let _ = thread.join();
-            } else {
-                log::warn!(thread = thread.thread().name().unwrap_or("?"); "a thread did not end in time");
-            }
+        join_within(CLOSING, self.threads.drain(..));
+    }
+}
+
+/// Waits for threads that were told to end, no longer than `patience` in all. Says which ones haven't.
+pub fn join_within(patience: Duration, threads: impl Iterator<Item = JoinHandle<()>>) {
+    let until = Instant::now() + patience;
+    for thread in threads {
+        while !thread.is_finished() && Instant::now() < until {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        if thread.is_finished() {
+            // A panic was logged when it happened.
+            let _ = thread.join();
+        } else {
+            log::warn!(thread = thread.thread().name().unwrap_or("?"); "a thread did not end in time");
         }
     }
 }

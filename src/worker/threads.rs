@@ -3,7 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::db::doorway::join_within;
 
 /// The event that ends every thread.
 #[derive(Default)]
@@ -68,18 +70,7 @@ impl Threads {
     /// Ends every thread, and waits for each no longer than `patience` in all.
     pub fn stop_and_join(self, patience: Duration) {
         self.stop.set();
-        let until = Instant::now() + patience;
-        for handle in self.handles {
-            while !handle.is_finished() && Instant::now() < until {
-                std::thread::park_timeout(Duration::from_millis(5));
-            }
-            if handle.is_finished() {
-                // A panic was reported when it happened.
-                let _ = handle.join();
-            } else {
-                log::warn!(thread = handle.thread().name().unwrap_or("?"); "a thread did not end in time");
-            }
-        }
+        join_within(patience, self.handles.into_iter());
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::cli::process::{self, Parts};
+use crate::cli::process::{self, Addresses, Listeners, Parts};
 use crate::cli::{Failure, Sources, demo, migrate, warn_of_unknown_variables};
 use crate::config::{Config, Connections, TargetConfig};
 use crate::db::cluster::{self, Cluster, ClusterOptions, default_data_dir};
@@ -40,19 +40,26 @@ impl Dev {
     pub fn run(self) -> Result<(), Failure> {
         let (config, file) = self.sources.read()?;
         warn_of_unknown_variables(&Connections::default());
-        process::http_settings(&config)?;
+        if !(config.roles.http && config.roles.workers) {
+            return Err("slowlane dev serves HTTP and runs jobs; to have one alone, use slowlane serve".into());
+        }
         let data_dir = self.data_dir.or(file.data_dir()).unwrap_or_else(default_data_dir);
         cluster::check_unused(&data_dir)?;
-        let listener = process::listen(config.listen)?;
+        let listeners = Listeners::open(&config)?;
         let slot = Arc::<Slot>::default();
         let (prepared, settings) = (Arc::clone(&slot), config.clone());
         let prepare = move || {
             let databases = Databases::set_up(&prepared, data_dir)?;
             let targets = [("default".to_owned(), TargetConfig::at(databases.demo))].into();
             let registry = Registry::standard().with::<CarrierReport>();
-            Ok(Parts { config: settings, queue: databases.queue, targets, registry, listener })
+            let target_names = vec!["default".to_owned()];
+            Ok(Parts { config: settings, queue: databases.queue, target_names, targets, registry, listeners })
         };
-        let outcome = process::run(prepare, move |address| println!("{}", what_to_try(&config, &address.to_string())));
+        let ready = move |addresses: Addresses| {
+            let address = addresses.api.unwrap_or(config.listen);
+            println!("{}", what_to_try(&config, &address.to_string()));
+        };
+        let outcome = process::run(prepare, ready);
         // Taken out by this thread: the one that watches it must not be the one that is left to stop it.
         drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
         outcome

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix_rt::signal::unix::{Signal, SignalKind, signal};
+use actix_web::dev::Server;
+use actix_web::web;
 use tokio::sync::oneshot;
 
 use crate::cli::Failure;
@@ -18,13 +20,14 @@ use crate::db::pool::{self, Manager, Pool, Purpose};
 use crate::db::targets::{Target, TargetSettings, Targets};
 use crate::db::{Doorway, migrations};
 use crate::dsn::Dsn;
-use crate::http::{self, HttpSettings, HttpState, Token};
+use crate::http::{self, Api, Common, DepthClock, HttpSettings, Token};
 use crate::kinds::Registry;
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
 use crate::queue::accept::Writer;
 use crate::queue::liveness::Health;
 use crate::queue::signals::Signals;
+use crate::worker::listener::{Hints, HintsConfig};
 use crate::worker::{Workers, WorkersConfig};
 
 /// How long a claim or an end waits for a connection.
@@ -46,22 +49,55 @@ pub struct Parts {
     pub config: Config,
     /// The queue.
     pub queue: Dsn,
-    /// The databases that work runs on.
+    /// The names of the targets: jobs on others are refused.
+    pub target_names: Vec<String>,
+    /// The databases that work runs on; none where no workers run.
     pub targets: BTreeMap<String, TargetConfig>,
     /// The kinds that it knows.
     pub registry: Registry,
     /// Where requests arrive.
-    pub listener: TcpListener,
+    pub listeners: Listeners,
 }
 
-/// Listens. Done before anything else, so that a wrong address is told at once.
-///
-/// # Errors
-/// With what to do about it.
-pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+/// Where requests arrive.
+pub struct Listeners {
+    /// For the whole contract.
+    api: Option<TcpListener>,
+    /// For probes alone.
+    probes: Option<TcpListener>,
+}
+
+/// Where requests are answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The whole contract.
+    pub api: Option<SocketAddr>,
+    /// Probes alone.
+    pub probes: Option<SocketAddr>,
+}
+
+impl Listeners {
+    /// Listens as the settings say. Done before anything else, so that a wrong address is told at once.
+    ///
+    /// # Errors
+    /// When an address can't be used, or would be reachable from other machines without a token.
+    pub fn open(config: &Config) -> Result<Listeners, Failure> {
+        http_settings(config)?;
+        let api = config.roles.http.then(|| listen(config.listen, "--listen")).transpose()?;
+        let probes = config.probe_listen.map(|address| listen(address, "--probe-listen")).transpose()?;
+        Ok(Listeners { api, probes })
+    }
+
+    fn addresses(&self) -> std::io::Result<Addresses> {
+        let address = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
+        Ok(Addresses { api: address(&self.api)?, probes: address(&self.probes)? })
+    }
+}
+
+fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            format!("{address} is in use by another program: stop that one, or choose another address with --listen")
+            format!("{address} is in use by another program: stop that one, or choose another address with {flag}")
                 .into()
         }
         _ => format!("can't listen on {address}: {error}").into(),
@@ -72,9 +108,9 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
 ///
 /// # Errors
 /// When it would be reachable from other machines without a token.
-pub fn http_settings(config: &Config) -> Result<HttpSettings, Failure> {
+fn http_settings(config: &Config) -> Result<HttpSettings, Failure> {
     let settings = HttpSettings {
-        listen: config.listen,
+        listen: config.roles.http.then_some(config.listen).into_iter().chain(config.probe_listen).collect(),
         allowed_hosts: config.allowed_hosts.clone(),
         api_token: config.api_token.as_ref().map(|token| Token::new(token.expose())),
         result_store_bytes: config.result_store_bytes,
@@ -91,7 +127,7 @@ pub fn http_settings(config: &Config) -> Result<HttpSettings, Failure> {
 /// When preparing fails, the databases can't be used as they are, or a thread can't be started.
 pub fn run(
     prepare: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
-    ready: impl FnOnce(SocketAddr) + 'static,
+    ready: impl FnOnce(Addresses) + 'static,
 ) -> Result<(), Failure> {
     run_until(StopSignals::new, prepare, ready)
 }
@@ -103,25 +139,38 @@ pub fn run(
 pub fn run_until<S: StopRequests>(
     stop: impl FnOnce() -> std::io::Result<S> + 'static,
     prepare: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
-    ready: impl FnOnce(SocketAddr) + 'static,
+    ready: impl FnOnce(Addresses) + 'static,
 ) -> Result<(), Failure> {
     let doorway_threads = actix_rt::System::new().block_on(async move {
         // Signals are listened to before there is anything to stop.
         let mut stop = stop()?;
         let starting = on_a_thread("slowlane-start", move || assemble(prepare()?));
         let Some(assembled) = unless_stopped(starting, &mut stop).await? else { return Ok(None) };
-        let Assembled { address, listener, grace, state, workers, doorway_threads } = assembled;
-        let health = Arc::clone(&state.health);
-        let server = http::server(state, listener)?;
-        let workers = Workers::start(workers)?;
-        let handle = server.handle();
-        let server = actix_rt::spawn(server);
-        ready(address);
+        let Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace } = assembled;
+        let health = Arc::clone(&common.health);
+        let mut servers = Vec::new();
+        if let (Some(api), Some(listener)) = (api, listeners.api) {
+            servers.push(http::server(api, listener)?);
+        }
+        if let Some(listener) = listeners.probes {
+            servers.push(http::probe_server(common, listener)?);
+        }
+        let hints = hints.map(Hints::start).transpose()?;
+        let workers = workers.map(Workers::start).transpose()?;
+        let handles: Vec<_> = servers.iter().map(Server::handle).collect();
+        let servers: Vec<_> = servers.into_iter().map(actix_rt::spawn).collect();
+        ready(addresses);
         let drain = actix_rt::spawn(async move {
-            let hurried = wait_and_drain(stop, workers, &health, grace).await;
-            handle.stop(!hurried).await;
+            let hurried = wait_and_drain(stop, workers, hints, &health, grace).await;
+            // Who still waits for a job is answered as things are.
+            health.close();
+            for handle in handles {
+                handle.stop(!hurried).await;
+            }
         });
-        server.await??;
+        for server in servers {
+            server.await??;
+        }
         drain.await?;
         Ok::<_, Failure>(Some(doorway_threads))
     })?;
@@ -162,16 +211,18 @@ async fn on_a_thread<T: Send + 'static>(
 
 /// Everything that is needed to serve, and nothing of it started but the doorway and the writer.
 struct Assembled {
-    address: SocketAddr,
-    listener: TcpListener,
-    grace: Duration,
-    state: HttpState,
-    workers: WorkersConfig,
+    listeners: Listeners,
+    addresses: Addresses,
+    common: web::Data<Common>,
+    api: Option<Api>,
+    hints: Option<HintsConfig>,
+    workers: Option<WorkersConfig>,
     doorway_threads: DoorwayThreads,
+    grace: Duration,
 }
 
 fn assemble(parts: Parts) -> Result<Assembled, Failure> {
-    let Parts { config, queue, targets, registry, listener } = parts;
+    let Parts { config, queue, target_names, targets, registry, listeners } = parts;
     let settings = http_settings(&config)?;
     check_queue(&queue)?;
     let metrics = Arc::<Metrics>::default();
@@ -180,36 +231,47 @@ fn assemble(parts: Parts) -> Result<Assembled, Failure> {
     let (signals, health) = (Arc::<Signals>::default(), Arc::<Health>::default());
     let pools = Pools::new(&config, &queue, &metrics);
     let (doorway, doorway_threads) = Doorway::start(pools.api, config.api_statement_timeout)?;
-    let writer = Writer::start(manager(&queue, "writer", WRITER_STATEMENT_TIMEOUT), Arc::clone(&signals))?;
-    let state = HttpState {
+    let common = web::Data::new(Common {
         doorway,
-        writer,
-        registry: Arc::clone(&registry),
-        targets: targets.keys().cloned().collect(),
         queues: config.queues.clone(),
-        signals: Arc::clone(&signals),
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
         pools: Box::new(measure(pools.control.clone(), pools.results.clone(), targets.clone())),
+        depths: DepthClock::default(),
         settings,
+    });
+    let api = match config.roles.http {
+        false => None,
+        true => Some(Api {
+            common: common.clone(),
+            writer: Writer::start(manager(&queue, "writer", WRITER_STATEMENT_TIMEOUT), Arc::clone(&signals))?,
+            registry: Arc::clone(&registry),
+            targets: target_names,
+            signals: Arc::clone(&signals),
+        }),
     };
-    let workers = WorkersConfig {
+    let hints = config.notify.then(|| HintsConfig {
+        queue: queue.clone(),
+        control: pools.control.clone(),
+        signals: Arc::clone(&signals),
+    });
+    let threads = usize::try_from(config.workers)?;
+    let workers = config.roles.workers.then(|| WorkersConfig {
         queue,
         control: pools.control,
         results: pools.results,
         targets,
         registry,
         queues: config.queues,
-        threads: usize::try_from(config.workers)?,
-        notify: config.notify,
+        threads,
         retention: config.retention,
         retry: RetryPolicy::default(),
         signals,
         health,
         metrics,
-    };
-    let address = listener.local_addr()?;
-    Ok(Assembled { address, listener, grace: config.shutdown_grace, state, workers, doorway_threads })
+    });
+    let (addresses, grace) = (listeners.addresses()?, config.shutdown_grace);
+    Ok(Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace })
 }
 
 fn manager(queue: &Dsn, name: &'static str, statement_timeout: Duration) -> Manager {
@@ -335,15 +397,27 @@ fn ignores_hang_up() -> bool {
 
 /// Waits for a request to stop, then for the workers: they end what runs, within the grace or until a second request.
 /// Requests over HTTP are answered meanwhile, so that whoever polls sees the end. `true` when there was a second one.
-async fn wait_and_drain(mut stop: impl StopRequests, workers: Workers, health: &Health, grace: Duration) -> bool {
+async fn wait_and_drain(
+    mut stop: impl StopRequests,
+    workers: Option<Workers>,
+    hints: Option<Hints>,
+    health: &Health,
+    grace: Duration,
+) -> bool {
     stop.next().await;
     health.stop();
-    log::info!(running = workers.running(); "stopping: nothing new is accepted or claimed");
+    let running = workers.as_ref().map_or(0, Workers::running);
+    log::info!(running = running; "stopping: nothing new is accepted or claimed");
     let hurry = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&hurry);
     let (done, mut drained) = oneshot::channel();
     let drain = move || {
-        workers.shut_down(grace, || asked.load(Ordering::Relaxed));
+        if let Some(workers) = workers {
+            workers.shut_down(grace, || asked.load(Ordering::Relaxed));
+        }
+        if let Some(hints) = hints {
+            hints.stop();
+        }
         // Whoever waited has gone: the process is ending anyway.
         let _ = done.send(());
     };

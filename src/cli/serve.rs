@@ -1,6 +1,8 @@
-//! `slowlane serve`: HTTP and workers on the databases that the settings name.
+//! `slowlane serve`: HTTP, workers or both, on the databases that the settings name.
 
-use crate::cli::process::{self, Parts};
+use std::collections::BTreeMap;
+
+use crate::cli::process::{self, Addresses, Listeners, Parts};
 use crate::cli::{Failure, Sources, warn_of_unknown_variables};
 use crate::config::Connections;
 use crate::kinds::Registry;
@@ -27,14 +29,28 @@ impl Serve {
         let (config, file) = self.sources.read()?;
         warn_of_unknown_variables(&self.connections);
         let queue = self.connections.queue(&file, pq::parameters())?;
-        let targets = self.connections.targets(&file, pq::parameters())?;
+        let target_names = self.connections.target_names(&file)?;
+        // Who runs no jobs needs no way to where they run.
+        let targets = match config.roles.workers {
+            true => self.connections.targets(&file, pq::parameters())?,
+            false => BTreeMap::new(),
+        };
         if self.print_config {
-            print!("{}", config.print(&queue, &targets));
+            print!("{}", config.print(&queue, &target_names, &targets));
             return Ok(());
         }
-        process::http_settings(&config)?;
-        let listener = process::listen(config.listen)?;
-        let parts = Parts { config, queue, targets, registry: Registry::standard(), listener };
-        process::run(move || Ok(parts), |address| log::info!("serving on http://{address}"))
+        let listeners = Listeners::open(&config)?;
+        let parts = Parts { config, queue, target_names, targets, registry: Registry::standard(), listeners };
+        process::run(move || Ok(parts), |addresses| say_where(&addresses))
+    }
+}
+
+fn say_where(addresses: &Addresses) {
+    match addresses.api {
+        Some(address) => log::info!("serving on http://{address}"),
+        None => log::info!("running jobs"),
+    }
+    if let Some(address) = addresses.probes {
+        log::info!("probes are answered on http://{address}");
     }
 }

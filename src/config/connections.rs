@@ -33,6 +33,12 @@ pub(super) struct TargetEntry {
     read_only: bool,
 }
 
+/// Where a target's connection string stands.
+enum TargetSource<'s> {
+    File(&'s TargetEntry),
+    Variable(&'s str),
+}
+
 /// A database that work runs on.
 #[derive(Clone, Debug)]
 pub struct TargetConfig {
@@ -91,14 +97,36 @@ impl Connections {
     /// When there is none, or a connection string is missing or refused.
     pub fn targets(&self, file: &File, table: &[Parameter]) -> Result<BTreeMap<String, TargetConfig>, ConfigError> {
         let mut targets = BTreeMap::new();
+        for (name, source) in self.target_sources(file)? {
+            let target = match source {
+                TargetSource::File(entry) => entry.resolve(&name, table)?,
+                TargetSource::Variable(variable) => {
+                    TargetConfig::at(from_variable(&format!("target {name}"), variable, table)?)
+                }
+            };
+            targets.insert(name, target);
+        }
+        Ok(targets)
+    }
+
+    /// The names of the databases that work runs on: all that a process without workers needs of them.
+    ///
+    /// # Errors
+    /// When there is none, or a name can't be used.
+    pub fn target_names(&self, file: &File) -> Result<Vec<String>, ConfigError> {
+        Ok(self.target_sources(file)?.into_keys().collect())
+    }
+
+    fn target_sources<'s>(&'s self, file: &'s File) -> Result<BTreeMap<String, TargetSource<'s>>, ConfigError> {
+        let mut sources = BTreeMap::new();
         for (name, entry) in &file.targets {
             check_name(name)?;
-            targets.insert(name.clone(), entry.resolve(name, table)?);
+            sources.insert(name.clone(), TargetSource::File(entry));
         }
         for given in &self.target {
-            let (name, source) = given
+            let (name, variable) = given
                 .split_once('=')
-                .filter(|(name, source)| !name.is_empty() && !source.is_empty())
+                .filter(|(name, variable)| !name.is_empty() && !variable.is_empty())
                 .ok_or_else(|| {
                     ConfigError::Invalid(
                         "--target",
@@ -106,15 +134,15 @@ impl Connections {
                     )
                 })?;
             check_name(name)?;
-            targets.insert(name.to_owned(), TargetConfig::at(from_variable(&format!("target {name}"), source, table)?));
+            sources.insert(name.to_owned(), TargetSource::Variable(variable));
         }
-        if targets.is_empty() {
+        if sources.is_empty() {
             return Err(ConfigError::Missing(
                 "no database is named that work runs on: add [targets.default] to slowlane.toml, or --target default=VARIABLE"
                     .to_owned(),
             ));
         }
-        Ok(targets)
+        Ok(sources)
     }
 }
 

@@ -29,6 +29,8 @@ use crate::dsn::{Dsn, DsnError, Secret};
 #[expect(missing_docs, reason = "the fields are documented where they are given")]
 pub struct Config {
     pub listen: SocketAddr,
+    pub probe_listen: Option<SocketAddr>,
+    pub roles: Roles,
     pub allowed_hosts: Vec<String>,
     pub api_token: Option<Secret>,
     pub queues: Vec<String>,
@@ -43,6 +45,15 @@ pub struct Config {
     pub result_store_bytes: i64,
     pub log: String,
     pub log_format: LogFormat,
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roles {
+    /// It serves the HTTP contract.
+    pub http: bool,
+    /// It runs jobs.
+    pub workers: bool,
 }
 
 /// A setting that can't be used. Never holds a secret.
@@ -85,14 +96,17 @@ pub fn unknown_variables(connections: &Connections) -> Vec<String> {
 }
 
 impl Config {
-    /// The settings as slowlane.toml would have them, secrets masked.
-    pub fn print(&self, queue: &Dsn, targets: &BTreeMap<String, TargetConfig>) -> String {
+    /// The settings as slowlane.toml would have them, secrets masked. Targets that this process doesn't open are shown
+    /// by their names alone.
+    pub fn print(&self, queue: &Dsn, names: &[String], targets: &BTreeMap<String, TargetConfig>) -> String {
         let text = |value: &str| toml::Value::String(value.to_owned()).to_string();
         let list = |values: &[String]| format!("[{}]", values.iter().map(|v| text(v)).collect::<Vec<_>>().join(", "));
         let span = |value: Duration| text(&Span(value).to_string());
         let mut lines = vec![
             format!("database_url = {}", text(&queue.masked())),
             format!("listen = {}", text(&self.listen.to_string())),
+            format!("no_http = {}", !self.roles.http),
+            format!("no_workers = {}", !self.roles.workers),
             format!("allowed_host = {}", list(&self.allowed_hosts)),
             format!("queues = {}", list(&self.queues)),
             format!("workers = {}", self.workers),
@@ -113,11 +127,15 @@ impl Config {
                 })
             ),
         ];
+        if let Some(address) = self.probe_listen {
+            lines.insert(2, format!("probe_listen = {}", text(&address.to_string())));
+        }
         if self.api_token.is_some() {
             lines.insert(1, "api_token = \"***\"".to_owned());
         }
-        for (name, target) in targets {
+        for name in names {
             lines.push(format!("\n[targets.{}]", text(name)));
+            let Some(target) = targets.get(name) else { continue };
             lines.push(format!("dsn = {}", text(&target.dsn.masked())));
             if let Some(work_mem) = &target.work_mem {
                 lines.push(format!("work_mem = {}", text(work_mem)));
@@ -172,7 +190,11 @@ mod tests {
         let dsn = Dsn::parse("postgres://u:hunter2@h/d", &table).unwrap();
         let mut config = Settings::default().resolve(&File::default()).unwrap();
         config.api_token = Some(Secret::new("hunter2"));
-        let text = config.print(&dsn, &BTreeMap::from([("default".to_owned(), TargetConfig::at(dsn.clone()))]));
+        let text = config.print(
+            &dsn,
+            &["default".to_owned()],
+            &BTreeMap::from([("default".to_owned(), TargetConfig::at(dsn.clone()))]),
+        );
         assert!(!text.contains("hunter2"), "{text}");
         assert!(File::parse(&text).is_ok(), "{text}");
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::config::{Config, ConfigError, File, variable};
+use crate::config::{Config, ConfigError, File, Roles, variable};
 use crate::dsn::Secret;
 
 /// Where the server listens: loopback only.
@@ -93,6 +93,15 @@ macro_rules! settings {
 settings! {
     /// Address and port to listen on; beyond loopback only with a token [default: 127.0.0.1:8080]
     listen: SocketAddr, "SLOWLANE_LISTEN";
+    /// Serve HTTP only: jobs are run by other processes
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    no_workers: bool, "SLOWLANE_NO_WORKERS";
+    /// Run jobs only: HTTP is served by other processes
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    no_http: bool, "SLOWLANE_NO_HTTP";
+    /// A second address, for /healthz, /readyz and /metrics alone; the only one with --no-http [default: none]
+    #[arg(value_name = "ADDRESS")]
+    probe_listen: SocketAddr, "SLOWLANE_PROBE_LISTEN";
     /// A name that the Host header may carry beside loopback names; may be repeated or separated by commas
     #[arg(value_delimiter = ',', value_name = "NAME")]
     allowed_host: Vec<String>, "SLOWLANE_ALLOWED_HOST";
@@ -160,10 +169,17 @@ impl Settings {
         if result_store_bytes < 0 {
             return Err(ConfigError::Invalid("result_store_bytes", "expected 0 or more".to_owned()));
         }
+        let roles = Roles { http: !given.no_http.unwrap_or(false), workers: !given.no_workers.unwrap_or(false) };
+        if !roles.http && !roles.workers {
+            let why = "together with no_http nothing is left to do: leave one of them out";
+            return Err(ConfigError::Invalid("no_workers", why.to_owned()));
+        }
         let timeout =
             longer_than_nothing("api_statement_timeout", given.api_statement_timeout, DEFAULT_API_STATEMENT_TIMEOUT)?;
         Ok(Config {
             listen: given.listen.map_or_else(default_listen, Ok)?,
+            roles,
+            probe_listen: given.probe_listen,
             allowed_hosts: given.allowed_host.unwrap_or_default(),
             api_token,
             queues,

@@ -4,15 +4,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use actix_web::Error;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header;
 use actix_web::middleware::Next;
+use actix_web::{Error, web};
 use subtle::ConstantTimeEq;
 
 use crate::http::problem::{Code, Problem};
-use crate::http::{HttpSettings, State};
+use crate::http::{Common, HttpSettings};
 
 /// Paths that answer without a token: probes know none.
 const WITHOUT_TOKEN: [&str; 2] = ["/healthz", "/readyz"];
@@ -30,10 +30,10 @@ pub struct ListenError(SocketAddr);
 /// # Errors
 /// With what to do about it.
 pub fn check_listen(settings: &HttpSettings) -> Result<(), ListenError> {
-    if settings.listen.ip().is_loopback() || settings.api_token.is_some() {
-        Ok(())
-    } else {
-        Err(ListenError(settings.listen))
+    let open = settings.listen.iter().find(|address| !address.ip().is_loopback());
+    match open.filter(|_| settings.api_token.is_none()) {
+        Some(address) => Err(ListenError(*address)),
+        None => Ok(()),
     }
 }
 
@@ -41,8 +41,8 @@ pub(super) async fn guard(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    if let Some(state) = request.app_data::<State>()
-        && let Err(problem) = check(&request, &state.state.settings)
+    if let Some(common) = request.app_data::<web::Data<Common>>()
+        && let Err(problem) = check(&request, &common.settings)
     {
         let answer = problem.response(Some(request.path()));
         return Ok(request.into_response(answer).map_into_right_body());
@@ -95,7 +95,10 @@ fn is_ours(host: &str, settings: &HttpSettings) -> bool {
     let is_loopback = name.eq_ignore_ascii_case("localhost")
         || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     is_loopback
-        || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address == settings.listen.ip())
+        || name
+            .trim_matches(['[', ']'])
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| settings.listen.iter().any(|address| address.ip() == ip))
         || settings
             .allowed_hosts
             .iter()

@@ -1,8 +1,11 @@
-//! What is measured from time to time instead of in a request: the depth of the queues and the size of the results.
+//! What is measured from time to time instead of in a request: the size of the results, the depth of the queues.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::http::State;
+use actix_web::web;
+use tokio::sync::Mutex;
+
+use crate::http::Common;
 use crate::metrics::PoolUse;
 use crate::queue::{JobState, read};
 use crate::results::store;
@@ -12,39 +15,48 @@ const SHOWN: [JobState; 3] = [JobState::Scheduled, JobState::Queued, JobState::R
 /// Between two looks.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Starts the task that looks. Must be called where tasks can be spawned.
-pub(super) fn start(shared: State) {
+/// When the depths were last looked at. Counting reads every unfinished job, so it is done for whoever scrapes, and
+/// not more often than every 5 s.
+#[derive(Default)]
+pub struct DepthClock(Mutex<Option<Instant>>);
+
+/// Starts the task that looks how full the store of results is: accepting depends on it. Must be called where tasks
+/// can be spawned. A look that fails leaves the gauge as it was.
+pub(super) fn start(common: web::Data<Common>) {
     actix_rt::spawn(async move {
         loop {
-            look(&shared).await;
+            if let Ok(bytes) = common.doorway.run(store::stored_bytes).await {
+                common.metrics.set_result_store_bytes(bytes);
+            }
             tokio::time::sleep(EVERY).await;
         }
     });
 }
 
-/// A look that fails leaves the gauges as they were.
-async fn look(shared: &State) {
-    // Apart, because one guards the store and the other may take long.
-    if let Ok(bytes) = shared.state.doorway.run(store::stored_bytes).await {
-        shared.state.metrics.set_result_store_bytes(bytes);
-    }
-    if let Ok(depths) = shared.state.doorway.run(read::depths).await {
-        // A queue of ours that is empty says so: an alert can't tell a missing number from a good one.
-        let ours = shared
-            .state
-            .queues
-            .iter()
-            .flat_map(|queue| SHOWN.map(|state| (queue.clone(), state.as_str().to_owned(), 0, 0.0)));
-        let depths = depths.into_iter().map(|d| (d.queue, d.state.as_str().to_owned(), d.count, d.oldest_age_s));
-        shared.state.metrics.set_depths(ours.chain(depths));
+/// Brings the gauges up to date for a scrape.
+pub(super) async fn refresh(common: &Common) {
+    pools(common);
+    let mut looked = common.depths.0.lock().await;
+    if looked.is_none_or(|at| at.elapsed() >= EVERY) && look(common).await {
+        *looked = Some(Instant::now());
     }
 }
 
-/// Brings the gauges of the pools up to date.
-pub(super) fn pools(shared: &State) {
-    let usage = shared.state.doorway.usage();
+/// A look that fails leaves the gauges as they were.
+async fn look(common: &Common) -> bool {
+    let Ok(depths) = common.doorway.run(read::depths).await else { return false };
+    // A queue of ours that is empty says so: an alert can't tell a missing number from a good one.
+    let ours =
+        common.queues.iter().flat_map(|queue| SHOWN.map(|state| (queue.clone(), state.as_str().to_owned(), 0, 0.0)));
+    let depths = depths.into_iter().map(|d| (d.queue, d.state.as_str().to_owned(), d.count, d.oldest_age_s));
+    common.metrics.set_depths(ours.chain(depths));
+    true
+}
+
+fn pools(common: &Common) {
+    let usage = common.doorway.usage();
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let usage = PoolUse { size: count(usage.size), in_use: count(usage.busy), waiting: count(usage.waiting) };
-    shared.state.metrics.set_pool("api", usage);
-    (shared.state.pools)(&shared.state.metrics);
+    common.metrics.set_pool("api", usage);
+    (common.pools)(&common.metrics);
 }

@@ -7,7 +7,6 @@
 mod access;
 mod cursor;
 mod gauges;
-
 mod headers;
 mod jobs;
 mod list;
@@ -29,6 +28,7 @@ use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, Route, guard, web};
 
 pub use access::{ListenError, check_listen};
+pub use gauges::DepthClock;
 pub use problem::Code;
 
 use crate::db::Doorway;
@@ -49,8 +49,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How the HTTP side is set.
 #[derive(Clone)]
 pub struct HttpSettings {
-    /// Where it listens.
-    pub listen: SocketAddr,
+    /// The addresses that it listens on.
+    pub listen: Vec<SocketAddr>,
     /// Names that `Host` may carry beside loopback names and the listen address.
     pub allowed_hosts: Vec<String>,
     /// What `Authorization: Bearer` must carry, where it is set.
@@ -78,57 +78,99 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// What every handler has.
-pub struct HttpState {
+/// What every handler of a process has, whatever its role.
+pub struct Common {
     /// The way to a connection.
     pub doorway: Doorway,
-    /// The way to a new row.
-    pub writer: Writer,
-    /// The kinds of this process.
-    pub registry: Arc<Registry>,
-    /// The names of the targets.
-    pub targets: Vec<String>,
     /// The names of the queues.
     pub queues: Vec<String>,
-    /// Hints.
-    pub signals: Arc<Signals>,
     /// How this process does.
     pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// How pools beside the doorway are used, asked for when metrics are.
     pub pools: Box<dyn Fn(&Metrics) + Send + Sync>,
+    /// When the depth of the queues was last looked at.
+    pub depths: DepthClock,
     /// Settings.
     pub settings: HttpSettings,
 }
 
+/// What the routes of jobs have besides.
+pub struct Api {
+    /// What every handler has.
+    pub common: web::Data<Common>,
+    /// The way to a new row.
+    pub writer: Writer,
+    /// The kinds of this process.
+    pub registry: Arc<Registry>,
+    /// The names of the targets.
+    pub targets: Vec<String>,
+    /// Hints.
+    pub signals: Arc<Signals>,
+}
+
 pub(crate) struct Shared {
-    state: HttpState,
+    api: Api,
     waiters: Waiters,
 }
 
-/// What a handler takes.
+impl std::ops::Deref for Shared {
+    type Target = Api;
+    fn deref(&self) -> &Api {
+        &self.api
+    }
+}
+
+impl std::ops::Deref for Api {
+    type Target = Common;
+    fn deref(&self) -> &Common {
+        &self.common
+    }
+}
+
+/// What a handler of jobs takes.
 type State = web::Data<Shared>;
 
-/// A server on `listener`. It runs when it is awaited, and stops by its handle.
+/// The whole contract on `listener`. It runs when it is awaited, and stops by its handle.
 ///
 /// # Errors
 /// When the listener can't be used.
-pub fn server(state: HttpState, listener: TcpListener) -> std::io::Result<Server> {
-    let grace = state.settings.grace.as_secs();
-    let waiters = Waiters::new(state.doorway.clone(), &state.signals);
-    let shared = web::Data::new(Shared { state, waiters });
-    gauges::start(shared.clone());
+pub fn server(api: Api, listener: TcpListener) -> std::io::Result<Server> {
+    let waiters = Waiters::new(api.doorway.clone(), &api.signals, Arc::clone(&api.health));
+    let common = api.common.clone();
+    let shared = web::Data::new(Shared { api, waiters });
+    gauges::start(common.clone());
+    serve(common, listener, HTTP_THREADS, move |app| {
+        app.app_data(shared.clone()).configure(probe_routes).configure(job_routes);
+    })
+}
+
+/// Only what an operator's machines ask, on `listener`: `/healthz`, `/readyz` and `/metrics`.
+///
+/// # Errors
+/// When the listener can't be used.
+pub fn probe_server(common: web::Data<Common>, listener: TcpListener) -> std::io::Result<Server> {
+    serve(common, listener, 1, probe_routes)
+}
+
+fn serve(
+    common: web::Data<Common>,
+    listener: TcpListener,
+    threads: usize,
+    routes: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
+) -> std::io::Result<Server> {
+    let grace = common.settings.grace.as_secs();
     let server = HttpServer::new(move || {
         App::new()
-            .app_data(shared.clone())
+            .app_data(common.clone())
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
             .wrap(from_fn(access::guard))
             .wrap(from_fn(problem::as_documents))
-            .configure(routes)
+            .configure(routes.clone())
             .default_service(web::to(problem::no_route))
     })
-    .workers(HTTP_THREADS)
+    .workers(threads)
     .keep_alive(KeepAlive::Timeout(Duration::from_secs(75)))
     .client_request_timeout(HEAD_TIMEOUT)
     .shutdown_timeout(grace)
@@ -142,24 +184,28 @@ fn reading() -> Route {
     web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
 }
 
-fn routes(app: &mut web::ServiceConfig) {
-    const READ: &[Method] = &[Method::GET, Method::HEAD];
+const READ: &[Method] = &[Method::GET, Method::HEAD];
+
+fn probe_routes(app: &mut web::ServiceConfig) {
     app.service(resource("/healthz", READ).route(reading().to(probes::healthz)))
         .service(resource("/readyz", READ).route(reading().to(probes::readyz)))
-        .service(resource("/metrics", READ).route(reading().to(probes::metrics)))
-        .service(
-            resource("/v1/jobs", &[Method::GET, Method::HEAD, Method::POST])
-                .route(reading().to(list::list))
-                .route(web::post().to(submit::submit)),
-        )
-        .service(resource("/v1/jobs/{id}", READ).route(reading().to(jobs::get)))
-        .service(resource("/v1/jobs/{id}/cancel", &[Method::POST]).route(web::post().to(jobs::cancel)))
-        .service(
-            resource("/v1/jobs/{id}/result", &[Method::GET, Method::HEAD, Method::DELETE])
-                .route(reading().to(results::manifest))
-                .route(web::delete().to(results::delete)),
-        )
-        .service(resource("/v1/jobs/{id}/result/data", READ).route(reading().to(results::data)));
+        .service(resource("/metrics", READ).route(reading().to(probes::metrics)));
+}
+
+fn job_routes(app: &mut web::ServiceConfig) {
+    app.service(
+        resource("/v1/jobs", &[Method::GET, Method::HEAD, Method::POST])
+            .route(reading().to(list::list))
+            .route(web::post().to(submit::submit)),
+    )
+    .service(resource("/v1/jobs/{id}", READ).route(reading().to(jobs::get)))
+    .service(resource("/v1/jobs/{id}/cancel", &[Method::POST]).route(web::post().to(jobs::cancel)))
+    .service(
+        resource("/v1/jobs/{id}/result", &[Method::GET, Method::HEAD, Method::DELETE])
+            .route(reading().to(results::manifest))
+            .route(web::delete().to(results::delete)),
+    )
+    .service(resource("/v1/jobs/{id}/result/data", READ).route(reading().to(results::data)));
 }
 
 /// A resource that answers other methods with 405 and the ones that it has.

@@ -1,11 +1,11 @@
 //! `/healthz`, `/readyz` and `/metrics`: what an operator's machines ask.
 
-use actix_web::HttpResponse;
 use actix_web::http::{StatusCode, header};
+use actix_web::{HttpResponse, web};
 use serde::Serialize;
 
 use crate::db::{DbError, migrations};
-use crate::http::{State, gauges};
+use crate::http::{Common, gauges};
 
 #[derive(Serialize)]
 struct Healthy {
@@ -33,9 +33,8 @@ struct Checks {
 
 /// The process can do its work: it reaches its database, the schema is the one that it was made for, and its
 /// workers beat.
-pub(super) async fn readyz(shared: State) -> HttpResponse {
-    let status = shared
-        .state
+pub(super) async fn readyz(common: web::Data<Common>) -> HttpResponse {
+    let status = common
         .doorway
         .run(|connection| {
             migrations::status(connection).map_err(|error| match error {
@@ -52,8 +51,8 @@ pub(super) async fn readyz(shared: State) -> HttpResponse {
             Ok(_) => "newer than this slowlane",
             Err(_) => "unknown",
         },
-        workers: if shared.state.health.workers_ready() { "ok" } else { "not beating" },
-        stopping: shared.state.health.is_stopping(),
+        workers: if common.health.workers_ready() { "ok" } else { "not beating" },
+        stopping: common.health.is_stopping(),
     };
     let ready = checks.migrations == "ok" && checks.workers == "ok" && !checks.stopping;
     let mut response = HttpResponse::build(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE });
@@ -63,9 +62,9 @@ pub(super) async fn readyz(shared: State) -> HttpResponse {
     response.json(Ready { status: if ready { "ready" } else { "not ready" }, checks })
 }
 
-pub(super) async fn metrics(shared: State) -> HttpResponse {
-    gauges::pools(&shared);
+pub(super) async fn metrics(common: web::Data<Common>) -> HttpResponse {
+    gauges::refresh(&common).await;
     HttpResponse::Ok()
         .insert_header((header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8"))
-        .body(shared.state.metrics.render())
+        .body(common.metrics.render())
 }

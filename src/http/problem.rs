@@ -7,11 +7,11 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpRequest, HttpResponse, ResponseError};
+use actix_web::{Error, HttpRequest, HttpResponse, ResponseError, web};
 use serde::Serialize;
 
 use crate::db::DbError;
-use crate::http::State;
+use crate::http::Common;
 
 /// The media type of a problem document.
 pub const MEDIA_TYPE: &str = "application/problem+json";
@@ -271,11 +271,11 @@ pub async fn as_documents(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<actix_web::body::BoxBody>, Error> {
-    let state = request.app_data::<State>().cloned();
+    let common = request.app_data::<web::Data<Common>>().cloned();
     let method = request.method().clone();
     let response = document_of(next.call(request).await?);
-    if let Some(state) = state {
-        state.state.metrics.answered(method.as_str(), response.status().as_u16());
+    if let Some(common) = common {
+        common.metrics.answered(method.as_str(), response.status().as_u16());
     }
     Ok(with_common_headers(response))
 }

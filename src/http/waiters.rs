@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::db::Doorway;
+use crate::queue::liveness::Health;
 use crate::queue::read::{self, JobMark};
 use crate::queue::signals::{ANY_JOB, Signals};
 
@@ -29,20 +30,21 @@ struct Watched {
 #[derive(Clone)]
 pub struct Waiters {
     doorway: Doorway,
+    health: Arc<Health>,
     watched: Arc<Mutex<HashMap<Uuid, Watched>>>,
     arrived: watch::Sender<()>,
 }
 
 impl Waiters {
     /// Starts the task that looks. Must be called where tasks can be spawned.
-    pub fn new(doorway: Doorway, signals: &Signals) -> Waiters {
-        let waiters = Waiters { doorway, watched: Arc::default(), arrived: watch::Sender::new(()) };
+    pub fn new(doorway: Doorway, signals: &Signals, health: Arc<Health>) -> Waiters {
+        let waiters = Waiters { doorway, health, watched: Arc::default(), arrived: watch::Sender::new(()) };
         actix_rt::spawn(waiters.clone().look_after(signals.subscribe_changes()));
         waiters
     }
 
     /// Waits until `done` says yes to the job's mark, or until `until`. `None`, at once, when too many wait already;
-    /// otherwise whether it was done.
+    /// otherwise whether it was done. A server that closes holds nobody up: then this returns early.
     pub async fn wait(&self, id: Uuid, until: Instant, done: impl Fn(&JobMark) -> bool) -> Option<bool> {
         let mut place = Place::take(self, id)?;
         // What changed before the place was taken is seen by this.
@@ -52,8 +54,10 @@ impl Waiters {
             return Some(false);
         }
         let changed = place.receiver.wait_for(|mark| mark.as_ref().is_some_and(&done));
-        let outcome = timeout_at(until, changed).await;
-        Some(matches!(outcome, Ok(Ok(_))))
+        tokio::select! {
+            outcome = timeout_at(until, changed) => Some(matches!(outcome, Ok(Ok(_)))),
+            () = self.health.closing() => Some(false),
+        }
     }
 
     async fn look_after(self, mut changes: broadcast::Receiver<Uuid>) {

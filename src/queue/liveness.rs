@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::db::DbError;
@@ -307,6 +308,8 @@ pub struct Health {
     last_beat_ms: AtomicU64,
     has_workers: AtomicBool,
     stopping: AtomicBool,
+    /// Requests that wait for something are to be answered now.
+    closing: watch::Sender<bool>,
 }
 
 impl Health {
@@ -328,6 +331,17 @@ impl Health {
     /// The process is going down.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// The process is about to close its sockets: whoever waits is answered as things are.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Waits until [`Health::close`] was called.
+    pub async fn closing(&self) {
+        // The sender lives as long as this does.
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
     /// The workers of this process, if it has any, reach the database.

@@ -1,4 +1,6 @@
 //! Hints between processes: NOTIFY out, at most one in a while; LISTEN in, on a session of its own.
+//!
+//! Every process has them, whether it runs jobs or not. Knows no job.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,10 +11,11 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use uuid::Uuid;
 
+use crate::db::pool::Pool;
+use crate::dsn::Dsn;
 use crate::pq::{PqError, Session};
-use crate::queue::signals::{CHANNEL, Envelope, Message, ReadyHint};
-use crate::worker::Shared;
-use crate::worker::threads::{Threads, jittered};
+use crate::queue::signals::{CHANNEL, Envelope, Message, ReadyHint, Signals};
+use crate::worker::threads::{Stop, Threads, jittered};
 
 /// At most one NOTIFY in this time: it takes a lock of the whole database at commit.
 const COOLDOWN: Duration = Duration::from_millis(25);
@@ -20,55 +23,145 @@ const COOLDOWN: Duration = Duration::from_millis(25);
 const MAX_IDS: usize = 150;
 /// How long a LISTEN waits before it looks whether the process is to end.
 const LISTEN_WAIT: Duration = Duration::from_secs(1);
+/// How long stopping waits for both threads.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// The pause before a lost LISTEN is opened again.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
-    if !shared.config.notify {
-        return Ok(());
-    }
-    let origin = Uuid::new_v4();
-    let (sender, messages) = channel();
-    shared.config.signals.send_with(move |message| {
-        // Nobody sends any more: the others find out by polling.
-        let _ = sender.send(message.clone());
-    });
-    let notifier = Arc::clone(shared);
-    threads.spawn("slowlane-notify", move || notify(&notifier, origin, &messages))?;
-    let listener = Arc::clone(shared);
-    threads.spawn("slowlane-listen", move || listen(&listener, origin))
+/// What hints travel by.
+#[derive(Clone)]
+pub struct HintsConfig {
+    /// The queue, for LISTEN.
+    pub queue: Dsn,
+    /// Connections to the queue, for NOTIFY.
+    pub control: Pool,
+    /// The hints of this process.
+    pub signals: Arc<Signals>,
 }
 
-fn notify(shared: &Shared, origin: Uuid, messages: &Receiver<Message>) {
-    while !shared.stop.is_set() {
-        let first = match messages.recv_timeout(Duration::from_secs(1)) {
-            Ok(first) => first,
-            Err(RecvTimeoutError::Timeout) => continue,
-            Err(RecvTimeoutError::Disconnected) => return,
-        };
-        let mut outgoing = Outgoing::default();
-        outgoing.add(first);
-        messages.try_iter().for_each(|message| outgoing.add(message));
-        send(shared, origin, outgoing);
-        shared.stop.wait(COOLDOWN);
+/// The threads `slowlane-notify` and `slowlane-listen`.
+pub struct Hints {
+    threads: Threads,
+}
+
+impl Hints {
+    /// Starts both threads.
+    ///
+    /// # Errors
+    /// When a thread can't be started.
+    pub fn start(config: HintsConfig) -> std::io::Result<Hints> {
+        let stop = Arc::new(Stop::default());
+        let mut threads = Threads::new(Arc::clone(&stop));
+        let origin = Uuid::new_v4();
+        let (sender, messages) = channel();
+        config.signals.send_with(move |message| {
+            // Nobody sends any more: the others find out by polling.
+            let _ = sender.send(message.clone());
+        });
+        let carrier = Arc::new(Carrier { config, origin, stop });
+        let notifier = Arc::clone(&carrier);
+        threads.spawn("slowlane-notify", move || notifier.notify(&messages))?;
+        threads.spawn("slowlane-listen", move || carrier.listen())?;
+        Ok(Hints { threads })
+    }
+
+    /// Ends both threads.
+    pub fn stop(self) {
+        self.threads.stop_and_join(STOP_PATIENCE);
     }
 }
 
-fn send(shared: &Shared, origin: Uuid, outgoing: Outgoing) {
-    let Ok(mut connection) = shared.config.control.get() else {
-        return;
-    };
-    for message in outgoing.into_messages() {
-        let Ok(payload) = serde_json::to_string(&Envelope { origin, message }) else {
-            continue;
-        };
-        let sent = diesel::sql_query("SELECT pg_notify($1, $2)")
-            .bind::<Text, _>(CHANNEL)
-            .bind::<Text, _>(payload)
-            .execute(&mut *connection);
-        if let Err(error) = sent {
-            log::debug!("a NOTIFY could not be sent; the others will poll: {error}");
+struct Carrier {
+    config: HintsConfig,
+    /// Names this process in its own messages.
+    origin: Uuid,
+    stop: Arc<Stop>,
+}
+
+impl Carrier {
+    fn notify(&self, messages: &Receiver<Message>) {
+        while !self.stop.is_set() {
+            let first = match messages.recv_timeout(Duration::from_secs(1)) {
+                Ok(first) => first,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mut outgoing = Outgoing::default();
+            outgoing.add(first);
+            messages.try_iter().for_each(|message| outgoing.add(message));
+            self.send(outgoing);
+            self.stop.wait(COOLDOWN);
         }
+    }
+
+    fn send(&self, outgoing: Outgoing) {
+        let Ok(mut connection) = self.config.control.get() else {
+            return;
+        };
+        for message in outgoing.into_messages() {
+            let Ok(payload) = serde_json::to_string(&Envelope { origin: self.origin, message }) else {
+                continue;
+            };
+            let sent = diesel::sql_query("SELECT pg_notify($1, $2)")
+                .bind::<Text, _>(CHANNEL)
+                .bind::<Text, _>(payload)
+                .execute(&mut *connection);
+            if let Err(error) = sent {
+                log::debug!("a NOTIFY could not be sent; the others will poll: {error}");
+            }
+        }
+    }
+
+    fn listen(&self) {
+        let mut failing_since: Option<Instant> = None;
+        while !self.stop.is_set() {
+            let error = match self.open() {
+                Ok(mut session) => {
+                    if failing_since.take().is_some() {
+                        log::info!("hints from other processes arrive again");
+                    }
+                    self.look_at_everything();
+                    self.receive(&mut session)
+                }
+                Err(error) => Some(error),
+            };
+            let Some(error) = error else { return };
+            if failing_since.is_none() {
+                failing_since = Some(Instant::now());
+                log::warn!("hints from other processes don't arrive; this process polls: {error}");
+            }
+            self.stop.wait(jittered(RECONNECT));
+        }
+    }
+
+    /// What was missed while nobody listened is unknown.
+    fn look_at_everything(&self) {
+        for message in [Message::Ready(Vec::new()), Message::Scheduled, Message::Changed(Vec::new())] {
+            self.config.signals.received(&message);
+        }
+    }
+
+    fn open(&self) -> Result<Session, PqError> {
+        let dsn = self.config.queue.clone().for_connecting().with("application_name", "slowlane listener");
+        let mut session = Session::connect(&dsn)?;
+        session.execute_batch(&format!("LISTEN {CHANNEL}"))?;
+        Ok(session)
+    }
+
+    /// Passes hints on until the session is lost (the error) or the process is to end.
+    fn receive(&self, session: &mut Session) -> Option<PqError> {
+        while !self.stop.is_set() {
+            match session.wait_notification(LISTEN_WAIT) {
+                Ok(Some(notification)) => match serde_json::from_str::<Envelope>(&notification.payload) {
+                    Ok(envelope) if envelope.origin == self.origin => {}
+                    Ok(envelope) => self.config.signals.received(&envelope.message),
+                    Err(_) => log::debug!("a NOTIFY on the channel {CHANNEL} isn't one of ours"),
+                },
+                Ok(None) => {}
+                Err(error) => return Some(error),
+            }
+        }
+        None
     }
 }
 
@@ -113,50 +206,4 @@ impl Outgoing {
         }
         messages
     }
-}
-
-fn listen(shared: &Shared, origin: Uuid) {
-    let mut failing_since: Option<Instant> = None;
-    while !shared.stop.is_set() {
-        let error = match open(shared) {
-            Ok(mut session) => {
-                if failing_since.take().is_some() {
-                    log::info!("hints from other processes arrive again");
-                }
-                // What was missed meanwhile is unknown: look.
-                shared.slots.wake(&[]);
-                receive(shared, origin, &mut session)
-            }
-            Err(error) => Some(error),
-        };
-        let Some(error) = error else { return };
-        if failing_since.is_none() {
-            failing_since = Some(Instant::now());
-            log::warn!("hints from other processes don't arrive; this process polls: {error}");
-        }
-        shared.stop.wait(jittered(RECONNECT));
-    }
-}
-
-fn open(shared: &Shared) -> Result<Session, PqError> {
-    let dsn = shared.config.queue.clone().for_connecting().with("application_name", "slowlane listener");
-    let mut session = Session::connect(&dsn)?;
-    session.execute_batch(&format!("LISTEN {CHANNEL}"))?;
-    Ok(session)
-}
-
-/// Passes hints on until the session is lost (the error) or the process is to end.
-fn receive(shared: &Shared, origin: Uuid, session: &mut Session) -> Option<PqError> {
-    while !shared.stop.is_set() {
-        match session.wait_notification(LISTEN_WAIT) {
-            Ok(Some(notification)) => match serde_json::from_str::<Envelope>(&notification.payload) {
-                Ok(envelope) if envelope.origin == origin => {}
-                Ok(envelope) => shared.config.signals.received(&envelope.message),
-                Err(_) => log::debug!("a NOTIFY on the channel {CHANNEL} isn't one of ours"),
-            },
-            Ok(None) => {}
-            Err(error) => return Some(error),
-        }
-    }
-    None
 }

@@ -7,7 +7,7 @@
 //! | [`completer`] | `slowlane-finish` | writes the ends, many at a time |
 //! | [`heartbeat`] | `slowlane-beat` | beats, brings cancel requests back, writes progress |
 //! | [`watchdog`] | `slowlane-watch` | deadlines; presses what is to stop until it stops |
-//! | [`listener`] | `slowlane-listen`, `slowlane-notify` | hints between processes |
+//! | [`listener`] | `slowlane-listen`, `slowlane-notify` | hints between processes; also where no jobs run |
 //! | [`promoter`] | `slowlane-due` | scheduled jobs become claimable |
 //! | [`janitor`] | `slowlane-janitor` | rescues what the dead left, keeps days and results |
 //!
@@ -65,8 +65,6 @@ pub struct WorkersConfig {
     pub queues: Vec<String>,
     /// Threads that run jobs.
     pub threads: usize,
-    /// Hints travel between processes by NOTIFY.
-    pub notify: bool,
     /// How long records of finished jobs are kept.
     pub retention: Duration,
     /// When failed attempts are repeated.
@@ -178,7 +176,6 @@ impl Workers {
         completer::start(&shared, ended, &mut threads)?;
         heartbeat::start(&shared, &mut threads)?;
         watchdog::start(&shared, &mut threads)?;
-        listener::start(&shared, &mut threads)?;
         promoter::start(&shared, &mut threads)?;
         janitor::start(&shared, &mut threads)?;
         executor::start(&shared)?;

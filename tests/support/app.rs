@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use slowlane::cli::process::{self, Parts, StopRequests};
+use slowlane::cli::process::{self, Addresses, Listeners, Parts, StopRequests};
 use slowlane::config::{Config, File, Settings, TargetConfig};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -57,14 +57,16 @@ impl TestApp {
         config.workers = 4;
         config.shutdown_grace = Duration::ZERO;
         change(&mut config);
-        let listener = process::listen(config.listen).unwrap();
+        let listeners = Listeners::open(&config).unwrap();
         let targets = [("default".to_owned(), TargetConfig::at(target.dsn.clone()))].into();
         let dsn = queue.dsn.clone();
-        let parts = move || Ok(Parts { config, queue: dsn, targets, registry: kinds::registry(), listener });
+        let target_names = vec!["default".to_owned()];
+        let parts =
+            move || Ok(Parts { config, queue: dsn, target_names, targets, registry: kinds::registry(), listeners });
         let (stop, stopped) = unbounded_channel();
         let (ready, address) = channel();
         let serve = move || {
-            let tell = move |address| ready.send(address).unwrap();
+            let tell = move |addresses: Addresses| ready.send(addresses.api.unwrap()).unwrap();
             process::run_until(move || Ok(Channel(stopped)), parts, tell).unwrap();
         };
         let thread = std::thread::Builder::new().name("app".to_owned()).spawn(serve).unwrap();

@@ -230,6 +230,7 @@ fn new_job(id: Uuid) -> Accept {
             max_attempts: 1,
             labels: BTreeMap::new(),
             result_ttl_ms: 1000,
+            retry_of: None,
         },
         idempotency: None,
     }

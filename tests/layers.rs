@@ -80,7 +80,7 @@ fn the_http_side_knows_no_driver_and_no_kind() {
         {
             assert!(!code.contains(word), "{} names {word}", path.display());
         }
-        for kind in ["kinds::query", "kinds::carrier_report", "kinds::context", "kinds::control"] {
+        for kind in ["kinds::query", "kinds::execute", "kinds::carrier_report", "kinds::context", "kinds::control"] {
             assert!(!code.contains(kind), "{} names {kind}", path.display());
         }
     }

@@ -8,6 +8,7 @@ mod cancel;
 mod claims;
 mod dev;
 mod dsn;
+mod execute;
 mod http_threads;
 mod jobs_api;
 mod layers;

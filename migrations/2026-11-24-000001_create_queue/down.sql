@@ -3,6 +3,7 @@ DROP TABLE workers;
 DROP TABLE job_progress;
 DROP TABLE results;
 DROP TABLE result_parts;
+DROP TABLE job_log;
 DROP TABLE attempts;
 DROP TABLE finished_jobs;
 DROP TABLE jobs;

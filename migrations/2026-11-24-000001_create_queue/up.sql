@@ -57,6 +57,8 @@ CREATE INDEX jobs_claim ON jobs (queue, priority, run_at, id) WHERE state = 'que
 CREATE INDEX jobs_queued_xid ON jobs (queued_xid) WHERE state = 'queued';
 -- The promoter sleeps until the first of these is due.
 CREATE INDEX jobs_scheduled ON jobs (run_at) WHERE state = 'scheduled';
+-- A job has one unfinished retry at a time.
+CREATE UNIQUE INDEX jobs_retry_of ON jobs (retry_of) WHERE retry_of IS NOT NULL;
 -- What a worker holds: cancel requests, rescue.
 CREATE INDEX jobs_running ON jobs (worker_id) WHERE state = 'running';
 
@@ -107,6 +109,19 @@ CREATE TABLE attempts (
     backend_pid integer,
     error       json,
     PRIMARY KEY (job_id, lease)
+) PARTITION BY RANGE (job_id);
+
+-- What attempts said while they ran.
+CREATE TABLE job_log (
+    job_id   uuid NOT NULL,
+    lease    bigint NOT NULL,
+    n        integer NOT NULL CHECK (n >= 0),
+    at       timestamptz NOT NULL,
+    level    text NOT NULL CHECK (level IN ('debug', 'info', 'notice', 'warning', 'error')),
+    source   text NOT NULL CHECK (source IN ('server', 'work')),
+    sqlstate text,
+    message  text NOT NULL,
+    PRIMARY KEY (job_id, lease, n)
 ) PARTITION BY RANGE (job_id);
 
 -- What a job produced: zstd over length-prefixed text values. Nothing here can be seen before `results` names it.

@@ -92,6 +92,19 @@ diesel::table! {
 }
 
 diesel::table! {
+    job_log (job_id, lease, n) {
+        job_id -> Uuid,
+        lease -> BigInt,
+        n -> Integer,
+        at -> Timestamptz,
+        level -> Text,
+        source -> Text,
+        sqlstate -> Nullable<Text>,
+        message -> Text,
+    }
+}
+
+diesel::table! {
     result_parts (job_id, lease, n) {
         job_id -> Uuid,
         lease -> BigInt,

@@ -20,11 +20,13 @@ pub(super) fn parse_id(text: &str) -> Result<Uuid, Problem> {
 
 /// A job, or 404.
 pub(super) async fn read(shared: &Shared, id: Uuid) -> Result<Job, Problem> {
-    let job = shared.state.doorway.run(move |connection| read::job(connection, id)).await?;
-    job.ok_or_else(|| {
-        Problem::new(Code::JobNotFound, format!("there is no job {id}, or its record is past its time"))
-            .field("id", "expected the id of a job")
-    })
+    let job = shared.doorway.run(move |connection| read::job(connection, id)).await?;
+    job.ok_or_else(|| not_found(id))
+}
+
+pub(super) fn not_found(id: Uuid) -> Problem {
+    Problem::new(Code::JobNotFound, format!("there is no job {id}, or its record is past its time"))
+        .field("id", "expected the id of a job")
 }
 
 /// How many seconds a caller should wait before it asks again: the longer a job runs, the less often.
@@ -74,12 +76,12 @@ async fn wait_for_change(shared: &Shared, job: &Job, wait: std::time::Duration) 
 
 /// The wire form of a job.
 pub(super) fn resource<'j>(shared: &Shared, job: &'j Job) -> JobResource<'j> {
-    JobResource::of(job, shared.state.registry.produces_result(&job.kind))
+    JobResource::of(job, shared.registry.produces_result(&job.kind))
 }
 
 pub(super) async fn cancel(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
-    let outcome = shared.state.doorway.run(move |connection| cancel::request(connection, id)).await?;
+    let outcome = shared.doorway.run(move |connection| cancel::request(connection, id)).await?;
     let (status, job) = match outcome {
         CancelOutcome::NotFound => return read(&shared, id).await.map(|_| HttpResponse::Accepted().finish()),
         CancelOutcome::AlreadyFinished(job) => {
@@ -90,9 +92,9 @@ pub(super) async fn cancel(shared: State, id: web::Path<String>) -> Result<HttpR
         CancelOutcome::Cancelled(job) | CancelOutcome::Requested(job) => (StatusCode::ACCEPTED, job),
     };
     if job.state == JobState::Running {
-        shared.state.signals.cancel_requested(id);
+        shared.signals.cancel_requested(id);
     }
-    shared.state.signals.job_changed(id);
+    shared.signals.job_changed(id);
     Ok(HttpResponse::build(status)
         .insert_header((header::LOCATION, wire::path(id)))
         .insert_header((header::ETAG, wire::etag(&job)))

@@ -8,8 +8,10 @@ mod access;
 mod cursor;
 mod gauges;
 mod headers;
+mod history;
 mod jobs;
 mod list;
+mod paging;
 mod probes;
 mod problem;
 mod results;
@@ -200,6 +202,9 @@ fn job_routes(app: &mut web::ServiceConfig) {
     )
     .service(resource("/v1/jobs/{id}", READ).route(reading().to(jobs::get)))
     .service(resource("/v1/jobs/{id}/cancel", &[Method::POST]).route(web::post().to(jobs::cancel)))
+    .service(resource("/v1/jobs/{id}/retry", &[Method::POST]).route(web::post().to(history::retry)))
+    .service(resource("/v1/jobs/{id}/attempts", READ).route(reading().to(history::attempts)))
+    .service(resource("/v1/jobs/{id}/log", READ).route(reading().to(history::log)))
     .service(
         resource("/v1/jobs/{id}/result", &[Method::GET, Method::HEAD, Method::DELETE])
             .route(reading().to(results::manifest))

@@ -74,6 +74,10 @@ codes! {
     AlreadyFinished = "already_finished", CONFLICT, "The job has already ended";
     /// The job still runs or waits.
     JobNotFinished = "job_not_finished", CONFLICT, "The job has not ended yet";
+    /// The job waits, runs or succeeded: there is nothing to retry.
+    NotRetryable = "not_retryable", CONFLICT, "The job can't be retried";
+    /// The job has a retry that hasn't ended.
+    RetryUnfinished = "retry_unfinished", CONFLICT, "A retry of the job has not ended yet";
     /// The job failed: there is no result.
     JobFailed = "job_failed", CONFLICT, "The job failed";
     /// The job was cancelled: there is no result.

@@ -63,7 +63,7 @@ enum Found {
 
 async fn find(shared: &Shared, id: Uuid) -> Result<Found, Problem> {
     let job = jobs::read(shared, id).await?;
-    let stored = shared.state.doorway.run(move |connection| store::result(connection, id)).await?;
+    let stored = shared.doorway.run(move |connection| store::result(connection, id)).await?;
     match (job.state, stored) {
         (_, Some(stored)) if stored.state == ResultState::Available => Ok(Found::Result(Box::new(stored))),
         (_, Some(stored)) if stored.state == ResultState::Expired => {
@@ -120,8 +120,8 @@ pub(super) async fn delete(shared: State, id: web::Path<String>) -> Result<HttpR
         return Err(Problem::new(Code::JobNotFinished, "the job has not ended; cancel it first")
             .field("id", "expected a job that has ended"));
     }
-    shared.state.doorway.run(move |connection| store::delete(connection, id)).await?;
-    shared.state.signals.job_changed(id);
+    shared.doorway.run(move |connection| store::delete(connection, id)).await?;
+    shared.signals.job_changed(id);
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -225,7 +225,7 @@ async fn produce(
         let bytes = range::encode(&manifest, format, &piece, &stored).map_err(|error| gone(&error.to_string()))?;
         coding.encode(bytes).map_err(|error| gone(&error.to_string()))
     };
-    shared.state.doorway.run_within(PART_PATIENCE, work).await.map(web::Bytes::from)
+    shared.doorway.run_within(PART_PATIENCE, work).await.map(web::Bytes::from)
 }
 
 fn gone(why: &str) -> DbError {

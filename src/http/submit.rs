@@ -33,27 +33,36 @@ pub(super) async fn submit(
     shared: State,
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
-    if shared.state.health.is_stopping() {
-        return Err(Problem::new(
-            Code::ShuttingDown,
-            "this server is shutting down; try again, another one may answer",
-        ));
-    }
+    refuse_when_stopping(&shared)?;
     check_content_type(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
     let members = strict_json::object(&body)?;
     let job = new_job(&shared, &members)?;
-    check_result_store(&shared, &job)?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
-    let accepted = shared.state.writer.accept(Accept { job, idempotency }).await.map_err(not_accepted)?;
+    accept(&request, &shared, Accept { job, idempotency }).await
+}
+
+/// Makes a job a committed row, and answers with it.
+pub(super) async fn accept(request: &HttpRequest, shared: &Shared, accept: Accept) -> Result<HttpResponse, Problem> {
+    check_result_store(shared, &accept.job)?;
+    let accepted = shared.writer.accept(accept).await.map_err(not_accepted)?;
     let (job, replayed) = match accepted {
         Accepted::Created(job) => {
-            shared.state.metrics.accepted(&job.kind);
+            shared.metrics.accepted(&job.kind);
             (job, false)
         }
         Accepted::Replayed(job) => (job, true),
     };
-    answer(&shared, job, replayed, prefer_wait(&request)).await
+    answer(shared, job, replayed, prefer_wait(request)).await
+}
+
+pub(super) fn refuse_when_stopping(shared: &Shared) -> Result<(), Problem> {
+    match shared.health.is_stopping() {
+        true => {
+            Err(Problem::new(Code::ShuttingDown, "this server is shutting down; try again, another one may answer"))
+        }
+        false => Ok(()),
+    }
 }
 
 fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
@@ -66,7 +75,7 @@ fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
         .field("Content-Type", "expected application/json"))
 }
 
-fn unreadable(error: &actix_web::Error) -> Problem {
+pub(super) fn unreadable(error: &actix_web::Error) -> Problem {
     if error.as_response_error().status_code() == StatusCode::PAYLOAD_TOO_LARGE {
         Problem::new(Code::BodyTooLarge, format!("the body is larger than {MAX_BODY_BYTES} bytes"))
             .field("", format!("expected at most {MAX_BODY_BYTES} bytes"))
@@ -75,7 +84,7 @@ fn unreadable(error: &actix_web::Error) -> Problem {
     }
 }
 
-fn fingerprint(request: &HttpRequest, body: &[u8]) -> Vec<u8> {
+pub(super) fn fingerprint(request: &HttpRequest, body: &[u8]) -> Vec<u8> {
     let mut digest = Sha256::new();
     digest.update(format!("{} {}\n", request.method(), request.path()));
     digest.update(body);
@@ -83,8 +92,8 @@ fn fingerprint(request: &HttpRequest, body: &[u8]) -> Vec<u8> {
 }
 
 fn check_result_store(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
-    let full = shared.state.metrics.result_store_bytes() >= shared.state.settings.result_store_bytes;
-    if full && shared.state.registry.produces_result(&job.kind) {
+    let full = shared.metrics.result_store_bytes() >= shared.settings.result_store_bytes;
+    if full && shared.registry.produces_result(&job.kind) {
         return Err(Problem::new(Code::ResultStoreFull, "there is no room for another result")
             .hint("delete results that are no longer needed, or raise result_store_bytes"));
     }
@@ -106,6 +115,10 @@ fn not_accepted(error: AcceptError) -> Problem {
         AcceptError::KeyReused => {
             Problem::new(Code::IdempotencyKeyReused, "this key was used for a request with another body")
                 .field("Idempotency-Key", "expected a new key, or the same request as before")
+        }
+        AcceptError::RetryUnfinished => {
+            Problem::new(Code::RetryUnfinished, "this job has a retry that has not ended yet")
+                .hint("wait for that one, or cancel it first")
         }
         AcceptError::Refused(error) => {
             let problem = Problem::new(Code::ClockDifference, error.message);
@@ -145,7 +158,7 @@ async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration
         response.insert_header(("Idempotency-Replayed", "true"));
     }
     response.insert_header((header::ETAG, wire::etag(&job)));
-    Ok(response.json(JobResource::of(&job, shared.state.registry.produces_result(&job.kind))))
+    Ok(response.json(JobResource::of(&job, shared.registry.produces_result(&job.kind))))
 }
 
 fn new_job(shared: &Shared, members: &Members<'_>) -> Result<NewJob, Problem> {
@@ -163,7 +176,7 @@ fn new_job(shared: &Shared, members: &Members<'_>) -> Result<NewJob, Problem> {
         return Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors));
     }
     check_names(shared, &job)?;
-    shared.state.registry.check(&job.kind, &job.args.0).map_err(|refused| {
+    shared.registry.check(&job.kind, &job.args.0).map_err(|refused| {
         let errors = refused.errors.into_iter();
         let errors = errors.map(|e| FieldError { pointer: format!("/args{}", e.pointer), detail: e.detail }).collect();
         Problem::new(Code::InvalidArgs, format!("the arguments are not valid for {}", job.kind)).fields(errors)
@@ -171,20 +184,20 @@ fn new_job(shared: &Shared, members: &Members<'_>) -> Result<NewJob, Problem> {
     Ok(job)
 }
 
-fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
+pub(super) fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
     let unknown = |code: Code, field: &str, known: Vec<String>| {
         Err(Problem::new(code, format!("there is no such {field} here"))
             .field(format!("/{field}"), format!("expected one of: {}", known.join(", "))))
     };
-    if !shared.state.registry.contains(&job.kind) {
-        let known = shared.state.registry.names().into_iter().map(str::to_owned).collect();
+    if !shared.registry.contains(&job.kind) {
+        let known = shared.registry.names().into_iter().map(str::to_owned).collect();
         return unknown(Code::UnknownKind, "kind", known);
     }
-    if !shared.state.targets.contains(&job.target) {
-        return unknown(Code::UnknownTarget, "target", shared.state.targets.clone());
+    if !shared.targets.contains(&job.target) {
+        return unknown(Code::UnknownTarget, "target", shared.targets.clone());
     }
-    if !shared.state.queues.contains(&job.queue) {
-        return unknown(Code::UnknownQueue, "queue", shared.state.queues.clone());
+    if !shared.queues.contains(&job.queue) {
+        return unknown(Code::UnknownQueue, "queue", shared.queues.clone());
     }
     Ok(())
 }
@@ -209,6 +222,7 @@ impl<'b> Fields<'_, 'b> {
             max_attempts: self.integer("max_attempts", DEFAULT_MAX_ATTEMPTS, 1, MAX_MAX_ATTEMPTS),
             labels: self.labels(),
             result_ttl_ms: self.integer("result_ttl_ms", DEFAULT_RESULT_TTL_MS, 1, MAX_RESULT_TTL_MS),
+            retry_of: None,
         }
     }
 

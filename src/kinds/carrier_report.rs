@@ -66,6 +66,7 @@ pub struct CarrierLine {
 impl Work for CarrierReport {
     const KIND: &'static str = "carrier_report";
     const REPEATABLE: bool = true;
+    const FENCED: bool = true;
     type Output = Vec<CarrierLine>;
 
     fn check(&self) -> Result<(), Vec<ArgError>> {

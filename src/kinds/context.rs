@@ -3,9 +3,9 @@
 //! Sessions are noted on the job before they are told to do anything, and armed for as long as they are on loan: a
 //! cancel, a deadline and a shutdown reach whatever the attempt is waiting for.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use diesel::pg::PgConnection;
@@ -15,9 +15,10 @@ use crate::db::pool::Pool;
 use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
 use crate::kinds::WorkError;
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
-use crate::pq::{Canceller, PqErrorKind, Session};
+use crate::pq::{Canceller, NoticeSink, PqErrorKind, Session};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
+use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::progress::{LastReport, Report};
 use crate::queue::{JobError, Lease};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
@@ -34,8 +35,34 @@ pub struct Services {
     pub results: Pool,
 }
 
-/// The last report of an attempt, read by the thread that writes progress.
-pub type ProgressCell = Arc<Mutex<LastReport>>;
+/// What an attempt says of itself, read by the threads that store it.
+#[derive(Debug, Default)]
+pub struct Said {
+    progress: Mutex<LastReport>,
+    log: Mutex<LogBuffer>,
+}
+
+impl Said {
+    /// How far it is.
+    pub fn progress(&self) -> MutexGuard<'_, LastReport> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it has to say.
+    pub fn log(&self) -> MutexGuard<'_, LogBuffer> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is left of an attempt when its work has returned.
+pub struct LeftBehind {
+    /// Rows and bytes.
+    pub statistics: JobStatistics,
+    /// The result that becomes visible when the job succeeds.
+    pub manifest: Option<Manifest>,
+    /// The work knows that nothing of it took effect.
+    pub no_effect: bool,
+}
 
 /// One attempt, seen from inside.
 pub struct WorkContext<'a> {
@@ -43,9 +70,10 @@ pub struct WorkContext<'a> {
     control: Arc<JobControl>,
     target: Arc<Target>,
     services: &'a Services,
-    progress: ProgressCell,
+    said: Arc<Said>,
     statistics: RefCell<JobStatistics>,
     manifest: RefCell<Option<Manifest>>,
+    no_effect: Cell<bool>,
 }
 
 impl<'a> WorkContext<'a> {
@@ -55,16 +83,17 @@ impl<'a> WorkContext<'a> {
         control: Arc<JobControl>,
         target: Arc<Target>,
         services: &'a Services,
-        progress: ProgressCell,
+        said: Arc<Said>,
     ) -> WorkContext<'a> {
         WorkContext {
             job,
             control,
             target,
             services,
-            progress,
+            said,
             statistics: RefCell::default(),
             manifest: RefCell::default(),
+            no_effect: Cell::new(false),
         }
     }
 
@@ -100,7 +129,23 @@ impl<'a> WorkContext<'a> {
 
     /// Says how far the attempt is. Written about once a second; the last report wins.
     pub fn progress(&self, report: Report) {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).set(report);
+        self.said.progress().set(report);
+    }
+
+    /// Says something that the job's log keeps. Stored within a second; after 1,000 lines they are only counted.
+    pub fn log(&self, level: LogLevel, message: &str) {
+        self.said.log().say(level, LogSource::Work, None, message);
+    }
+
+    /// The attempt is to end, for whatever reason.
+    pub fn is_stopping(&self) -> bool {
+        self.control.stop_reason().is_some()
+    }
+
+    /// Says that nothing of this attempt has taken effect, and that nothing will: all of it was rolled back. Then even
+    /// work that may not be repeated can be run again after a shutdown. Call it only on the server's own word.
+    pub fn nothing_took_effect(&self) {
+        self.no_effect.set(true);
     }
 
     /// Counts rows and bytes for the job's `statistics`.
@@ -132,7 +177,7 @@ impl<'a> WorkContext<'a> {
     pub fn session(&self) -> Result<SessionWork<'_>, WorkError> {
         self.check()?;
         let name = self.lease().application_name();
-        let (loan, backend) = self.target.session(&name, self.remaining()).map_err(|error| match error.kind {
+        let (mut loan, backend) = self.target.session(&name, self.remaining()).map_err(|error| match error.kind {
             PqErrorKind::Connect | PqErrorKind::ConnectionLost => target_unavailable(&error),
             _ => error.into(),
         })?;
@@ -141,7 +186,21 @@ impl<'a> WorkContext<'a> {
         let own = loan.inner.canceller()?;
         let by_backend = ByBackend { target: Arc::clone(&self.target), backend, name };
         let handle = self.arm(Box::new(ByCanceller { canceller, by_backend }))?;
+        loan.inner.on_notice(Some(self.notice_sink()));
         Ok(SessionWork { loan, control: &self.control, handle, own })
+    }
+
+    fn notice_sink(&self) -> NoticeSink {
+        let said = Arc::clone(&self.said);
+        Box::new(move |notice| {
+            let level = match notice.severity.as_str() {
+                severity if severity.starts_with("DEBUG") => LogLevel::Debug,
+                "NOTICE" => LogLevel::Notice,
+                "WARNING" => LogLevel::Warning,
+                _ => LogLevel::Info,
+            };
+            said.log().say(level, LogSource::Server, Some(notice.sqlstate), &notice.message);
+        })
     }
 
     fn note(&self, backend: &TargetBackend) -> Result<(), WorkError> {
@@ -188,8 +247,12 @@ impl<'a> WorkContext<'a> {
     }
 
     /// What the attempt leaves behind, for its end.
-    pub fn into_parts(self) -> (JobStatistics, Option<Manifest>) {
-        (self.statistics.into_inner(), self.manifest.into_inner())
+    pub fn leave(self) -> LeftBehind {
+        LeftBehind {
+            statistics: self.statistics.into_inner(),
+            manifest: self.manifest.into_inner(),
+            no_effect: self.no_effect.get(),
+        }
     }
 }
 
@@ -259,6 +322,7 @@ impl DerefMut for SessionWork<'_> {
 
 impl Drop for SessionWork<'_> {
     fn drop(&mut self) {
+        self.loan.inner.on_notice(None);
         if self.control.disarm(self.handle) {
             self.loan.tainted = true;
         } else if !self.loan.tainted {

@@ -6,8 +6,11 @@
 pub mod carrier_report;
 pub mod context;
 pub mod control;
+pub mod execute;
 pub mod params;
+mod prepared;
 pub mod query;
+mod sql;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-pub use context::{Services, WorkContext};
+pub use context::{Said, Services, WorkContext};
 pub use control::{JobControl, StopReason};
 
 use crate::db::DbError;
@@ -47,6 +50,9 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     const KIND: &'static str;
     /// An attempt that ended unknown may be repeated: its effects are none, or the same ones again.
     const REPEATABLE: bool;
+    /// Nothing that it does outlives a lost lease: it only reads, or what it writes is fenced. It goes on while the
+    /// queue can't be reached; work that isn't fenced is stopped then. Defaults to no.
+    const FENCED: bool = false;
     /// It keeps a result that can be fetched. Defaults to no.
     const PRODUCES_RESULT: bool = false;
     /// What the job shows as `output`.
@@ -198,6 +204,7 @@ impl From<ResultError> for WorkError {
 /// What the worker and the HTTP side know of a kind.
 struct Entry {
     repeatable: bool,
+    fenced: bool,
     produces_result: bool,
     check: fn(&RawValue) -> Result<(), CheckError>,
     run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
@@ -212,13 +219,18 @@ pub struct Registry {
 impl Registry {
     /// The kinds that every slowlane has.
     pub fn standard() -> Registry {
-        Registry::default().with::<query::Query>()
+        Registry::default().with::<query::Query>().with::<execute::Execute>()
     }
 
     /// Adds a kind. One of the same name is replaced.
     pub fn with<W: Work>(mut self) -> Registry {
-        let entry =
-            Entry { repeatable: W::REPEATABLE, produces_result: W::PRODUCES_RESULT, check: check::<W>, run: run::<W> };
+        let entry = Entry {
+            repeatable: W::REPEATABLE,
+            fenced: W::FENCED,
+            produces_result: W::PRODUCES_RESULT,
+            check: check::<W>,
+            run: run::<W>,
+        };
         self.kinds.insert(W::KIND, entry);
         self
     }
@@ -241,6 +253,11 @@ impl Registry {
     /// An attempt of this kind that ended unknown may be repeated. `None` for a kind that isn't on the list.
     pub fn repeatable(&self, kind: &str) -> Option<bool> {
         self.kinds.get(kind).map(|entry| entry.repeatable)
+    }
+
+    /// Nothing that the kind does outlives a lost lease.
+    pub fn fenced(&self, kind: &str) -> bool {
+        self.kinds.get(kind).is_some_and(|entry| entry.fenced)
     }
 
     /// Checks arguments before they become a row.

@@ -11,6 +11,9 @@ use serde_json::value::RawValue;
 
 use crate::kinds::ArgError;
 
+/// The most parameters that the protocol can carry.
+pub const MAX_PARAMS: usize = 65_535;
+
 /// The most dimensions of an array in Postgres.
 const MAX_DIMENSIONS: usize = 6;
 
@@ -58,11 +61,14 @@ fn typed(value: &RawValue) -> Option<Typed<'_>> {
     if is(value, '{') { serde_json::from_str(value.get()).ok() } else { None }
 }
 
-/// What can be said about parameters before a server has seen the statement.
-pub fn check(params: &[Box<RawValue>]) -> Vec<ArgError> {
+/// What can be said about the parameters at `place` (a JSON pointer) before a server has seen the statement.
+pub fn check(place: &str, params: &[Box<RawValue>]) -> Vec<ArgError> {
     let mut errors = Vec::new();
+    if params.len() > MAX_PARAMS {
+        errors.push(ArgError::new(place, format!("expected at most {MAX_PARAMS} values")));
+    }
     for (n, value) in params.iter().enumerate() {
-        let pointer = format!("/params/{n}");
+        let pointer = format!("{place}/{n}");
         if is(value, '{') && typed(value).is_none() {
             errors.push(ArgError::new(&pointer, "expected a scalar, an array, or {\"type\": …, \"value\": …}"));
         }
@@ -224,10 +230,11 @@ mod tests {
     fn what_has_no_form_is_refused_with_its_place() {
         assert_eq!(encode(&[raw("1")], &[]).unwrap_err().code, "parameter_count");
         assert!(one("[1]", ParamType::Scalar).unwrap_err().message.starts_with("/params/0: an array"));
-        let pointers: Vec<String> = check(&[raw("1"), raw("{\"a\":1}"), raw("[\"x\\u0000\"]"), raw("\"\\\\u0000\"")])
-            .into_iter()
-            .map(|e| e.pointer)
-            .collect();
+        let pointers: Vec<String> =
+            check("/params", &[raw("1"), raw("{\"a\":1}"), raw("[\"x\\u0000\"]"), raw("\"\\\\u0000\"")])
+                .into_iter()
+                .map(|e| e.pointer)
+                .collect();
         assert_eq!(pointers, ["/params/1", "/params/2"]);
     }
 }

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::kinds::context::WorkContext;
-use crate::kinds::params::ParamType;
+use crate::kinds::prepared::Prepared;
+use crate::kinds::sql::first_word;
 use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, params};
-use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session, Statement};
+use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
 use crate::queue::JobError;
 use crate::queue::job::ProgressBasis;
 use crate::queue::progress::Report;
@@ -17,9 +18,6 @@ use crate::results::{Column, Limits, Pushed, ResultWriter};
 
 /// Uncompressed bytes of a result when the caller names no limit: 1 GiB.
 pub const DEFAULT_BYTE_LIMIT: u64 = 1024 * 1024 * 1024;
-/// The most parameters that the protocol can carry.
-pub const MAX_PARAMS: usize = 65_535;
-
 /// The arguments of a `query`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +52,7 @@ pub enum OnLimit {
 impl Work for Query {
     const KIND: &'static str = "query";
     const REPEATABLE: bool = true;
+    const FENCED: bool = true;
     const PRODUCES_RESULT: bool = true;
     type Output = Option<()>;
 
@@ -62,16 +61,13 @@ impl Work for Query {
         if first_word(&self.sql).is_none() {
             errors.push(ArgError::new("/sql", "expected one SQL statement that returns rows"));
         }
-        if self.params.len() > MAX_PARAMS {
-            errors.push(ArgError::new("/params", format!("expected at most {MAX_PARAMS} values")));
-        }
         if self.row_limit == Some(0) {
             errors.push(ArgError::new("/row_limit", "expected 1 or more"));
         }
         if self.byte_limit.is_some_and(|limit| limit == 0 || limit > DEFAULT_BYTE_LIMIT) {
             errors.push(ArgError::new("/byte_limit", format!("expected 1 to {DEFAULT_BYTE_LIMIT}")));
         }
-        errors.extend(params::check(&self.params));
+        errors.extend(params::check("/params", &self.params));
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
@@ -79,79 +75,20 @@ impl Work for Query {
         let mut work = ctx.session()?;
         let (session, canceller, close) = work.split();
         session.execute_batch("BEGIN TRANSACTION READ ONLY")?;
-        let statement = self.prepare(session)?;
-        let values = params::encode(&self.params, &classify(session, &statement.params)?).map_err(refused_param)?;
-        let mut sink = Sink::new(ctx, self, &statement.columns, describe(session, &statement.columns)?);
-        // Looking the types up took the place of the unnamed statement.
-        self.prepare(session)?;
+        let prepared = Prepared::new(session, &self.sql, &self.params).map_err(|error| error.or_server(not_a_query))?;
+        if prepared.columns.is_empty() && !may_return_no_columns(&self.sql) {
+            return Err(not_allowed("this statement returns no rows"));
+        }
+        let mut sink = Sink::new(ctx, self, &prepared.columns, describe(session, &prepared.columns)?);
+        prepared.parse(session)?;
         ctx.check()?;
-        let outcome = stream(session, &values, canceller, close, &mut sink)?;
+        let outcome = stream(session, &prepared.values, canceller, close, &mut sink)?;
         if !*close {
             end_transaction(session)?;
         }
         sink.keep(outcome)?;
         Ok(None)
     }
-}
-
-impl Query {
-    fn prepare(&self, session: &mut Session) -> Result<Statement, WorkError> {
-        let types = params::explicit_types(&self.params);
-        let oids = if types.iter().all(Option::is_none) { Vec::new() } else { look_up_types(session, &types)? };
-        let statement = session.prepare(&self.sql, &oids).map_err(not_a_query)?;
-        if statement.columns.is_empty() && !may_return_no_columns(&self.sql) {
-            return Err(not_allowed("this statement returns no rows"));
-        }
-        Ok(statement)
-    }
-}
-
-/// The oids of the types that parameters name themselves; 0 leaves the choice to the server.
-fn look_up_types(session: &mut Session, types: &[Option<String>]) -> Result<Vec<u32>, WorkError> {
-    let mut oids = Vec::with_capacity(types.len());
-    for (n, name) in types.iter().enumerate() {
-        let Some(name) = name else {
-            oids.push(0);
-            continue;
-        };
-        let rows = session.query("SELECT to_regtype($1)::oid::text", &[Some(name)])?;
-        let oid = rows.get(0, 0).and_then(|text| text.parse().ok());
-        oids.push(oid.ok_or_else(|| {
-            WorkError::Fail(JobError::new("invalid_parameter", format!("/params/{n}/type: there is no type {name}")))
-        })?);
-    }
-    Ok(oids)
-}
-
-/// What the described types are, domains as what they are over.
-fn classify(session: &mut Session, oids: &[u32]) -> Result<Vec<ParamType>, WorkError> {
-    if oids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let list: Vec<String> = oids.iter().map(u32::to_string).collect();
-    let rows = session.query(
-        "WITH RECURSIVE base (n, oid) AS (
-             SELECT n, oid FROM unnest($1::oid[]) WITH ORDINALITY AS t(oid, n)
-             UNION ALL SELECT n, typbasetype FROM base JOIN pg_type t USING (oid) WHERE t.typtype = 'd')
-         SELECT t.oid IN (114, 3802), t.typcategory = 'A', t.typelem IN (114, 3802), e.typdelim
-           FROM base JOIN pg_type t USING (oid) LEFT JOIN pg_type e ON e.oid = t.typelem
-          WHERE t.typtype <> 'd' ORDER BY n",
-        &[Some(&format!("{{{}}}", list.join(",")))],
-    )?;
-    let is = |row: usize, column: usize| rows.get(row, column) == Some("t");
-    let kind = |row: usize| match () {
-        () if is(row, 0) => ParamType::Json,
-        () if is(row, 1) => {
-            let delimiter = rows.get(row, 3).and_then(|text| text.chars().next()).unwrap_or(',');
-            ParamType::Array { of_json: is(row, 2), delimiter }
-        }
-        () => ParamType::Scalar,
-    };
-    Ok((0..rows.len()).map(kind).collect())
-}
-
-fn refused_param(error: params::ParamError) -> WorkError {
-    WorkError::Fail(JobError::new(error.code, error.to_string()))
 }
 
 fn not_allowed(what: &str) -> WorkError {
@@ -293,62 +230,4 @@ fn may_return_no_columns(sql: &str) -> bool {
         ["select", "with", "values", "table"].iter().any(|known| word.eq_ignore_ascii_case(known))
             || word.starts_with('(')
     })
-}
-
-/// The first word of a statement, behind blanks, comments and empty statements. `None` when there is none.
-fn first_word(sql: &str) -> Option<&str> {
-    let mut rest = sql;
-    loop {
-        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
-        if let Some(comment) = rest.strip_prefix("--") {
-            rest = comment.find(['\n', '\r']).and_then(|end| comment.get(end..))?;
-        } else if rest.starts_with("/*") {
-            rest = after_comment(rest)?;
-        } else {
-            break;
-        }
-    }
-    let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
-    match rest.get(..end) {
-        _ if rest.is_empty() => None,
-        Some("") => rest.get(..rest.chars().next().map_or(0, char::len_utf8)),
-        word => word,
-    }
-}
-
-/// What follows a comment; comments nest in Postgres. `None` when it doesn't end.
-fn after_comment(sql: &str) -> Option<&str> {
-    let mut rest = sql;
-    let mut depth = 0_u32;
-    loop {
-        if let Some(inner) = rest.strip_prefix("/*") {
-            depth += 1;
-            rest = inner;
-        } else if let Some(after) = rest.strip_prefix("*/") {
-            depth -= 1;
-            rest = after;
-            if depth == 0 {
-                return Some(rest);
-            }
-        } else {
-            let mut chars = rest.chars();
-            chars.next()?;
-            rest = chars.as_str();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::first_word;
-
-    #[test]
-    fn the_first_word_is_found_behind_comments() {
-        assert_eq!(first_word("SELECT 1"), Some("SELECT"));
-        assert_eq!(first_word(" -- a\n/* b /* c */ */ ; with x as (select 1) select"), Some("with"));
-        assert_eq!(first_word("(SELECT 1)"), Some("("));
-        for nothing in ["", "  \n", "-- only a comment", "/* open", "/* a */ -- b", ";;"] {
-            assert_eq!(first_word(nothing), None, "{nothing:?}");
-        }
-    }
 }

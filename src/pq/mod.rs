@@ -13,6 +13,7 @@ mod stream;
 
 pub use error::{Notice, PqError, PqErrorKind, explain_connect_failure};
 pub use manager::SessionManager;
+pub use raw::NoticeSink;
 pub use session::{Canceller, Column, Notification, Rows, Session, Statement, TransactionStatus};
 pub use stream::{Chunk, RowStream};
 

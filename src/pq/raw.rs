@@ -4,6 +4,7 @@
 //! of their own.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -53,11 +54,20 @@ fn text(pointer: *const c_char) -> Option<String> {
     Some(unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned())
 }
 
+/// Where notices go as they arrive.
+pub type NoticeSink = Box<dyn FnMut(Notice) + Send>;
+
+#[derive(Default)]
+struct Notices {
+    kept: Vec<Notice>,
+    sink: Option<NoticeSink>,
+}
+
 /// A connection.
 pub(super) struct Conn {
     pointer: NonNull<pq::PGconn>,
     /// Where the notice receiver writes; boxed so that its address stays.
-    notices: Box<Mutex<Vec<Notice>>>,
+    notices: Box<Mutex<Notices>>,
 }
 
 // SAFETY: a PGconn may move between threads; it is only used through `&mut self` or for reads of plain fields.
@@ -72,7 +82,7 @@ impl Conn {
         if !conn.is_ok() {
             return Err(conn.error_message());
         }
-        let notices: *const Mutex<Vec<Notice>> = &raw const *conn.notices;
+        let notices: *const Mutex<Notices> = &raw const *conn.notices;
         // SAFETY: the box lives as long as the connection, and is only reached through its mutex.
         unsafe { pq::PQsetNoticeReceiver(conn.as_ptr(), Some(receive_notice), notices.cast_mut().cast::<c_void>()) };
         Ok(conn)
@@ -194,7 +204,11 @@ impl Conn {
     }
 
     pub fn take_notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut *self.notices.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.notices.lock().unwrap_or_else(PoisonError::into_inner).kept)
+    }
+
+    pub fn on_notice(&mut self, sink: Option<NoticeSink>) {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).sink = sink;
     }
 
     pub fn canceller(&self) -> Result<CancelConn, PqError> {
@@ -216,7 +230,7 @@ impl Drop for Conn {
 // SAFETY: the signature is the one that PQsetNoticeReceiver wants; it is called with what was set there.
 unsafe extern "C" fn receive_notice(arg: *mut c_void, result: *const pq::PGresult) {
     // SAFETY: `arg` is the boxed mutex that lives as long as the connection.
-    let Some(notices) = (unsafe { arg.cast::<Mutex<Vec<Notice>>>().as_ref() }) else {
+    let Some(notices) = (unsafe { arg.cast::<Mutex<Notices>>().as_ref() }) else {
         return;
     };
     let Some(result) = NonNull::new(result.cast_mut()) else {
@@ -228,8 +242,11 @@ unsafe extern "C" fn receive_notice(arg: *mut c_void, result: *const pq::PGresul
         message: field(result, pq::PG_DIAG_MESSAGE_PRIMARY).unwrap_or_default(),
     };
     let mut notices = notices.lock().unwrap_or_else(PoisonError::into_inner);
-    if notices.len() < MAX_NOTICES {
-        notices.push(notice);
+    if let Some(sink) = &mut notices.sink {
+        // A panic must not unwind into libpq.
+        let _ = catch_unwind(AssertUnwindSafe(|| sink(notice)));
+    } else if notices.kept.len() < MAX_NOTICES {
+        notices.kept.push(notice);
     }
 }
 

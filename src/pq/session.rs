@@ -7,7 +7,7 @@ use pq_sys::{ExecStatusType, PGTransactionStatusType};
 
 use crate::dsn::Dsn;
 use crate::pq::error::{Notice, PqError, PqErrorKind, explain_connect_failure};
-use crate::pq::raw::{CancelConn, Conn, PgResult};
+use crate::pq::raw::{CancelConn, Conn, NoticeSink, PgResult};
 use crate::pq::stream::RowStream;
 
 /// Where a session is in a transaction.
@@ -134,6 +134,15 @@ impl Session {
         self.last_result().map(drop)
     }
 
+    /// Runs one statement of our own. Says what the server calls it, such as `COMMIT`.
+    ///
+    /// # Errors
+    /// When the server refuses it or the connection is lost.
+    pub fn command(&mut self, sql: &str) -> Result<String, PqError> {
+        self.conn.send_query(&c_string(sql)?)?;
+        self.last_result().map(|result| result.command_tag())
+    }
+
     /// Runs one statement and keeps its rows in memory: for small results. Replaces the unnamed statement.
     ///
     /// # Errors
@@ -195,6 +204,12 @@ impl Session {
             }
             self.conn.consume_input()?;
         }
+    }
+
+    /// Hands every notice to `sink` as it arrives, instead of keeping it; `None` keeps them again. Called on the thread
+    /// that reads from the session: it must not block.
+    pub fn on_notice(&mut self, sink: Option<NoticeSink>) {
+        self.conn.on_notice(sink);
     }
 
     /// The notices since the last call, the first thousand of them.

@@ -17,6 +17,7 @@ use crate::db::DbError;
 use crate::db::pool::Manager;
 use crate::queue::insert::{self, Inserted};
 use crate::queue::job::{Job, JobError, JobState, NewJob};
+use crate::queue::retry;
 use crate::queue::signals::{ReadyHint, Signals};
 
 /// Requests that may wait for the writer; one more is refused with [`AcceptError::Busy`].
@@ -79,6 +80,9 @@ pub enum AcceptError {
     /// The key was used before, for another request.
     #[error("the idempotency key was used for another request")]
     KeyReused,
+    /// The job that this is a retry of has an unfinished one.
+    #[error("the job has an unfinished retry")]
+    RetryUnfinished,
     /// This row can't be stored.
     #[error("{0}")]
     Refused(JobError),
@@ -300,6 +304,7 @@ fn refused(error: &diesel::result::Error) -> AcceptError {
         return AcceptError::Failed(error.to_string());
     };
     match info.constraint_name() {
+        Some(retry::ONE_AT_A_TIME) => AcceptError::RetryUnfinished,
         Some("jobs_id_near_clock") => AcceptError::Refused(
             JobError::new("clock_difference", "this process' clock is more than a day off the database's")
                 .with_hint("set both clocks by NTP"),

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
+use crate::queue::log::{self, LogLine};
 use crate::queue::partitions;
 
 /// How an attempt ended.
@@ -98,11 +99,27 @@ struct Touched {
 /// # Errors
 /// When the database fails. Nothing is written then.
 pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+    end_with_log(connection, endings, &[])
+}
+
+/// As [`end`], with what the attempts said last.
+///
+/// # Errors
+/// As [`end`].
+pub fn end_with_log(
+    connection: &mut PgConnection,
+    endings: &[(Lease, Ending)],
+    lines: &[(Lease, Vec<LogLine>)],
+) -> Result<HashSet<Uuid>, DbError> {
     in_a_transaction(connection, endings, |connection| {
         let living = living(connection, endings)?;
         let of_the_living: Vec<(Lease, Ending)> =
             endings.iter().filter(|(lease, _)| living.contains(&lease.worker_id)).cloned().collect();
-        write(connection, &of_the_living)
+        let held = write(connection, &of_the_living)?;
+        let of_the_held: Vec<(Lease, Vec<LogLine>)> =
+            lines.iter().filter(|(lease, _)| held.contains(&lease.job_id)).cloned().collect();
+        log::write_last(connection, &of_the_held)?;
+        Ok(held)
     })
 }
 

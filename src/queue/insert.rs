@@ -125,9 +125,9 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         .map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
     let sql = format!(
         "WITH input AS MATERIALIZED (
-            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) WITH ORDINALITY
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) WITH ORDINALITY
                 AS i(id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms,
-                     principal, route, key, fingerprint, n)),
+                     principal, route, key, fingerprint, retry_of, n)),
         keys AS (
             INSERT INTO idempotency_keys AS k (principal, route, key, fingerprint, job_id, created_at)
             SELECT DISTINCT ON (principal, route, key) principal, route, key, fingerprint, id, now()
@@ -138,11 +138,11 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
             RETURNING job_id),
         j AS (
             INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
-                              timeout_ms, max_attempts, result_ttl_ms)
+                              timeout_ms, max_attempts, result_ttl_ms, retry_of)
             SELECT id, kind, queue, target, priority, CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
                    args::json, labels::jsonb, now(), greatest(run_at, now()),
                    CASE WHEN run_at > now() THEN NULL ELSE pg_current_xact_id() END,
-                   timeout_ms, max_attempts, result_ttl_ms
+                   timeout_ms, max_attempts, result_ttl_ms, retry_of
               FROM input WHERE key IS NULL OR id IN (SELECT job_id FROM keys)
             RETURNING *)
         SELECT {LIVE_COLUMNS}, {NO_RESULT_COLUMNS} FROM j"
@@ -168,6 +168,7 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         .bind::<Array<Nullable<Binary>>, _>(column(requests, |r| {
             r.idempotency.as_ref().map(|k| k.fingerprint.as_slice())
         }))
+        .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.job.retry_of))
         .load::<JobRow>(connection)?;
     Ok(rows.into_iter().map(Job::from).map(|job| (job.id, job)).collect())
 }

@@ -185,6 +185,8 @@ pub struct NewJob {
     pub labels: BTreeMap<String, String>,
     /// How long its result is kept.
     pub result_ttl_ms: i64,
+    /// The job that this one is a retry of.
+    pub retry_of: Option<Uuid>,
 }
 
 impl NewJob {
@@ -202,6 +204,7 @@ impl NewJob {
             max_attempts: DEFAULT_MAX_ATTEMPTS,
             labels: BTreeMap::new(),
             result_ttl_ms: DEFAULT_RESULT_TTL_MS,
+            retry_of: None,
         }
     }
 }

@@ -12,22 +12,28 @@
 //! | [`cancel`] | what a caller asks of a job |
 //! | [`promote`] | scheduled jobs become claimable |
 //! | [`liveness`] | heartbeats, and what the dead left behind |
+//! | [`log`] | what attempts say while they run |
+//! | [`attempts`] | the attempts of a job |
+//! | [`retry`] | a job that failed becomes a new one |
 //! | [`progress`] | how far running jobs are |
 //! | [`read`] | single jobs, lists, counts |
 //! | [`partitions`] | the days of history, made and dropped |
 //! | [`signals`] | hints within and between processes |
 
 pub mod accept;
+pub mod attempts;
 pub mod cancel;
 pub mod claim;
 pub mod finish;
 pub mod insert;
 pub mod job;
 pub mod liveness;
+pub mod log;
 pub mod partitions;
 pub mod progress;
 pub mod promote;
 pub mod read;
+pub mod retry;
 pub mod signals;
 
 pub use job::{Job, JobError, JobState, Lease, NewJob, RawJson, RetryPolicy};

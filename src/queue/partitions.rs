@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::db::DbError;
 
 /// The tables that are partitioned by day. The first one says when a day is over.
-pub const TABLES: [&str; 3] = ["finished_jobs", "attempts", "result_parts"];
+pub const TABLES: [&str; 4] = ["finished_jobs", "attempts", "job_log", "result_parts"];
 /// Days kept ready before and after today.
 const DAYS_BEHIND: u64 = 1;
 const DAYS_AHEAD: u64 = 7;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::queue::finish::{self, Ending, Finished};
 use crate::queue::job::JobState;
+use crate::queue::log::LogLine;
 use crate::queue::{JobError, Lease, RawJson};
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};
@@ -33,6 +34,8 @@ pub struct Ended {
     pub kind: String,
     /// How it ended.
     pub ending: Ending,
+    /// What it said last.
+    pub log: Vec<LogLine>,
 }
 
 pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Ended>, threads: &mut Threads) -> std::io::Result<()> {
@@ -109,6 +112,8 @@ fn write_plain_failure(shared: &Shared, ended: Ended) {
 
 fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbError> {
     let endings: Vec<(Lease, Ending)> = group.iter().map(|ended| (ended.lease, ended.ending.clone())).collect();
+    let talkers = group.iter().filter(|ended| !ended.log.is_empty());
+    let lines: Vec<(Lease, Vec<LogLine>)> = talkers.map(|ended| (ended.lease, ended.log.clone())).collect();
     let mut failing = false;
     let mut refusals = 0;
     loop {
@@ -117,7 +122,7 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
             .control
             .get()
             .map_err(|_| DbError::Unavailable("no connection".to_owned()))
-            .and_then(|mut connection| finish::end(&mut connection, &endings));
+            .and_then(|mut connection| finish::end_with_log(&mut connection, &endings, &lines));
         match outcome {
             Err(error @ (DbError::Unavailable(_) | DbError::Busy(_))) => {
                 if !std::mem::replace(&mut failing, true) {

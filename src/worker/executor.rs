@@ -8,15 +8,16 @@
 //! | `Cancelled` | failed, `cancelled_by_work` | cancelled | failed, `timeout` | handed back |
 //! | `Snooze` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
 //!
-//! A kind that may not be repeated isn't handed back once it has begun, nor retried after a panic or a lost
-//! connection: it ends as failed, `outcome_unknown`.
+//! A kind that may not be repeated isn't handed back once it has begun, unless it says that nothing took effect. After
+//! a panic or a lost connection it ends as failed, `outcome_unknown`, whatever was asked of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::db::DbError;
+use crate::kinds::context::LeftBehind;
 use crate::kinds::{CONNECTION_LOST, QUERY_CANCELED, StopReason, WorkContext, WorkError};
 use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished, FinishedResult};
@@ -93,8 +94,7 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
     let job = &attempt.job;
     let ending = match ending {
         Ok(Ending::Finished(finished)) => {
-            let last = attempt.progress.lock().unwrap_or_else(PoisonError::into_inner);
-            Ending::Finished(Finished { progress: last.for_history(), ..finished })
+            Ending::Finished(Finished { progress: attempt.said.progress().for_history(), ..finished })
         }
         Ok(ending) => ending,
         Err(error) => {
@@ -104,7 +104,8 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
             return;
         }
     };
-    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending };
+    let log = attempt.said.log().take_rest();
+    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log };
     if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.unwritten(&job.lease);
@@ -115,7 +116,7 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
 /// What came of an attempt.
 struct Performed {
     outcome: Result<RawJson, WorkError>,
-    /// The kind was reached: it may have had effects.
+    /// The kind was reached, and something of it may have taken effect.
     begun: bool,
     statistics: JobStatistics,
     manifest: Option<Manifest>,
@@ -143,7 +144,7 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
         Arc::clone(&attempt.control),
         Arc::clone(target),
         &shared.services,
-        Arc::clone(&attempt.progress),
+        Arc::clone(&attempt.said),
     );
     let mut begun = false;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -156,8 +157,8 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
         let error = JobError::new(PANIC, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
     });
-    let (statistics, manifest) = context.into_parts();
-    Performed { outcome, begun, statistics, manifest }
+    let LeftBehind { statistics, manifest, no_effect } = context.leave();
+    Performed { outcome, begun: begun && !no_effect, statistics, manifest }
 }
 
 fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<Ending, DbError> {
@@ -167,6 +168,16 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         Ok(output) => return succeeded(output, statistics, manifest),
         Err(error) => error,
     };
+    let unclear = |error: &JobError| [PANIC, CONNECTION_LOST].contains(&error.code.as_str());
+    match &error {
+        // A panic or a lost connection says nothing about what took effect before, whoever asked for the end.
+        WorkError::Retry(error) | WorkError::Fail(error)
+            if begun && unclear(error) && !shared.config.repeatable(&job.kind) =>
+        {
+            return failed(&outcome_unknown(&error.message));
+        }
+        _ => {}
+    }
     if let Some(reason) = attempt.control.stop_reason() {
         return stopped(shared, job, begun, reason);
     }
@@ -174,14 +185,6 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         return stopped(shared, job, begun, StopReason::Deadline);
     }
     match error {
-        // A panic or a lost connection says nothing about what took effect before.
-        WorkError::Retry(error)
-            if begun
-                && [PANIC, CONNECTION_LOST].contains(&error.code.as_str())
-                && !shared.config.repeatable(&job.kind) =>
-        {
-            failed(&outcome_unknown(&error.message))
-        }
         WorkError::Retry(error) if job.attempt < job.max_attempts => {
             let delay_ms = i64::try_from(retry.delay(job.attempt).as_millis()).unwrap_or(i64::MAX);
             Ok(Ending::Retry { delay_ms, error: json(&error)? })
@@ -201,8 +204,16 @@ fn is_cancelled_by_server(error: &WorkError) -> bool {
     matches!(error, WorkError::Retry(e) | WorkError::Fail(e) if e.sqlstate.as_deref() == Some(QUERY_CANCELED))
 }
 
+/// The end of an attempt whose thread didn't come back, after its sessions were ended.
+pub(super) fn given_up(shared: &Shared, job: &ClaimedJob, reason: StopReason) -> Result<Ending, DbError> {
+    if shared.config.repeatable(&job.kind) {
+        return stopped(shared, job, true, reason);
+    }
+    failed(&outcome_unknown("the thread that ran it was stuck and had to be given up"))
+}
+
 /// The end of an attempt that was stopped for `reason`.
-pub(super) fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -> Result<Ending, DbError> {
+fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -> Result<Ending, DbError> {
     let repeatable = !begun || shared.config.repeatable(&job.kind);
     match reason {
         StopReason::Cancel => Ok(Ending::Finished(Finished::plain(JobState::Cancelled))),

@@ -125,9 +125,5 @@ impl<'s> Fetcher<'s> {
 
 fn attempt(job: ClaimedJob) -> Attempt {
     let timeout = Duration::from_millis(u64::try_from(job.timeout_ms).unwrap_or(0));
-    Attempt {
-        control: Arc::new(JobControl::new(Instant::now() + timeout)),
-        job: Arc::new(job),
-        progress: Arc::default(),
-    }
+    Attempt { control: Arc::new(JobControl::new(Instant::now() + timeout)), job: Arc::new(job), said: Arc::default() }
 }

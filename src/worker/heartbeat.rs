@@ -12,9 +12,11 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::kinds::StopReason;
 use crate::queue::liveness::{self, BEAT_EVERY, Held};
+use crate::queue::log::{self as job_log, LogLine};
 use crate::queue::signals::Message;
 use crate::queue::{cancel, finish, progress};
 use crate::worker::Shared;
+use crate::worker::running::Attempt;
 use crate::worker::threads::{Threads, jittered};
 
 /// Between two looks for cancel requests: how late one may be without NOTIFY.
@@ -44,6 +46,14 @@ pub(super) fn say_goodbye(shared: &Shared) {
 fn put_back(connection: &mut PgConnection, held: &Held, repeatable: bool) -> Result<bool, DbError> {
     let ending = liveness::interrupted(held.interruptions, repeatable, "its worker lost sight of it")?;
     Ok(!finish::end(connection, &[(held.lease, ending)])?.is_empty())
+}
+
+/// A line stays with its attempt until it is stored: what fails here comes again, or with the attempt's end.
+fn store_lines(connection: &mut PgConnection, said: &[(Attempt, Vec<LogLine>)]) -> Result<(), DbError> {
+    let lines: Vec<_> = said.iter().map(|(attempt, lines)| (attempt.job.lease, lines.clone())).collect();
+    job_log::write(connection, &lines)?;
+    said.iter().for_each(|(attempt, lines)| attempt.said.log().stored(lines));
+    Ok(())
 }
 
 struct Heartbeat<'s> {
@@ -91,6 +101,7 @@ impl<'s> Heartbeat<'s> {
             self.shared.running.stop(id, StopReason::Cancel);
         }
         progress::write(&mut connection, &self.shared.running.take_reports())?;
+        store_lines(&mut connection, &self.shared.running.unstored_lines())?;
         if beating {
             self.put_back_what_is_not_run(&mut connection)?;
         }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::kinds::context::ProgressCell;
-use crate::kinds::{JobControl, StopReason};
+use crate::kinds::{JobControl, Said, StopReason};
 use crate::queue::Lease;
 use crate::queue::claim::ClaimedJob;
+use crate::queue::log::LogLine;
 use crate::queue::progress::Report;
 
 /// One running attempt.
@@ -19,8 +19,8 @@ pub struct Attempt {
     pub job: Arc<ClaimedJob>,
     /// How it is stopped.
     pub control: Arc<JobControl>,
-    /// What it last said of itself.
-    pub progress: ProgressCell,
+    /// What it says of itself.
+    pub said: Arc<Said>,
 }
 
 /// A job and a lease: after a process was declared dead, it may run a job again while an old attempt still unwinds.
@@ -102,9 +102,14 @@ impl Running {
 
     /// Asks for the end of every attempt. `true` when there was one that hadn't been asked before.
     pub fn stop_all(&self, reason: StopReason) -> bool {
+        self.stop_those(reason, |_| true)
+    }
+
+    /// Asks for the end of the attempts of some kinds. `true` when there was one that hadn't been asked before.
+    pub fn stop_those(&self, reason: StopReason, of_kind: impl Fn(&str) -> bool) -> bool {
         let inner = self.lock();
         let mut changed = false;
-        for attempt in inner.attempts.values() {
+        for attempt in inner.attempts.values().filter(|attempt| of_kind(&attempt.job.kind)) {
             changed |= attempt.control.stop(reason);
         }
         self.has_changed(inner);
@@ -133,10 +138,17 @@ impl Running {
             .attempts
             .values()
             .filter_map(|attempt| {
-                let report = attempt.progress.lock().unwrap_or_else(PoisonError::into_inner).take_untold()?;
+                let report = attempt.said.progress().take_untold()?;
                 Some((attempt.job.lease, report))
             })
             .collect()
+    }
+
+    /// Lines of the log that aren't known to be stored, with whom to tell when they are.
+    pub fn unstored_lines(&self) -> Vec<(Attempt, Vec<LogLine>)> {
+        let inner = self.lock();
+        let lines = inner.attempts.values().map(|attempt| (attempt.clone(), attempt.said.log().unstored()));
+        lines.filter(|(_, lines)| !lines.is_empty()).collect()
     }
 
     /// Waits until there are more changes than `seen`, or until `until` has come.

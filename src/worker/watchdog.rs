@@ -57,10 +57,12 @@ fn press_on_a_thread(shared: &Arc<Shared>, attempt: &Attempt) -> std::io::Result
 }
 
 /// A process whose beats don't arrive is about to lose its leases. Looked at here, because the thread that beats may
-/// itself be waiting for an answer that never comes.
+/// itself be waiting for an answer that never comes. Fenced work goes on: should the queue come back with the lease in
+/// place, nothing has to be run twice.
 fn stop_what_nobody_fences(shared: &Shared) {
-    if !shared.config.health.workers_ready() && shared.running.stop_all(StopReason::QueueLost) {
-        log::warn!("no beat reached the queue for {} s: stopping what runs", STOP_WORK_AFTER.as_secs());
+    let unfenced = |kind: &str| !shared.config.registry.fenced(kind);
+    if !shared.config.health.workers_ready() && shared.running.stop_those(StopReason::QueueLost, unfenced) {
+        log::warn!("no beat reached the queue for {} s: stopping work that isn't fenced", STOP_WORK_AFTER.as_secs());
     }
 }
 
@@ -92,11 +94,12 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
         return true;
     }
     let reason = attempt.control.stop_reason().unwrap_or(StopReason::Deadline);
+    let ending = executor::given_up(shared, &attempt.job, reason);
     log::error!(job = lease.job_id.to_string(), kind = attempt.job.kind.as_str(); "a thread is stuck in its work, and is replaced");
     shared.config.metrics.thread_replaced();
     if let Err(error) = executor::add_thread(shared) {
         log::error!("the thread could not be replaced: {error}");
     }
-    executor::say(shared, attempt, executor::stopped(shared, &attempt.job, true, reason));
+    executor::say(shared, attempt, ending);
     true
 }

@@ -1,0 +1,190 @@
+//! `GET /v1/jobs/{id}/attempts`, `GET /v1/jobs/{id}/log` and `POST /v1/jobs/{id}/retry`: what became of a job so far,
+//! and doing it again.
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::http::headers::idempotency;
+use crate::http::jobs::{self, parse_id};
+use crate::http::paging::{Paging, invalid};
+use crate::http::problem::{Code, Problem};
+use crate::http::submit::{self, fingerprint};
+use crate::http::wire::{self, Time};
+use crate::http::{Shared, State, strict_json};
+use crate::queue::accept::Accept;
+use crate::queue::attempts::{self, Attempt};
+use crate::queue::log::{self, StoredLine};
+use crate::queue::retry::{self, RetryOf};
+use crate::queue::{NewJob, RawJson};
+
+#[derive(Serialize)]
+struct AttemptsPage<'a> {
+    attempts: Vec<AttemptResource<'a>>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct AttemptResource<'a> {
+    lease: i64,
+    attempt: i32,
+    outcome: Option<&'a str>,
+    started_at: Time,
+    finished_at: Option<Time>,
+    worker_id: Uuid,
+    backend_pid: Option<i32>,
+    error: Option<&'a RawJson>,
+}
+
+impl<'a> From<&'a Attempt> for AttemptResource<'a> {
+    fn from(attempt: &'a Attempt) -> AttemptResource<'a> {
+        AttemptResource {
+            lease: attempt.lease,
+            attempt: attempt.attempt,
+            outcome: attempt.outcome.as_deref(),
+            started_at: Time(attempt.started_at),
+            finished_at: attempt.finished_at.map(Time),
+            worker_id: attempt.worker_id,
+            backend_pid: attempt.backend_pid,
+            error: attempt.error.as_ref(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct LogPage<'l> {
+    lines: Vec<LineResource<'l>>,
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct LineResource<'l> {
+    lease: i64,
+    n: i32,
+    at: Time,
+    level: &'l str,
+    source: &'l str,
+    sqlstate: Option<&'l str>,
+    message: &'l str,
+}
+
+impl<'l> From<&'l StoredLine> for LineResource<'l> {
+    fn from(line: &'l StoredLine) -> LineResource<'l> {
+        LineResource {
+            lease: line.lease,
+            n: line.n,
+            at: Time(line.at),
+            level: &line.level,
+            source: &line.source,
+            sqlstate: line.sqlstate.as_deref(),
+            message: &line.message,
+        }
+    }
+}
+
+/// A list of a job that knows no filters.
+fn paging(request: &HttpRequest, id: Uuid, what: &str) -> Result<Paging, Problem> {
+    Paging::read(request.query_string(), &format!("{what} of {id}"), |name, _| {
+        Err(invalid(name, "unknown parameter; expected one of: limit, cursor"))
+    })
+}
+
+pub(super) async fn attempts(
+    request: HttpRequest,
+    shared: State,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let paging = paging(&request, id, "attempts")?;
+    jobs::read(&shared, id).await?;
+    let (behind, limit) = (paging.behind.map_or(-1, |place| place_of(place).0), paging.limit + 1);
+    let found = shared.doorway.run(move |connection| attempts::page(connection, id, behind, limit)).await?;
+    let (page, more) = paging.cut(&found);
+    let mut response = HttpResponse::Ok();
+    let next_cursor = page
+        .last()
+        .filter(|_| more)
+        .map(|last| paging.next(&mut response, &format!("{}/attempts", wire::path(id)), place(last.lease, 0)));
+    Ok(response.json(AttemptsPage { attempts: page.iter().map(AttemptResource::from).collect(), next_cursor }))
+}
+
+pub(super) async fn log(request: HttpRequest, shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let paging = paging(&request, id, "log")?;
+    jobs::read(&shared, id).await?;
+    let (behind, limit) = (paging.behind.map_or((-1, -1), place_of), paging.limit + 1);
+    let found = shared.doorway.run(move |connection| log::page(connection, id, behind, limit)).await?;
+    let (page, more) = paging.cut(&found);
+    let mut response = HttpResponse::Ok();
+    let next_cursor = page
+        .last()
+        .filter(|_| more)
+        .map(|last| paging.next(&mut response, &format!("{}/log", wire::path(id)), place(last.lease, last.n)));
+    Ok(response.json(LogPage { lines: page.iter().map(LineResource::from).collect(), next_cursor }))
+}
+
+/// A lease and a number within it, as a cursor holds them.
+fn place(lease: i64, n: i32) -> Uuid {
+    Uuid::from_u64_pair(u64::try_from(lease).unwrap_or(0), u64::try_from(n).unwrap_or(0))
+}
+
+fn place_of(place: Uuid) -> (i64, i32) {
+    let (lease, n) = place.as_u64_pair();
+    (i64::try_from(lease).unwrap_or(i64::MAX), i32::try_from(n).unwrap_or(i32::MAX))
+}
+
+pub(super) async fn retry(
+    request: HttpRequest,
+    shared: State,
+    id: web::Path<String>,
+    body: Result<web::Bytes, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
+    submit::refuse_when_stopping(&shared)?;
+    let id = parse_id(&id)?;
+    let body = body.map_err(|error| submit::unreadable(&error))?;
+    refuse_fields(&body)?;
+    let job = job_to_retry(&shared, id).await?;
+    let idempotency = idempotency(&request, fingerprint(&request, &body))?;
+    match submit::accept(&request, &shared, Accept { job, idempotency }).await {
+        Err(problem) if problem.code == Code::RetryUnfinished => Err(naming_the_unfinished(&shared, id, problem).await),
+        answer => answer,
+    }
+}
+
+/// A retry runs what the job was: nothing of it can be changed.
+fn refuse_fields(body: &[u8]) -> Result<(), Problem> {
+    if body.is_empty() {
+        return Ok(());
+    }
+    match strict_json::object(body)?.keys().next() {
+        None => Ok(()),
+        Some(name) => Err(Problem::new(Code::InvalidRequest, "a retry runs the same job again, and takes no fields")
+            .field(format!("/{}", strict_json::escape(name)), "unknown field; expected none")),
+    }
+}
+
+async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<NewJob, Problem> {
+    let job = match shared.doorway.run(move |connection| retry::of(connection, id)).await? {
+        RetryOf::Retry(job) => *job,
+        // Says 404 in the words of every other route.
+        RetryOf::NotFound => return Err(jobs::not_found(id)),
+        RetryOf::NotRetryable(state) => {
+            return Err(Problem::new(Code::NotRetryable, format!("the job is {state}"))
+                .field("id", "expected a job that has failed or was cancelled"));
+        }
+    };
+    // What this process no longer knows can't run again.
+    submit::check_names(shared, &job)?;
+    Ok(job)
+}
+
+async fn naming_the_unfinished(shared: &Shared, id: Uuid, problem: Problem) -> Problem {
+    match shared.doorway.run(move |connection| retry::unfinished(connection, id)).await {
+        Ok(Some(retry)) => problem
+            .field("id", format!("expected a job without an unfinished retry; see {}", wire::path(retry)))
+            .header(header::LOCATION, wire::path(retry)),
+        // It has ended just now, or can't be read: the problem says enough.
+        _ => problem,
+    }
+}

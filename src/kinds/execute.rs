@@ -1,0 +1,301 @@
+//! `execute`: statements that change data, all of them in one transaction, or none.
+//!
+//! Each of the caller's texts travels alone, as it is. Transaction control and COPY are refused before anything is
+//! stored; what gets past that is caught before our COMMIT, which is only sent while the transaction is still the one
+//! that was begun. Whoever can't tell whether a COMMIT took effect says so.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::kinds::context::WorkContext;
+use crate::kinds::prepared::Prepared;
+use crate::kinds::sql::first_words;
+use crate::kinds::{ArgError, Work, WorkError, params};
+use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
+use crate::queue::JobError;
+use crate::queue::job::ProgressBasis;
+use crate::queue::progress::Report;
+
+/// The most statements in one job.
+pub const MAX_STATEMENTS: usize = 1_000;
+
+/// The arguments of an `execute`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Execute {
+    /// What is run, in this order.
+    pub statements: Vec<ExecuteStatement>,
+}
+
+/// One statement.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecuteStatement {
+    /// One SQL statement. Rows that it returns are counted and dropped.
+    pub sql: String,
+    /// Values for `$1`, `$2` and so on, each as JSON.
+    #[serde(default)]
+    pub params: Vec<Box<RawValue>>,
+}
+
+/// What an `execute` did.
+#[derive(Debug, Serialize)]
+pub struct Executed {
+    /// In the order of the arguments.
+    pub statements: Vec<StatementCount>,
+}
+
+/// What one statement did.
+#[derive(Debug, Serialize)]
+pub struct StatementCount {
+    /// What the server calls it, such as `INSERT` or `CREATE TABLE`.
+    pub command: String,
+    /// Rows that it changed.
+    pub rows_affected: i64,
+    /// Rows that it returned.
+    pub rows_returned: i64,
+}
+
+impl Work for Execute {
+    const KIND: &'static str = "execute";
+    const REPEATABLE: bool = false;
+    type Output = Executed;
+
+    fn check(&self) -> Result<(), Vec<ArgError>> {
+        let mut errors = Vec::new();
+        if self.statements.is_empty() || self.statements.len() > MAX_STATEMENTS {
+            errors.push(ArgError::new("/statements", format!("expected 1 to {MAX_STATEMENTS} statements")));
+        }
+        for (n, statement) in self.statements.iter().enumerate() {
+            if let Some(detail) = refusal(&statement.sql) {
+                errors.push(ArgError::new(format!("/statements/{n}/sql"), detail));
+            }
+            errors.extend(params::check(&format!("/statements/{n}/params"), &statement.params));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Executed, WorkError> {
+        let mut work = ctx.session()?;
+        let (session, _, close) = work.split();
+        let mut intact = true;
+        match self.up_to_commit(session, ctx, &mut intact) {
+            Ok(executed) => commit(session, ctx).map(|()| executed),
+            Err(error) => {
+                let rolled_back = session.command("ROLLBACK").is_ok();
+                // One that speaks COPY, or that isn't where we left it, is of no further use.
+                *close = !rolled_back;
+                // Without a COMMIT nothing takes effect: the server has said so, or it was us who broke it off.
+                if intact && (rolled_back || ctx.is_stopping()) {
+                    ctx.nothing_took_effect();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What is wrong with a statement as far as its first words show it.
+fn refusal(sql: &str) -> Option<&'static str> {
+    const CONTROL: &str =
+        "expected no transaction control: the statements run in one transaction, which ends with the last of them";
+    let words = first_words(sql, 2);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        [] => Some("expected one SQL statement"),
+        ["COPY", ..] => Some("expected no COPY: its data have no way in or out here"),
+        ["BEGIN" | "START" | "COMMIT" | "END" | "ROLLBACK" | "ABORT" | "SAVEPOINT" | "RELEASE", ..]
+        | ["PREPARE" | "SET", "TRANSACTION"] => Some(CONTROL),
+        _ => None,
+    }
+}
+
+impl Execute {
+    /// Everything but the COMMIT. `intact` is unset when the transaction isn't the one that was begun any more.
+    fn up_to_commit(
+        &self,
+        session: &mut Session,
+        ctx: &WorkContext<'_>,
+        intact: &mut bool,
+    ) -> Result<Executed, WorkError> {
+        session.execute_batch("BEGIN")?;
+        let begun = transaction(session)?;
+        let mut statements = Vec::with_capacity(self.statements.len());
+        for (n, statement) in self.statements.iter().enumerate() {
+            ctx.check()?;
+            set_timeout(session, ctx)?;
+            let count = statement.run(session).map_err(|error| at(n, error))?;
+            if session.transaction_status() != TransactionStatus::InTransaction {
+                *intact = false;
+                return Err(at(n, ended_the_transaction()));
+            }
+            ctx.count(|statistics| {
+                statistics.rows_affected = statistics.rows_affected.saturating_add(count.rows_affected);
+                statistics.rows_returned = statistics.rows_returned.saturating_add(count.rows_returned);
+            });
+            statements.push(count);
+            self.report(ctx, n + 1);
+        }
+        if transaction(session)? != begun {
+            *intact = false;
+            return Err(ended_the_transaction());
+        }
+        ctx.check()?;
+        set_timeout(session, ctx)?;
+        Ok(Executed { statements })
+    }
+
+    fn report(&self, ctx: &WorkContext<'_>, done: usize) {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        ctx.progress(Report {
+            phase: "running statements".to_owned(),
+            done: count(done),
+            total: Some(count(self.statements.len())),
+            unit: "statements".to_owned(),
+            basis: ProgressBasis::Exact,
+        });
+    }
+}
+
+impl ExecuteStatement {
+    fn run(&self, session: &mut Session) -> Result<StatementCount, WorkError> {
+        let prepared = Prepared::new(session, &self.sql, &self.params).map_err(|error| error.or_server(refused))?;
+        if !self.params.is_empty() {
+            prepared.parse(session)?;
+        }
+        let mut rows = session.stream(&prepared.values).map_err(refused)?;
+        let mut returned = 0_usize;
+        while let Some(chunk) = rows.next_chunk().map_err(refused)? {
+            returned = returned.saturating_add(chunk.rows());
+        }
+        Ok(count(rows.command_tag().unwrap_or_default(), returned))
+    }
+}
+
+/// Reads a command tag, such as `INSERT 0 3`, `UPDATE 3` or `CREATE TABLE`.
+fn count(tag: &str, returned: usize) -> StatementCount {
+    let mut words: Vec<&str> = tag.split(' ').collect();
+    let number = words.last().and_then(|word| word.parse::<i64>().ok());
+    words.retain(|word| word.parse::<i64>().is_err());
+    let command = words.join(" ");
+    let reads = ["SELECT", "FETCH", "MOVE", "SHOW"].contains(&command.as_str());
+    StatementCount {
+        rows_affected: number.filter(|_| !reads).unwrap_or(0),
+        rows_returned: i64::try_from(returned).unwrap_or(i64::MAX),
+        command,
+    }
+}
+
+fn refused(error: PqError) -> WorkError {
+    if error.kind == PqErrorKind::Copy {
+        return not_allowed("COPY is not allowed here");
+    }
+    // active_sql_transaction: VACUUM, CREATE INDEX CONCURRENTLY and their like.
+    let alone = error.sqlstate.as_deref() == Some("25001");
+    match WorkError::from(error) {
+        WorkError::Fail(error) if alone && error.hint.is_none() => WorkError::Fail(
+            error.with_hint("execute runs its statements in one transaction; this one can't run in any"),
+        ),
+        error => error,
+    }
+}
+
+fn not_allowed(what: &str) -> WorkError {
+    WorkError::Fail(JobError::new("statement_not_allowed", what))
+}
+
+/// Whatever it did before that may be committed or not.
+fn ended_the_transaction() -> WorkError {
+    let error = JobError::new("statement_not_allowed", "a statement ended the transaction that all of them run in");
+    WorkError::Fail(error.with_hint("look at the target: what ran up to there may be committed"))
+}
+
+/// Says which statement an error is about.
+fn at(n: usize, error: WorkError) -> WorkError {
+    let place = |error: JobError| {
+        let separator = if error.message.starts_with('/') { "" } else { ": " };
+        JobError { message: format!("/statements/{n}{separator}{}", error.message), ..error }
+    };
+    match error {
+        WorkError::Retry(error) => WorkError::Retry(place(error)),
+        WorkError::Fail(error) => WorkError::Fail(place(error)),
+        other => other,
+    }
+}
+
+/// Which transaction the session is in: `COMMIT AND CHAIN` begins another one, and no status shows it.
+fn transaction(session: &mut Session) -> Result<String, WorkError> {
+    let rows = session.query(
+        "SELECT virtualxid FROM pg_locks WHERE locktype = 'virtualxid' AND pid = pg_backend_pid()
+            AND virtualxid = virtualtransaction",
+        &[],
+    )?;
+    Ok(rows.get(0, 0).unwrap_or_default().to_owned())
+}
+
+fn set_timeout(session: &mut Session, ctx: &WorkContext<'_>) -> Result<(), WorkError> {
+    let left = ctx.remaining().as_millis().max(1);
+    session.execute_batch(&format!("SET LOCAL statement_timeout = {left}")).map_err(WorkError::from)
+}
+
+/// Only the word COMMIT means that it is committed: the answer to a transaction that had failed is ROLLBACK.
+fn commit(session: &mut Session, ctx: &WorkContext<'_>) -> Result<(), WorkError> {
+    match session.command("COMMIT") {
+        Ok(tag) if tag == "COMMIT" => Ok(()),
+        Ok(_) => {
+            ctx.nothing_took_effect();
+            Err(WorkError::Fail(JobError::new("sql_error", "the server rolled the transaction back at its end")))
+        }
+        Err(error) => {
+            // An error that leaves the session usable was raised before anything was committed.
+            if error.kind == PqErrorKind::Server && session.is_idle() {
+                ctx.nothing_took_effect();
+            }
+            Err(error.into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{count, refusal};
+
+    #[test]
+    fn transaction_control_and_copy_are_refused() {
+        for sql in [
+            "COMMIT",
+            "/* x */ commit and chain",
+            "-- x\nEND",
+            "ROLLBACK TO a",
+            "begin",
+            "START TRANSACTION",
+            "SAVEPOINT a",
+            "RELEASE a",
+            "Prepare Transaction 'x'",
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "; abort",
+            "COPY t FROM STDIN",
+            "copy (SELECT 1) to stdout",
+            "",
+            "-- nothing",
+        ] {
+            assert!(refusal(sql).is_some(), "{sql}");
+        }
+        for sql in ["PREPARE x AS SELECT 1", "SET LOCAL work_mem = '1MB'", "UPDATE t SET a = 1", "SELECT commit FROM t"]
+        {
+            assert!(refusal(sql).is_none(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn tags_are_counted() {
+        let read = |tag, returned| {
+            let count = count(tag, returned);
+            (count.command, count.rows_affected, count.rows_returned)
+        };
+        assert_eq!(read("INSERT 0 3", 0), ("INSERT".to_owned(), 3, 0));
+        assert_eq!(read("UPDATE 2", 2), ("UPDATE".to_owned(), 2, 2));
+        assert_eq!(read("SELECT 7", 7), ("SELECT".to_owned(), 0, 7));
+        assert_eq!(read("CREATE TABLE", 0), ("CREATE TABLE".to_owned(), 0, 0));
+    }
+}

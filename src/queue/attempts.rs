@@ -1,0 +1,58 @@
+//! The attempts of a job: those that ended, and the one that runs, which is the row of the job itself.
+
+use chrono::{DateTime, Utc};
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer, Json, Nullable, Text, Timestamptz};
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::queue::job::RawJson;
+
+/// One attempt.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Attempt {
+    /// Its lease: grows from attempt to attempt.
+    #[diesel(sql_type = BigInt)]
+    pub lease: i64,
+    /// The number of the charged attempt that it was, from 1. One that wasn't charged shares its number with the next.
+    #[diesel(sql_type = Integer)]
+    pub attempt: i32,
+    /// The process that ran it.
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    pub worker_id: Uuid,
+    /// When it was claimed.
+    #[diesel(sql_type = Timestamptz)]
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    pub finished_at: Option<DateTime<Utc>>,
+    /// How it ended.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub outcome: Option<String>,
+    /// The server process that it worked with last.
+    #[diesel(sql_type = Nullable<Integer>)]
+    pub backend_pid: Option<i32>,
+    /// Why it failed or was interrupted.
+    #[diesel(sql_type = Nullable<Json>)]
+    pub error: Option<RawJson>,
+}
+
+/// At most `limit` attempts of a job behind the one of lease `after`, oldest first.
+///
+/// # Errors
+/// When the database fails.
+pub fn page(connection: &mut PgConnection, job_id: Uuid, after: i64, limit: i64) -> Result<Vec<Attempt>, DbError> {
+    let sql = "SELECT * FROM (
+            SELECT lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error
+              FROM attempts WHERE job_id = $1
+            UNION ALL
+            SELECT lease, attempt, worker_id, started_at, NULL, NULL, backend_pid, NULL
+              FROM jobs WHERE id = $1 AND state = 'running') a
+         WHERE lease > $2 ORDER BY lease LIMIT $3";
+    Ok(diesel::sql_query(sql)
+        .bind::<diesel::sql_types::Uuid, _>(job_id)
+        .bind::<BigInt, _>(after)
+        .bind::<BigInt, _>(limit)
+        .load(connection)?)
+}

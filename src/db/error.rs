@@ -24,6 +24,18 @@ impl DbError {
         matches!(self, DbError::Unavailable(_))
     }
 
+    /// The server has no room left on a disk (SQLSTATE 53100, which Diesel doesn't pass on).
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            DbError::Query(DieselError::DatabaseError(_, info)) => {
+                ["No space left on device", "could not extend file", "could not write to file"]
+                    .iter()
+                    .any(|words| info.message().contains(words))
+            }
+            _ => false,
+        }
+    }
+
     /// The row was refused because no partition holds its id (SQLSTATE 23514, which Diesel reports as a check
     /// violation without a constraint name).
     pub fn is_missing_partition(&self) -> bool {

@@ -193,6 +193,12 @@ impl From<ResultError> for WorkError {
             ResultError::Db(error) => error.into(),
             // Whatever this attempt says now is refused by its fence.
             ResultError::LeaseLost => WorkError::Cancelled,
+            // What is expired or deleted meanwhile makes room.
+            ResultError::StoreFull => WorkError::Retry(
+                JobError::new("result_store_full", error.to_string())
+                    .retryable()
+                    .with_hint("delete results that are no longer needed, or give the queue's database more disk"),
+            ),
             ResultError::TooLarge => WorkError::Fail(
                 JobError::new("value_too_large", error.to_string()).with_hint("return less in one value"),
             ),

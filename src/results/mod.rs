@@ -129,6 +129,9 @@ pub enum ResultError {
     /// Somebody else has the job.
     #[error("the lease was lost: what this attempt produces is no longer wanted")]
     LeaseLost,
+    /// The database that keeps results has no room left.
+    #[error("the database that keeps results has no room left")]
+    StoreFull,
     /// A stored part isn't what the manifest says.
     #[error("a stored part is damaged: {0}")]
     Damaged(&'static str),

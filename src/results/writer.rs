@@ -145,6 +145,7 @@ impl ResultWriter {
             let connection = self.pool.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
             match connection.and_then(|mut connection| store::write_part(&mut connection, &self.lease, n, &data)) {
                 Err(DbError::Unavailable(_) | DbError::Busy(_)) if (self.try_again)() => {}
+                Err(error) if error.is_disk_full() => return Err(ResultError::StoreFull),
                 outcome => break outcome?,
             }
         };

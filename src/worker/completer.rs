@@ -147,9 +147,12 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
 /// A refusal that says nothing about what is to be stored: a server that is read-only for a while, a full disk, a
 /// deadlock, a statement that somebody cancelled.
 fn passes(error: &DbError) -> bool {
+    if error.is_disk_full() {
+        return true;
+    }
     let DbError::Query(diesel::result::Error::DatabaseError(kind, info)) = error else { return false };
     let kinds = [DatabaseErrorKind::ReadOnlyTransaction, DatabaseErrorKind::SerializationFailure];
-    let words = ["deadlock detected", "No space left", "could not extend", "out of memory", "canceling statement"];
+    let words = ["deadlock detected", "out of memory", "canceling statement"];
     kinds.iter().any(|known| std::mem::discriminant(known) == std::mem::discriminant(kind))
         || words.iter().any(|word| info.message().contains(word))
 }

@@ -34,10 +34,22 @@ pub struct Server {
 impl Server {
     /// `slowlane serve` on these databases.
     pub fn serve(queue: &Database, target: &Database, extra: &[&str]) -> Server {
-        let mut command = program();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--target", "default=TARGET_URL"]).args(extra);
-        command.env("SLOWLANE_DATABASE_URL", queue.dsn.to_url().expose());
-        command.env("TARGET_URL", target.dsn.to_url().expose());
+        let mut command = serving(queue, &["--listen", "127.0.0.1:0"]);
+        command.args(extra).env("TARGET_URL", target.dsn.to_url().expose());
+        Server::spawn(command)
+    }
+
+    /// A process that serves HTTP and runs no jobs. It isn't told where the target is.
+    pub fn api(queue: &Database, extra: &[&str]) -> Server {
+        let mut command = serving(queue, &["--no-workers", "--listen", "127.0.0.1:0"]);
+        command.args(extra);
+        Server::spawn(command)
+    }
+
+    /// A process that runs jobs and answers probes alone.
+    pub fn worker(queue: &Database, target: &Database, extra: &[&str]) -> Server {
+        let mut command = serving(queue, &["--no-http", "--probe-listen", "127.0.0.1:0"]);
+        command.args(extra).env("TARGET_URL", target.dsn.to_url().expose());
         Server::spawn(command)
     }
 
@@ -78,6 +90,13 @@ impl Server {
         });
         status.unwrap()
     }
+}
+
+fn serving(queue: &Database, role: &[&str]) -> Command {
+    let mut command = program();
+    command.arg("serve").args(role).args(["--target", "default=TARGET_URL"]);
+    command.env("SLOWLANE_DATABASE_URL", queue.dsn.to_url().expose());
+    command
 }
 
 fn gather(child: &mut Child) -> (Arc<Mutex<String>>, Receiver<String>) {

@@ -4,7 +4,9 @@
 pub mod app;
 pub mod child;
 pub mod client;
+pub mod history;
 pub mod kinds;
+pub mod load;
 pub mod postgres;
 pub mod proxy;
 

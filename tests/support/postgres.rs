@@ -41,6 +41,11 @@ fn watch(folder: &std::path::Path) {
 impl Postgres {
     /// A cluster that only the caller uses: it may be stopped and broken.
     pub fn start() -> Postgres {
+        Postgres::with(&[])
+    }
+
+    /// As [`Postgres::start`], with further settings of the server.
+    pub fn with(further: &[(&str, &str)]) -> Postgres {
         let folder = tempfile::Builder::new().prefix("slowlane-test-").tempdir().unwrap().keep();
         watch(&folder);
         // The server's default is the weak one: what slowlane promises must not depend on it.
@@ -51,7 +56,8 @@ impl Postgres {
             ("shared_buffers", "64MB"),
             ("log_min_duration_statement", "-1"),
         ];
-        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let settings = settings.iter().chain(further);
+        let settings = settings.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let cluster = Cluster::start(ClusterOptions { data_dir: folder, settings }).unwrap();
         let superuser = cluster.superuser("postgres").unwrap();
         let passwords = Passwords { owner: PASSWORD.into(), queue: PASSWORD.into(), demo: PASSWORD.into() };

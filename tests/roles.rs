@@ -1,0 +1,160 @@
+//! HTTP and workers in processes of their own, any number of each on one database.
+
+use std::collections::BTreeSet;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::support::child::{Server, program};
+use crate::support::eventually;
+use crate::support::history;
+use crate::support::postgres::Postgres;
+
+const SLEEPING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+
+fn query(sql: &str) -> Value {
+    json!({"kind": "query", "args": {"sql": sql}})
+}
+
+/// Jobs go in at one process, run in others, and their ends and results come out at any.
+fn share_the_work(notify: &str) {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let apis = [Server::api(&queue, &["--notify", notify]), Server::api(&queue, &["--notify", notify])];
+    // Nobody runs it yet.
+    let mut ids = vec![apis[0].client.submit(&query("SELECT 'early'"))];
+    let extra = ["--notify", notify, "--workers", "2"];
+    let workers = [Server::worker(&queue, &target, &extra), Server::worker(&queue, &target, &extra)];
+    assert_eq!(apis[1].client.ended(&ids[0])["state"], "succeeded");
+    ids.extend((0..8).map(|n| apis[n % 2].client.submit(&query("SELECT pg_sleep(0.3)"))));
+    for (n, id) in ids.iter().enumerate() {
+        let other = &apis[(n + 1) % 2].client;
+        assert_eq!(other.ended(id)["state"], "succeeded");
+        assert_eq!(other.get(&format!("/v1/jobs/{id}/result/data")).status, 200);
+    }
+    history::check(&queue, &ids);
+    let ran_in = queue.text("SELECT count(DISTINCT worker_id) FROM attempts");
+    assert_eq!(ran_in, "2", "one of the workers had nothing to do");
+    // A cancel reaches the process that runs the job.
+    let id = apis[0].client.submit(&query("SELECT pg_sleep(600)"));
+    eventually("it sleeps", || target.count(SLEEPING) == 1);
+    assert_eq!(apis[1].client.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
+    assert_eq!(apis[0].client.ended(&id)["state"], "cancelled");
+    assert_eq!(target.count(SLEEPING), 0);
+    drop(workers);
+}
+
+#[test]
+fn processes_wake_each_other_by_notify() {
+    share_the_work("true");
+}
+
+#[test]
+fn processes_work_together_without_notify() {
+    share_the_work("false");
+}
+
+#[test]
+fn hints_arrive_long_before_the_poll() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let api = Server::api(&queue, &[]);
+    let _worker = Server::worker(&queue, &target, &[]);
+    let listening = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'slowlane listener' AND datname = current_database()";
+    eventually("both listen", || queue.count(listening) == 2);
+    // Each of these would wait for half a second on average, and now and then for more, if nobody were woken.
+    let ids: Vec<String> = (0..20)
+        .map(|_| {
+            let id = api.client.submit(&query("SELECT 1"));
+            assert_eq!(api.client.ended(&id)["state"], "succeeded");
+            id
+        })
+        .collect();
+    let waited =
+        queue.count("SELECT count(*) FROM finished_jobs WHERE started_at - created_at > interval '400 milliseconds'");
+    assert!(waited < 10, "{waited} of {} jobs waited for the poll", ids.len());
+}
+
+#[test]
+fn a_worker_process_answers_probes_and_nothing_else() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let mut worker = Server::worker(&queue, &target, &[]);
+    assert_eq!(worker.client.get("/healthz").status, 200);
+    assert_eq!(worker.client.get("/readyz").json()["checks"]["workers"], "ok");
+    let metrics = worker.client.get("/metrics");
+    assert!(metrics.text().contains("slowlane_pool_size{pool=\"default libpq\"}"), "{}", metrics.text());
+    for path in ["/v1/jobs", "/", "/v1/jobs/018f0000-0000-7000-8000-00000000abcd"] {
+        assert_eq!(worker.client.get(path).problem().1, "not_found");
+    }
+    assert_eq!(worker.client.post("/v1/jobs", &query("SELECT 1")).problem().0, 404);
+    assert_eq!(worker.client.get_with("/healthz", &[("host", "evil.example")]).problem().0, 421);
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.wait().success(), "{}", worker.log());
+}
+
+#[test]
+fn an_http_process_needs_no_way_to_the_target_and_stops_at_once() {
+    let postgres = Postgres::shared();
+    let queue = postgres.queue();
+    let mut api = Server::api(&queue, &["--probe-listen", "127.0.0.1:0"]);
+    let ready = api.client.get("/readyz").json();
+    assert_eq!(ready["checks"]["workers"], "ok");
+    assert_eq!(queue.count("SELECT count(*) FROM workers"), 0);
+    assert_eq!(
+        api.client
+            .post("/v1/jobs", &json!({"kind": "query", "target": "other", "args": {"sql": "SELECT 1"}}))
+            .problem()
+            .1,
+        "unknown_target"
+    );
+    let id = api.client.submit(&query("SELECT 1"));
+    assert_eq!(api.client.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).json()["state"], "cancelled");
+    // Who waits is answered as things are, and holds nobody up.
+    let id = api.client.submit(&query("SELECT 1"));
+    let client = api.client.clone();
+    let waits = std::thread::spawn(move || client.get_with(&format!("/v1/jobs/{id}"), &[("prefer", "wait=30")]));
+    eventually("it waits", || api.client.get("/metrics").status == 200 && !waits.is_finished());
+    let since = std::time::Instant::now();
+    api.signal(Signal::SIGTERM);
+    let answer = waits.join().unwrap();
+    assert_eq!((answer.status, &answer.json()["state"]), (200, &json!("queued")));
+    assert!(api.wait().success(), "{}", api.log());
+    assert!(since.elapsed() < std::time::Duration::from_secs(25), "the wait held the process up");
+    assert!(api.log().contains("probes are answered on"));
+}
+
+#[test]
+fn roles_that_leave_nothing_to_do_are_refused() {
+    let run = |args: &[&str]| {
+        let output = program()
+            .args(["serve", "--listen", "127.0.0.1:0", "--target", "default=TARGET_URL"])
+            .args(args)
+            .env("SLOWLANE_DATABASE_URL", "postgres://nobody@127.0.0.1:1/none")
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (ok, error, _) = run(&["--no-http", "--no-workers"]);
+    assert!(!ok && error.contains("nothing is left to do"), "{error}");
+    // Workers need to know where the target is; HTTP alone doesn't.
+    let (ok, error, _) = run(&["--no-http", "--print-config"]);
+    assert!(!ok && error.contains("TARGET_URL"), "{error}");
+    let (ok, error, config) = run(&["--no-workers", "--print-config"]);
+    assert!(ok, "{error}");
+    assert!(config.contains("no_workers = true") && config.contains("[targets.\"default\"]"), "{config}");
+    // Beyond loopback only with a token, for probes too.
+    let (ok, error, _) = run(&["--no-workers", "--probe-listen", "0.0.0.0:0"]);
+    assert!(!ok && error.contains("SLOWLANE_API_TOKEN"), "{error}");
+}
+
+#[test]
+fn ids_are_unique_across_processes() {
+    let postgres = Postgres::shared();
+    let queue = postgres.queue();
+    let apis = [Server::api(&queue, &[]), Server::api(&queue, &[])];
+    let ids: BTreeSet<String> = (0..50).map(|n| apis[n % 2].client.submit(&query("SELECT 1"))).collect();
+    assert_eq!(ids.len(), 50);
+    assert_eq!(queue.count("SELECT count(*) FROM jobs"), 50);
+}

@@ -253,6 +253,46 @@ fn a_server_without_a_free_slot_is_waited_for() {
     assert_eq!(queue.count("SELECT count(*) FROM finished_jobs WHERE state <> 'succeeded'"), 0);
 }
 
+#[test]
+fn a_target_that_is_away_costs_no_attempt_however_long() {
+    let postgres = Postgres::shared();
+    let (queue, mut target) = (postgres.queue(), postgres.work());
+    let proxy = Proxy::before(&target.dsn);
+    target.dsn = proxy.dsn(&target.dsn);
+    let server = Server::serve(&queue, &target, &["--workers", "2"]);
+    // A session lies in the pool when the target goes.
+    let before = server.client.submit(&query("SELECT 1"));
+    assert_eq!(server.client.ended(&before)["state"], "succeeded");
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    let waits = server.client.submit(&query("SELECT 2"));
+    let once = json!({"kind": "execute", "max_attempts": 1, "args": {"statements": [{"sql": "SELECT 3"}]}});
+    let once = server.client.submit(&once);
+    // More often than they may be tried.
+    let leases = || queue.count("SELECT coalesce(min(lease), 0) FROM jobs");
+    eventually("both were tried again and again", || {
+        queue.run("UPDATE jobs SET run_at = now() WHERE state = 'scheduled'");
+        leases() >= 4
+    });
+    let job = server.client.job(&waits);
+    assert_eq!(
+        (&job["error"]["code"], &job["error"]["retryable"]),
+        (&json!("target_unavailable"), &json!(true)),
+        "{job}"
+    );
+    assert_eq!(server.client.get("/readyz").status, 200);
+    proxy.set(Mode::Pass);
+    for id in [&waits, &once] {
+        eventually("it has run", || {
+            queue.run("UPDATE jobs SET run_at = now() WHERE state = 'scheduled'");
+            server.client.job(id)["state"] == "succeeded"
+        });
+        let job = server.client.job(id);
+        assert_eq!((&job["attempt"], &job["interruptions"]), (&json!(1), &json!(0)), "{job}");
+    }
+    history::check(&queue, &[before, waits, once]);
+}
+
 /// A file system of a few megabytes. Unmounted when it is dropped.
 struct SmallDisk {
     folder: tempfile::TempDir,

@@ -94,7 +94,7 @@ fn a_worker_that_lost_its_lease_changes_nothing() {
     let endings = [
         succeeded(),
         Ending::Retry { delay_ms: 1, error: RawJson::of(&JobError::new("x", "x")).unwrap() },
-        Ending::Snooze { delay_ms: 1 },
+        Ending::Snooze { delay_ms: 1, error: None },
         Ending::HandBack { error: RawJson::of(&JobError::new("x", "x")).unwrap() },
     ];
     for ending in endings {
@@ -165,7 +165,7 @@ fn a_job_that_was_to_be_cancelled_does_not_come_back() {
     let scope = worker(&mut connection);
     let endings = [
         Ending::Retry { delay_ms: 1000, error: RawJson::of(&JobError::new("x", "x")).unwrap() },
-        Ending::Snooze { delay_ms: 1000 },
+        Ending::Snooze { delay_ms: 1000, error: None },
         Ending::HandBack { error: RawJson::of(&JobError::new("x", "x")).unwrap() },
     ];
     for ending in endings {

@@ -74,6 +74,7 @@ pub struct WorkContext<'a> {
     statistics: RefCell<JobStatistics>,
     manifest: RefCell<Option<Manifest>>,
     no_effect: Cell<bool>,
+    had_session: Cell<bool>,
 }
 
 impl<'a> WorkContext<'a> {
@@ -94,6 +95,7 @@ impl<'a> WorkContext<'a> {
             statistics: RefCell::default(),
             manifest: RefCell::default(),
             no_effect: Cell::new(false),
+            had_session: Cell::new(false),
         }
     }
 
@@ -161,7 +163,7 @@ impl<'a> WorkContext<'a> {
         self.check()?;
         let name = self.lease().application_name();
         let (loan, backend) = self.target.diesel(&name, self.remaining()).map_err(|error| match error {
-            DbError::Unavailable(_) | DbError::Busy(_) => target_unavailable(&error),
+            DbError::Unavailable(_) | DbError::Busy(_) => self.target_unavailable(&error),
             DbError::Query(error) => error.into(),
         })?;
         self.note(&backend)?;
@@ -178,7 +180,7 @@ impl<'a> WorkContext<'a> {
         self.check()?;
         let name = self.lease().application_name();
         let (mut loan, backend) = self.target.session(&name, self.remaining()).map_err(|error| match error.kind {
-            PqErrorKind::Connect | PqErrorKind::ConnectionLost => target_unavailable(&error),
+            PqErrorKind::Connect | PqErrorKind::ConnectionLost => self.target_unavailable(&error),
             _ => error.into(),
         })?;
         self.note(&backend)?;
@@ -188,6 +190,16 @@ impl<'a> WorkContext<'a> {
         let handle = self.arm(Box::new(ByCanceller { canceller, by_backend }))?;
         loan.inner.on_notice(Some(self.notice_sink()));
         Ok(SessionWork { loan, control: &self.control, handle, own })
+    }
+
+    /// Without an earlier session nothing has begun: whatever the kind, it may wait for its target.
+    fn target_unavailable(&self, error: &dyn std::fmt::Display) -> WorkError {
+        let error = JobError::new("target_unavailable", error.to_string()).retryable();
+        if self.had_session.get() {
+            return WorkError::Retry(error);
+        }
+        self.nothing_took_effect();
+        WorkError::Unavailable(error)
     }
 
     fn notice_sink(&self) -> NoticeSink {
@@ -231,6 +243,7 @@ impl<'a> WorkContext<'a> {
     }
 
     fn arm(&self, interrupt: Box<dyn Interrupt>) -> Result<u64, WorkError> {
+        self.had_session.set(true);
         self.control.arm(interrupt).map_err(|_| WorkError::Cancelled)
     }
 
@@ -254,11 +267,6 @@ impl<'a> WorkContext<'a> {
             no_effect: self.no_effect.get(),
         }
     }
-}
-
-/// Nothing has begun: another attempt is worth it, whatever the kind.
-fn target_unavailable(error: &dyn std::fmt::Display) -> WorkError {
-    WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable())
 }
 
 /// A Diesel connection on loan. Dereferences to [`PgConnection`].

@@ -108,6 +108,8 @@ pub enum WorkError {
     Cancelled,
     /// It wants to run again later, uncharged.
     Snooze(Duration),
+    /// Nothing has begun, because what it needs can't be reached: again later and later, uncharged.
+    Unavailable(JobError),
 }
 
 impl WorkError {

@@ -33,6 +33,8 @@ pub enum Ending {
     Snooze {
         /// Wait this long, in milliseconds.
         delay_ms: i64,
+        /// Why, where that is worth telling.
+        error: Option<RawJson>,
     },
     /// It was interrupted through no fault of its own: claimable again at once, counted in `interruptions`.
     HandBack {
@@ -300,7 +302,7 @@ impl<'e> PutBack<'e> {
     fn of(lease: &'e Lease, ending: &'e Ending) -> PutBack<'e> {
         let (outcome, delay_ms, error) = match ending {
             Ending::Retry { delay_ms, error } => ("retried", (*delay_ms).max(1), Some(error)),
-            Ending::Snooze { delay_ms } => ("snoozed", (*delay_ms).max(1), None),
+            Ending::Snooze { delay_ms, error } => ("snoozed", (*delay_ms).max(1), error.as_ref()),
             Ending::HandBack { error } => ("interrupted", 0, Some(error)),
             Ending::Finished(_) => ("interrupted", 0, None),
         };

@@ -6,7 +6,7 @@
 //! | `Retry`, panic | retried, or failed after the last attempt | cancelled | failed, `timeout` | handed back |
 //! | `Fail` | failed | cancelled | failed, `timeout` | handed back |
 //! | `Cancelled` | failed, `cancelled_by_work` | cancelled | failed, `timeout` | handed back |
-//! | `Snooze` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
+//! | `Snooze`, `Unavailable` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
 //!
 //! A kind that may not be repeated isn't handed back once it has begun, unless it says that nothing took effect. After
 //! a panic or a lost connection it ends as failed, `outcome_unknown`, whatever was asked of it.
@@ -23,7 +23,7 @@ use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished, FinishedResult};
 use crate::queue::job::{JobState, JobStatistics};
 use crate::queue::liveness::{interrupted, outcome_unknown};
-use crate::queue::{JobError, RawJson};
+use crate::queue::{JobError, RawJson, RetryPolicy};
 use crate::results::Manifest;
 use crate::worker::Shared;
 use crate::worker::completer::Ended;
@@ -33,6 +33,9 @@ use crate::worker::running::Attempt;
 const TIMER_SLACK: Duration = Duration::from_millis(250);
 
 const PANIC: &str = "panic";
+
+/// When work is tried again whose target can't be reached.
+const UNAVAILABLE: RetryPolicy = RetryPolicy { base: Duration::from_secs(2), cap: Duration::from_secs(60) };
 
 static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
@@ -186,12 +189,14 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
     }
     match error {
         WorkError::Retry(error) if job.attempt < job.max_attempts => {
-            let delay_ms = i64::try_from(retry.delay(job.attempt).as_millis()).unwrap_or(i64::MAX);
-            Ok(Ending::Retry { delay_ms, error: json(&error)? })
+            Ok(Ending::Retry { delay_ms: milliseconds(retry.delay(job.attempt)), error: json(&error)? })
         }
         WorkError::Retry(error) | WorkError::Fail(error) => failed(&error),
-        WorkError::Snooze(delay) => {
-            Ok(Ending::Snooze { delay_ms: i64::try_from(delay.as_millis()).unwrap_or(i64::MAX) })
+        WorkError::Snooze(delay) => Ok(Ending::Snooze { delay_ms: milliseconds(delay), error: None }),
+        WorkError::Unavailable(error) => {
+            // Leases count every attempt, charged or not.
+            let times = i32::try_from(job.lease.number).unwrap_or(i32::MAX);
+            Ok(Ending::Snooze { delay_ms: milliseconds(UNAVAILABLE.delay(times)), error: Some(json(&error)?) })
         }
         WorkError::Cancelled => {
             let error = JobError::new("cancelled_by_work", "the work stopped without having been asked to");
@@ -245,6 +250,10 @@ fn succeeded(output: RawJson, statistics: JobStatistics, manifest: Option<Manife
 
 fn failed(error: &JobError) -> Result<Ending, DbError> {
     Ok(Ending::Finished(Finished { error: Some(json(error)?), ..Finished::plain(JobState::Failed) }))
+}
+
+fn milliseconds(delay: Duration) -> i64 {
+    i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<RawJson, DbError> {

@@ -1,4 +1,4 @@
-//! The demo's data: nycflights13, shipped compressed in the program, loaded once and whole.
+//! `slowlane demo`: nycflights13, shipped compressed in the program, loaded once and whole.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -6,11 +6,13 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::pg::{CopyFormat, CopyHeader, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::Bool;
+use diesel::sql_types::{BigInt, Nullable, Text};
 
 use crate::cli::Failure;
+use crate::config;
 use crate::db::pool::Manager;
 use crate::dsn::Dsn;
+use crate::pq;
 
 const SCHEMA: &str = include_str!("../../demo/schema.sql");
 const AIRLINES: &[u8] = include_bytes!("../../demo/airlines.csv.zst");
@@ -20,6 +22,8 @@ const WEATHER: &[u8] = include_bytes!("../../demo/weather.csv.zst");
 const FLIGHTS: &[u8] = include_bytes!("../../demo/flights.csv.zst");
 /// Two that load at once take turns.
 const LOCK_KEY: i64 = 0x736c_6f77_6465_6d6f;
+/// How many tables the demo has.
+const TABLES: i64 = 5;
 /// How long loading may take.
 const TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -71,28 +75,79 @@ macro_rules! copy {
     };
 }
 
-#[derive(QueryableByName)]
-struct Present {
-    #[diesel(sql_type = Bool)]
-    present: bool,
+/// The subcommands of `slowlane demo`.
+#[derive(clap::Subcommand)]
+pub enum Demo {
+    /// Load every flight that left New York in 2013, unless it is there
+    Load(Where),
 }
 
-/// Loads the data, unless it is there. All of it is there, or nothing.
+/// Where the data go.
+#[derive(clap::Args)]
+pub struct Where {
+    /// The demo's database, without a password; one with a password belongs into SLOWLANE_DEMO_URL
+    #[arg(long, value_name = "DSN")]
+    database_url: Option<String>,
+}
+
+impl Demo {
+    /// Does what it says.
+    ///
+    /// # Errors
+    /// When the database can't be used, or holds tables of the same names that aren't the demo's.
+    pub fn run(self) -> Result<(), Failure> {
+        let Demo::Load(place) = self;
+        let target = config::demo_database(place.database_url.as_deref(), pq::parameters())?;
+        match load(&target)? {
+            Some(rows) => println!("loaded {rows} rows"),
+            None => println!("already there"),
+        }
+        Ok(())
+    }
+}
+
+/// Loads the data, unless it is there. All of it is there, or nothing. Says how many rows were loaded; `None` when
+/// there was nothing to do.
 ///
 /// # Errors
-/// When the database fails.
-pub fn load(target: &Dsn) -> Result<(), Failure> {
-    let setup = format!("SET statement_timeout = {}", TIMEOUT.as_millis());
+/// When the database fails, or has some of the tables only: they are somebody else's then.
+pub fn load(target: &Dsn) -> Result<Option<usize>, Failure> {
+    let setup = format!("SET statement_timeout = {}; SET search_path = public", TIMEOUT.as_millis());
     let mut connection = Manager::work(target, &setup).open()?;
     let rows = connection.transaction::<_, Failure, _>(|connection| {
         connection.batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK_KEY})"))?;
-        let present = diesel::sql_query("SELECT to_regclass('public.flights') IS NOT NULL AS present");
-        if present.get_result::<Present>(connection)?.present { Ok(None) } else { fill(connection).map(Some) }
+        if is_there(connection)? { Ok(None) } else { fill(connection).map(Some) }
     })?;
     if let Some(rows) = rows {
         log::info!(rows = rows; "loaded the demo's data");
     }
-    Ok(())
+    Ok(rows)
+}
+
+#[derive(QueryableByName)]
+struct Present {
+    #[diesel(sql_type = BigInt)]
+    tables: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    names: Option<String>,
+}
+
+fn is_there(connection: &mut PgConnection) -> Result<bool, Failure> {
+    let present = diesel::sql_query(
+        "SELECT count(*) AS tables, string_agg(name, ', ' ORDER BY name) AS names
+           FROM unnest(ARRAY['airlines', 'airports', 'planes', 'weather', 'flights']) AS name
+          WHERE to_regclass('public.' || name) IS NOT NULL",
+    )
+    .get_result::<Present>(connection)?;
+    match (present.tables, present.names) {
+        (0, _) => Ok(false),
+        (TABLES, _) => Ok(true),
+        (_, names) => Err(format!(
+            "the database has tables of the demo's names that aren't the demo's ({}): name another database",
+            names.unwrap_or_default()
+        )
+        .into()),
+    }
 }
 
 fn fill(connection: &mut PgConnection) -> Result<usize, Failure> {

@@ -36,6 +36,9 @@ enum Command {
     /// See or apply migrations of the queue's schema
     #[command(subcommand)]
     Migrate(migrate::Migrate),
+    /// Load the demo's data into a database of yours
+    #[command(subcommand)]
+    Demo(demo::Demo),
     /// Say which version this is
     Version,
 }
@@ -81,6 +84,7 @@ pub fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Dev(dev) => dev.run(),
         Command::Migrate(migrate) => migrate.run(),
+        Command::Demo(demo) => demo.run(),
         Command::Version => {
             println!("slowlane {} (libpq {})", env!("CARGO_PKG_VERSION"), crate::pq::libpq_version() / 10_000);
             Ok(())

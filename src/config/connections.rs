@@ -18,6 +18,9 @@ pub struct Connections {
     pub target: Vec<String>,
 }
 
+/// Where `slowlane demo load` finds its database.
+const DEMO_VARIABLE: &str = "SLOWLANE_DEMO_URL";
+
 /// The keys of `[targets.<name>]`.
 pub(super) const TARGET_KEYS: [&str; 5] = ["dsn", "dsn_env", "work_mem", "allow_unsafe_role", "read_only"];
 
@@ -59,6 +62,30 @@ impl TargetConfig {
     }
 }
 
+/// The demo's database: what `--database-url` says, then `SLOWLANE_DEMO_URL`.
+///
+/// # Errors
+/// When neither says it, or what it says is refused.
+pub fn demo_database(flag: Option<&str>, table: &[Parameter]) -> Result<Dsn, ConfigError> {
+    if let Some(text) = flag {
+        return from_flag(text, DEMO_VARIABLE, table);
+    }
+    match variable(DEMO_VARIABLE) {
+        Some(text) => parse_dsn(DEMO_VARIABLE, &text, table),
+        None => Err(ConfigError::Missing(format!("no database is named for the demo's data: set {DEMO_VARIABLE}"))),
+    }
+}
+
+/// `--database-url`. A DSN with a password belongs into `variable`.
+fn from_flag(text: &str, variable: &str, table: &[Parameter]) -> Result<Dsn, ConfigError> {
+    let dsn = parse_dsn("--database-url", text, table)?;
+    if dsn.has_password() {
+        let why = format!("a password in a flag can be seen by every user of this machine: use {variable}");
+        return Err(ConfigError::Invalid("--database-url", why));
+    }
+    Ok(dsn)
+}
+
 fn parse_dsn(setting: &str, text: &str, table: &[Parameter]) -> Result<Dsn, ConfigError> {
     Dsn::parse(text, table).map_err(|error| ConfigError::Dsn(setting.to_owned(), error))
 }
@@ -70,12 +97,7 @@ impl Connections {
     /// When none of them says it, or what it says is refused.
     pub fn queue(&self, file: &File, table: &[Parameter]) -> Result<Dsn, ConfigError> {
         if let Some(text) = &self.database_url {
-            let dsn = parse_dsn("--database-url", text, table)?;
-            if dsn.has_password() {
-                let why = "a password in a flag can be seen by every user of this machine: use SLOWLANE_DATABASE_URL";
-                return Err(ConfigError::Invalid("--database-url", why.to_owned()));
-            }
-            return Ok(dsn);
+            return from_flag(text, "SLOWLANE_DATABASE_URL", table);
         }
         for name in ["SLOWLANE_DATABASE_URL", "DATABASE_URL"] {
             if let Some(text) = variable(name) {

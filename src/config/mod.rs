@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use connections::{Connections, TargetConfig};
+pub use connections::{Connections, TargetConfig, demo_database};
 pub use file::File;
 pub use settings::{LogFormat, Settings, Span};
 

@@ -18,6 +18,7 @@ mod leases;
 mod migrations;
 mod partitions;
 mod pq;
+mod probe;
 mod query;
 mod results;
 mod roles;

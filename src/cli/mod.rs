@@ -4,6 +4,7 @@ pub mod demo;
 pub mod dev;
 pub mod logging;
 pub mod migrate;
+pub mod probe;
 pub mod process;
 pub mod serve;
 
@@ -39,6 +40,8 @@ enum Command {
     /// Load the demo's data into a database of yours
     #[command(subcommand)]
     Demo(demo::Demo),
+    /// Ask a running slowlane how it is: ends with 0 when it is well, and with 1 otherwise
+    Probe(probe::Probe),
     /// Say which version this is
     Version,
 }
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Dev(dev) => dev.run(),
         Command::Migrate(migrate) => migrate.run(),
         Command::Demo(demo) => demo.run(),
+        Command::Probe(probe) => probe.run(),
         Command::Version => {
             println!("slowlane {} (libpq {})", env!("CARGO_PKG_VERSION"), crate::pq::libpq_version() / 10_000);
             Ok(())

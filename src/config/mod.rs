@@ -20,7 +20,7 @@ use std::time::Duration;
 
 pub use connections::{Connections, TargetConfig, demo_database};
 pub use file::File;
-pub use settings::{LogFormat, Settings, Span};
+pub use settings::{DEFAULT_LISTEN, LogFormat, Settings, Span};
 
 use crate::dsn::{Dsn, DsnError, Secret};
 
@@ -73,7 +73,8 @@ pub enum ConfigError {
     Missing(String),
 }
 
-fn variable(name: &str) -> Option<String> {
+/// What a variable holds. One that is set to nothing counts as unset.
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 

@@ -12,7 +12,7 @@ use crate::config::{Config, ConfigError, File, Roles, variable};
 use crate::dsn::Secret;
 
 /// Where the server listens: loopback only.
-const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
+pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
 /// Threads that run jobs.
 const DEFAULT_WORKERS: u32 = 8;
 /// The most threads that can be asked for.

@@ -1,6 +1,6 @@
 # Two commands: `make run` serves on a private Postgres with demo data, `make test` runs every test.
 
-.PHONY: run test lint fmt clean
+.PHONY: run test lint fmt clean env test-compose
 
 # Further arguments, such as ARGS="--listen 127.0.0.1:9000"
 ARGS ?=
@@ -16,6 +16,14 @@ lint: tools
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+
+# What docker-compose.yml reads: a token and passwords. One that is there is kept.
+env:
+	@scripts/make-env
+
+# docker-compose.yml for real, on a Docker daemon: some minutes.
+test-compose:
+	@scripts/test-compose
 
 fmt:
 	cargo fmt

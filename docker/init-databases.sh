@@ -1,8 +1,11 @@
 #!/bin/sh
 # Run once by the postgres image, in a new data folder: the roles and databases that slowlane works with.
 set -eu
-psql -v ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres \
-    -v owner="$SLOWLANE_OWNER_PASSWORD" -v queue="$SLOWLANE_QUEUE_PASSWORD" -v work="$SLOWLANE_WORK_PASSWORD" <<'SQL'
+# psql reads the passwords from its environment: its arguments are in every process listing.
+psql -v ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres <<'SQL'
+\getenv owner SLOWLANE_OWNER_PASSWORD
+\getenv queue SLOWLANE_QUEUE_PASSWORD
+\getenv work SLOWLANE_WORK_PASSWORD
 SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 CREATE ROLE slowlane_owner LOGIN PASSWORD :'owner';

@@ -18,7 +18,7 @@ use crate::config::{Config, TargetConfig};
 use crate::db::doorway::DoorwayThreads;
 use crate::db::pool::{self, Manager, Pool, Purpose};
 use crate::db::targets::{Target, TargetSettings, Targets};
-use crate::db::{Doorway, migrations};
+use crate::db::{Doorway, Source, migrations};
 use crate::dsn::Dsn;
 use crate::http::{self, Api, Common, DepthClock, HttpSettings, Token};
 use crate::kinds::Registry;
@@ -224,6 +224,8 @@ struct Assembled {
 fn assemble(parts: Parts) -> Result<Assembled, Failure> {
     let Parts { config, queue, target_names, targets, registry, listeners } = parts;
     let settings = http_settings(&config)?;
+    // What one connection finds out about the queue, the others needn't find out again.
+    let queue = Source::from(&queue);
     check_queue(&queue)?;
     let metrics = Arc::<Metrics>::default();
     let targets = open_targets(targets, config.workers, &metrics)?;
@@ -274,12 +276,12 @@ fn assemble(parts: Parts) -> Result<Assembled, Failure> {
     Ok(Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace })
 }
 
-fn manager(queue: &Dsn, name: &'static str, statement_timeout: Duration) -> Manager {
+fn manager(queue: &Source, name: &'static str, statement_timeout: Duration) -> Manager {
     Manager::queue(queue, &Purpose { name, statement_timeout })
 }
 
 /// One timed connection before any pool: a wrong setting is one clear message.
-fn check_queue(queue: &Dsn) -> Result<(), Failure> {
+fn check_queue(queue: &Source) -> Result<(), Failure> {
     let mut connection = manager(queue, "start", CONTROL_STATEMENT_TIMEOUT).open()?;
     let status = migrations::status(&mut connection)?;
     if !migrations::speaks_english(&mut connection)? {
@@ -325,7 +327,7 @@ struct Pools {
 }
 
 impl Pools {
-    fn new(config: &Config, queue: &Dsn, metrics: &Arc<Metrics>) -> Pools {
+    fn new(config: &Config, queue: &Source, metrics: &Arc<Metrics>) -> Pools {
         let api = manager(queue, "api", config.api_statement_timeout);
         let control = manager(queue, "control", CONTROL_STATEMENT_TIMEOUT);
         let results = manager(queue, "results", RESULTS_STATEMENT_TIMEOUT);

@@ -162,9 +162,7 @@ fn with_a_live_connection<T>(
 ) -> Result<T, DbError> {
     let mut spare = pool.max_size();
     loop {
-        let Ok(mut connection) = pool.get() else {
-            return Err(DbError::Unavailable("no connection could be opened".to_owned()));
-        };
+        let mut connection = pool.get()?;
         match work(&mut connection) {
             Err(DbError::Unavailable(_)) if spare > 0 && connection.is_broken() && in_time() => spare -= 1,
             outcome => return outcome,

@@ -1,4 +1,4 @@
-//! How the queue's database is reached: pools, the async doorway, migrations, the schema as Diesel sees it, the
+//! How the queue's database is reached: pools, when to connect, silence that is noticed, the async doorway, migrations, the schema as Diesel sees it, the
 //! targets that work runs on, and the private development cluster.
 //!
 //! Knows no job and no HTTP. [`doorway::Doorway`] is the only way by which an async thread meets a connection.
@@ -6,11 +6,15 @@
 pub mod cluster;
 pub mod doorway;
 pub mod error;
+mod line;
 pub mod migrations;
 pub mod pool;
+pub mod reach;
 pub mod roles;
 pub mod schema;
+pub mod sessions;
 pub mod targets;
 
 pub use doorway::Doorway;
 pub use error::DbError;
+pub use reach::Source;

@@ -11,20 +11,30 @@ use diesel::r2d2::R2D2Connection;
 use diesel::{Connection, ConnectionError, RunQueryDsl};
 
 use crate::db::error::DbError;
+use crate::db::line;
+use crate::db::reach::Source;
 use crate::dsn::Dsn;
 use crate::metrics::{Metrics, PoolUse};
+use crate::pq::Patience;
 
-/// A pool of Diesel connections.
-pub type Pool = r2d2::Pool<Manager>;
+/// How long a statement may stay without an answer beyond the time that the server gives it.
+pub const ANSWER_SLACK: Duration = Duration::from_secs(2);
+
+/// A look at a pool whose connections are all in use, or in the opening.
+const SLICE: Duration = Duration::from_millis(50);
+/// r2d2 tries to connect again after half of it. Whether that reaches out is decided by [`Source`].
+const RETRY: Duration = Duration::from_millis(500);
+
 /// A connection on loan from a [`Pool`].
 pub type Pooled = r2d2::PooledConnection<Manager>;
 
 /// Opens Diesel connections from a rebuilt connection string, and sets each up.
 #[derive(Clone)]
 pub struct Manager {
-    dsn: Dsn,
+    source: Source,
     setup: Arc<str>,
     cached_statements: bool,
+    patience: Patience,
 }
 
 /// What one connection is for: the part of its set-up that differs.
@@ -32,15 +42,16 @@ pub struct Manager {
 pub struct Purpose {
     /// Shown in `pg_stat_activity`, after `slowlane `.
     pub name: &'static str,
-    /// The longest that a single statement may take.
+    /// The longest that a single statement may take. A connection on which nothing is heard for 2 s longer is given
+    /// up.
     pub statement_timeout: Duration,
 }
 
 impl Manager {
     /// Connections to the queue: `search_path` is the schema `slowlane` alone, and a commit is durable whatever
     /// the server's default says.
-    pub fn queue(dsn: &Dsn, purpose: &Purpose) -> Manager {
-        let dsn = dsn.clone().for_connecting().with("application_name", &format!("slowlane {}", purpose.name));
+    pub fn queue(source: impl Into<Source>, purpose: &Purpose) -> Manager {
+        let source = source.into().for_connecting().with("application_name", &format!("slowlane {}", purpose.name));
         let setup = format!(
             "SET search_path = slowlane; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET jit = off;
              SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 60000;
@@ -49,21 +60,42 @@ impl Manager {
             purpose.statement_timeout.as_millis(),
             purpose.statement_timeout.as_millis(),
         );
-        Manager { dsn, setup: setup.into(), cached_statements: true }
+        let patience = Patience::Each(purpose.statement_timeout.saturating_add(ANSWER_SLACK));
+        Manager { source, setup: setup.into(), cached_statements: true, patience }
     }
 
     /// Connections that jobs run on: `setup` is run on each new one, and no statement is kept prepared, because
-    /// `DISCARD ALL` between jobs would drop it behind Diesel's back.
-    pub fn work(dsn: &Dsn, setup: &str) -> Manager {
-        Manager { dsn: dsn.clone().for_connecting(), setup: setup.into(), cached_statements: false }
+    /// `DISCARD ALL` between jobs would drop it behind Diesel's back. Answers are waited for without end.
+    pub fn work(source: impl Into<Source>, setup: &str) -> Manager {
+        let source = source.into().for_connecting();
+        Manager { source, setup: setup.into(), cached_statements: false, patience: Patience::Endless }
     }
 
-    /// Opens one connection outside any pool.
+    /// The same, with connections that are given up when nothing is heard of a statement for so long.
+    #[must_use]
+    pub fn answering_within(mut self, limit: Duration) -> Manager {
+        self.patience = Patience::Each(limit);
+        self
+    }
+
+    /// Opens one connection outside any pool, or is refused when the database was found to be away just now.
     ///
     /// # Errors
     /// [`DbError::Unavailable`] with a text that names host and database and never the password.
     pub fn open(&self) -> Result<PgConnection, DbError> {
-        let mut connection = PgConnection::establish(self.dsn.conninfo().expose()).map_err(|e| self.refused(&e))?;
+        self.source.connect(|dsn| self.connect_to(dsn))
+    }
+
+    /// As [`Manager::open`], and waits up to `patience` until it is time to try again.
+    ///
+    /// # Errors
+    /// As [`Manager::open`].
+    pub fn open_within(&self, patience: Duration) -> Result<PgConnection, DbError> {
+        self.source.connect_within(patience, |dsn| self.connect_to(dsn))
+    }
+
+    fn connect_to(&self, dsn: &Dsn) -> Result<PgConnection, DbError> {
+        let mut connection = line::establish(dsn, self.patience).map_err(|e| self.refused(&e))?;
         if !self.cached_statements {
             connection.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
         }
@@ -73,8 +105,8 @@ impl Manager {
 
     fn refused(&self, error: &ConnectionError) -> DbError {
         let reason = match error {
-            ConnectionError::BadConnection(text) => crate::pq::explain_connect_failure(&self.dsn, text),
-            _ => format!("could not connect to {}", self.dsn.masked()),
+            ConnectionError::BadConnection(text) => crate::pq::explain_connect_failure(self.source.dsn(), text),
+            _ => format!("could not connect to {}", self.source.dsn().masked()),
         };
         DbError::Unavailable(reason)
     }
@@ -98,23 +130,79 @@ impl r2d2::ManageConnection for Manager {
     }
 }
 
+/// A pool of Diesel connections to the queue.
+#[derive(Clone)]
+pub struct Pool {
+    inner: r2d2::Pool<Manager>,
+    source: Source,
+    name: Arc<str>,
+    wait: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Pool {
+    /// A connection, waited for no longer than the pool's `wait`. While the database is away and there is none that
+    /// somebody could give back, nobody is kept waiting.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] with the reason when none can be opened, [`DbError::Busy`] when all stay in use.
+    pub fn get(&self) -> Result<Pooled, DbError> {
+        let asked = Instant::now();
+        let outcome = self.wait_for_one(asked);
+        self.metrics.waited(&self.name, asked.elapsed(), outcome.is_err());
+        outcome
+    }
+
+    fn wait_for_one(&self, asked: Instant) -> Result<Pooled, DbError> {
+        let mut slice = Duration::ZERO;
+        loop {
+            if let Ok(connection) = self.inner.get_timeout(slice) {
+                return Ok(connection);
+            }
+            let trouble = self.source.trouble();
+            let left = self.wait.saturating_sub(asked.elapsed());
+            match trouble {
+                Some(reason) if left.is_zero() || self.inner.state().connections == 0 => {
+                    return Err(DbError::Unavailable(reason));
+                }
+                None if left.is_zero() => return Err(DbError::Busy("no connection became free in time")),
+                _ => slice = SLICE.min(left),
+            }
+        }
+    }
+
+    /// Connections that it may hold.
+    pub fn max_size(&self) -> u32 {
+        self.inner.max_size()
+    }
+}
+
 /// Builds a pool of at most `size` connections. It opens none yet: open one with [`Manager::open`] first, so that
 /// a wrong setting is one clear error instead of a pool that retries. Whoever asks waits at most `wait`.
-pub fn build<M: r2d2::ManageConnection>(
+pub fn build(manager: Manager, size: u32, name: &str, wait: Duration, metrics: &Arc<Metrics>) -> Pool {
+    let source = manager.source.clone();
+    let inner = builder(size, name).build_unchecked(manager);
+    Pool { inner, source, name: name.into(), wait, metrics: Arc::clone(metrics) }
+}
+
+/// As [`build()`], of any connections; who asks says how long it waits.
+pub(super) fn build_any<M: r2d2::ManageConnection>(
     manager: M,
     size: u32,
     name: &str,
-    wait: Duration,
     metrics: &Arc<Metrics>,
 ) -> r2d2::Pool<M> {
+    let counts = CountWaits { name: name.to_owned(), metrics: Arc::clone(metrics) };
+    builder(size, name).event_handler(Box::new(counts)).build_unchecked(manager)
+}
+
+fn builder<M: r2d2::ManageConnection>(size: u32, name: &str) -> r2d2::Builder<M> {
     r2d2::Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
-        .connection_timeout(wait)
+        .connection_timeout(RETRY)
         .test_on_check_out(false)
         .error_handler(Box::new(LogRarely { name: name.to_owned(), last: Mutex::new(None) }))
-        .event_handler(Box::new(CountWaits { name: name.to_owned(), metrics: Arc::clone(metrics) }))
-        .build_unchecked(manager)
 }
 
 /// r2d2's own handler logs each failed attempt, connection string included. This one says at most once a minute
@@ -152,8 +240,13 @@ impl r2d2::HandleEvent for CountWaits {
     }
 }
 
-/// How a pool is used at the moment. Who waits isn't known here: waits are counted when they end.
-pub fn usage<M: r2d2::ManageConnection>(pool: &r2d2::Pool<M>) -> PoolUse {
+/// How a pool is used at the moment.
+pub fn usage(pool: &Pool) -> PoolUse {
+    usage_of(&pool.inner)
+}
+
+/// As [`usage()`], of any connections. Who waits isn't known here: waits are counted when they end.
+pub(super) fn usage_of<M: r2d2::ManageConnection>(pool: &r2d2::Pool<M>) -> PoolUse {
     let state = pool.state();
     PoolUse {
         size: i64::from(pool.max_size()),

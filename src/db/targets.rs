@@ -15,10 +15,13 @@ use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::{Bool, Integer, Nullable, Text, Timestamptz};
 
 use crate::db::DbError;
-use crate::db::pool::{Manager, usage};
+use crate::db::line;
+use crate::db::pool::{ANSWER_SLACK, Manager, build_any, usage_of};
+use crate::db::reach::Source;
+use crate::db::sessions::SessionManager;
 use crate::dsn::Dsn;
 use crate::metrics::{Metrics, PoolUse};
-use crate::pq::{PqError, SessionManager};
+use crate::pq::{Patience, PqError};
 
 /// How long a statement waits for a lock: 5 s.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,6 +29,15 @@ pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const CHECKOUT_WAIT: Duration = Duration::from_secs(10);
 /// How long ending a session may take before the caller is told that it is still there.
 const END_WAIT_MS: i64 = 5_000;
+/// How long an answer may take to what is asked of a session before and after a job: there is nothing to wait for.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How long after its deadline an attempt's session is given up, so that its thread comes free whatever the network
+/// does: by then the watchdog has cancelled the statement and ended the session, where the target can be reached.
+const AFTER_DEADLINE: Duration = Duration::from_secs(15);
+/// The longest statement of the session from which others are ended, in milliseconds.
+const SUPERVISOR_TIMEOUT_MS: u64 = 10_000;
+/// How long the supervisor waits for its turn to connect: what it is asked for is asked only once.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a session must be set to before each job: results have one form whatever the role's or database's defaults.
 const PINNED: &str = "SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
@@ -122,6 +134,7 @@ pub struct TargetBackend {
 pub struct Target {
     name: String,
     settings: TargetSettings,
+    source: Source,
     diesel: r2d2::Pool<WorkManager<Manager>>,
     sessions: r2d2::Pool<WorkManager<SessionManager>>,
     /// From here sessions of other connections are cancelled and ended.
@@ -143,13 +156,16 @@ impl Target {
         metrics: &Arc<Metrics>,
     ) -> Result<Target, TargetError> {
         let unreachable = |source: DbError| TargetError::Unreachable { name: name.to_owned(), source };
-        let mut first = supervising(&settings.dsn).open().map_err(unreachable)?;
+        let source = Source::from(&settings.dsn).for_connecting();
+        let mut first = supervising(&source).open().map_err(unreachable)?;
         check(name, &settings, &mut first)?;
-        let dsn = settings.dsn.clone().for_connecting();
+        let diesel = Manager::work(&source, "SELECT 1").answering_within(HOUSEKEEPING);
+        let sessions = SessionManager::new(source.clone(), HOUSEKEEPING);
         Ok(Target {
             name: name.to_owned(),
-            diesel: pool(Manager::work(&dsn, "SELECT 1"), size, &format!("{name} diesel"), metrics),
-            sessions: pool(SessionManager::new(dsn), size, &format!("{name} libpq"), metrics),
+            source,
+            diesel: build_any(WorkManager(diesel), size, &format!("{name} diesel"), metrics),
+            sessions: build_any(WorkManager(sessions), size, &format!("{name} libpq"), metrics),
             supervisor: Mutex::new(Some(first)),
             settings,
         })
@@ -163,8 +179,8 @@ impl Target {
     /// How its pools are used at the moment, by their names.
     pub fn usage(&self) -> [(String, PoolUse); 2] {
         [
-            (format!("{} diesel", self.name), usage(&self.diesel)),
-            (format!("{} libpq", self.name), usage(&self.sessions)),
+            (format!("{} diesel", self.name), usage_of(&self.diesel)),
+            (format!("{} libpq", self.name), usage_of(&self.sessions)),
         ]
     }
 
@@ -174,7 +190,7 @@ impl Target {
     /// When none can be had within 10 s, or the target refuses it.
     pub fn diesel(&self, application_name: &str, timeout: Duration) -> Result<(DieselLoan, TargetBackend), DbError> {
         let prologue = self.prologue(application_name, timeout);
-        let mut loan = self.diesel.get().map_err(|_| no_session(&self.name))?;
+        let mut loan = self.checkout_diesel()?;
         // All that lay in the pool may have died together: the one after them is fresh, or fails for a reason.
         let mut spare = self.diesel.max_size();
         while let Err(error) = loan.inner.batch_execute(&prologue) {
@@ -184,9 +200,10 @@ impl Target {
             }
             spare -= 1;
             drop(loan);
-            loan = self.diesel.get().map_err(|_| no_session(&self.name))?;
+            loan = self.checkout_diesel()?;
         }
         let row = diesel::sql_query(BACKEND_SQL).get_result::<BackendRow>(&mut loan.inner)?;
+        line::allow(&mut loan.inner, for_an_attempt(timeout));
         Ok((loan, TargetBackend { pid: row.pid, backend_start: row.backend_start }))
     }
 
@@ -214,11 +231,21 @@ impl Target {
             &[],
         )?;
         let backend_start = rows.get(0, 0).and_then(|text| text.parse().ok()).unwrap_or_default();
+        loan.inner.allow(for_an_attempt(timeout));
         Ok((loan, TargetBackend { pid, backend_start }))
     }
 
+    fn checkout_diesel(&self) -> Result<DieselLoan, DbError> {
+        let mut loan = self.diesel.get_timeout(CHECKOUT_WAIT).map_err(|_| no_session(&self.name))?;
+        line::allow(&mut loan.inner, Patience::Each(HOUSEKEEPING));
+        Ok(loan)
+    }
+
     fn checkout_session(&self) -> Result<SessionLoan, PqError> {
-        self.sessions.get().map_err(|_| PqError::connection_lost(&no_session(&self.name).to_string()))
+        let loan = self.sessions.get_timeout(CHECKOUT_WAIT);
+        let loan = loan.map_err(|_| PqError::connection_lost(&no_session(&self.name).to_string()))?;
+        loan.inner.allow(Patience::Each(HOUSEKEEPING));
+        Ok(loan)
     }
 
     fn prologue(&self, application_name: &str, timeout: Duration) -> String {
@@ -300,20 +327,27 @@ impl Target {
                 outcome => return outcome,
             }
         }
-        let connection = slot.insert(supervising(&self.settings.dsn).open()?);
+        let connection = slot.insert(supervising(&self.source).open_within(SUPERVISOR_PATIENCE)?);
         work(connection)
     }
 }
 
+/// A job's own statements may take as long as its attempt may.
+fn for_an_attempt(timeout: Duration) -> Patience {
+    Patience::Within(timeout.saturating_add(AFTER_DEADLINE))
+}
+
 /// Makes a loan fit for the next job: everything that the last one set, locked, created or prepared goes.
 pub fn reset_diesel(loan: &mut DieselLoan) {
-    if loan.inner.batch_execute("DISCARD ALL").is_err() {
+    let watched = line::allow(&mut loan.inner, Patience::Each(HOUSEKEEPING));
+    if !watched || loan.inner.batch_execute("DISCARD ALL").is_err() {
         loan.tainted = true;
     }
 }
 
 /// As [`reset_diesel`], for a libpq session. One that isn't idle is closed instead.
 pub fn reset_session(loan: &mut SessionLoan) {
+    loan.inner.allow(Patience::Each(HOUSEKEEPING));
     if !loan.inner.is_idle() || loan.inner.execute_batch("DISCARD ALL").is_err() {
         loan.tainted = true;
     }
@@ -333,18 +367,10 @@ fn no_session(name: &str) -> DbError {
     DbError::Unavailable(format!("no session of target {name} could be opened within {} s", CHECKOUT_WAIT.as_secs()))
 }
 
-fn supervising(dsn: &Dsn) -> Manager {
-    let dsn = dsn.clone().for_connecting().with("application_name", "slowlane supervisor");
-    Manager::work(&dsn, "SET statement_timeout = 10000; SET TimeZone = 'UTC'")
-}
-
-fn pool<M: r2d2::ManageConnection>(
-    manager: M,
-    size: u32,
-    name: &str,
-    metrics: &Arc<Metrics>,
-) -> r2d2::Pool<WorkManager<M>> {
-    crate::db::pool::build(WorkManager(manager), size, name, CHECKOUT_WAIT, metrics)
+fn supervising(source: &Source) -> Manager {
+    let source = source.clone().with("application_name", "slowlane supervisor");
+    let setup = format!("SET statement_timeout = {SUPERVISOR_TIMEOUT_MS}; SET TimeZone = 'UTC'");
+    Manager::work(source, &setup).answering_within(Duration::from_millis(SUPERVISOR_TIMEOUT_MS) + ANSWER_SLACK)
 }
 
 #[derive(QueryableByName)]

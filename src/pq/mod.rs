@@ -1,20 +1,22 @@
 //! A safe libpq session: the one room with `unsafe`.
 //!
 //! For what Diesel can't do: rows of unknown shape, in bounded memory; parameters described by the server; LISTEN
-//! with a blocking wait; cancelling through libpq; libpq's own parameter table. Knows no job and no pool but r2d2's
-//! trait. A failure is always an error: libpq's `PQgetResult` is read to its end, so a stream that stops early never
-//! looks complete.
+//! with a blocking wait; cancelling through libpq; libpq's own parameter table; giving up a connection, Diesel's
+//! too, whose peer stays silent ([`Line`]). Knows no job and no pool. A failure is always an error: libpq's
+//! `PQgetResult` is read to its end, so a stream that stops early never looks complete.
 
 mod error;
-mod manager;
+mod line;
 mod raw;
 mod session;
+mod socket;
 mod stream;
 
 pub use error::{Notice, PqError, PqErrorKind, explain_connect_failure};
-pub use manager::SessionManager;
+pub use line::{Line, Patience};
 pub use raw::NoticeSink;
 pub use session::{Canceller, Column, Notification, Rows, Session, Statement, TransactionStatus};
+pub use socket::Mark;
 pub use stream::{Chunk, RowStream};
 
 use std::sync::OnceLock;

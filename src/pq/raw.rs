@@ -13,6 +13,8 @@ use pq_sys as pq;
 
 use crate::dsn::Parameter;
 use crate::pq::error::{Notice, PqError, PqErrorKind};
+use crate::pq::line::Line;
+use crate::pq::socket;
 
 /// Notices that a session keeps until they are taken; more are dropped.
 const MAX_NOTICES: usize = 1_000;
@@ -68,6 +70,8 @@ pub(super) struct Conn {
     pointer: NonNull<pq::PGconn>,
     /// Where the notice receiver writes; boxed so that its address stays.
     notices: Box<Mutex<Notices>>,
+    /// Outlives the connection's end, which may wait as well.
+    line: Line,
 }
 
 // SAFETY: a PGconn may move between threads; it is only used through `&mut self` or for reads of plain fields.
@@ -75,16 +79,18 @@ unsafe impl Send for Conn {}
 
 impl Conn {
     /// Connects, for at most the string's `connect_timeout` for each host. The error is libpq's raw text.
-    pub fn connect(conninfo: &CStr) -> Result<Conn, String> {
+    pub fn connect(conninfo: &CStr, line: Line) -> Result<Conn, String> {
         // SAFETY: a NUL-terminated string.
         let pointer = NonNull::new(unsafe { pq::PQconnectdb(conninfo.as_ptr()) }).ok_or("out of memory")?;
-        let conn = Conn { pointer, notices: Box::default() };
+        let conn = Conn { pointer, notices: Box::default(), line };
         if !conn.is_ok() {
             return Err(conn.error_message());
         }
         let notices: *const Mutex<Notices> = &raw const *conn.notices;
         // SAFETY: the box lives as long as the connection, and is only reached through its mutex.
         unsafe { pq::PQsetNoticeReceiver(conn.as_ptr(), Some(receive_notice), notices.cast_mut().cast::<c_void>()) };
+        // SAFETY: the connection lives.
+        conn.line.attach(socket::duplicate(unsafe { pq::PQsocket(conn.as_ptr()) }));
         Ok(conn)
     }
 
@@ -119,12 +125,14 @@ impl Conn {
 
     /// The simple protocol: several statements may stand in one text.
     pub fn send_query(&mut self, sql: &CStr) -> Result<(), PqError> {
+        self.line.begin();
         // SAFETY: the connection lives and is ours; the text ends with NUL.
         self.sent(unsafe { pq::PQsendQuery(self.as_ptr(), sql.as_ptr()) })
     }
 
     pub fn send_query_params(&mut self, sql: &CStr, params: &[Option<CString>]) -> Result<(), PqError> {
         let (count, values) = pointers(params)?;
+        self.line.begin();
         // SAFETY: `values` has `count` elements, each null or NUL-terminated and alive until the call returns.
         let sent = unsafe {
             let (conn, none) = (self.as_ptr(), ptr::null());
@@ -135,17 +143,20 @@ impl Conn {
 
     pub fn send_prepare(&mut self, sql: &CStr, types: &[u32]) -> Result<(), PqError> {
         let count = c_int::try_from(types.len()).map_err(|_| PqError::of(PqErrorKind::Usage, "too many parameters"))?;
+        self.line.begin();
         // SAFETY: `types` has `count` elements; both texts end with NUL.
         self.sent(unsafe { pq::PQsendPrepare(self.as_ptr(), c"".as_ptr(), sql.as_ptr(), count, types.as_ptr()) })
     }
 
     pub fn send_describe(&mut self) -> Result<(), PqError> {
+        self.line.begin();
         // SAFETY: the connection lives; the unnamed statement's name is the empty text.
         self.sent(unsafe { pq::PQsendDescribePrepared(self.as_ptr(), c"".as_ptr()) })
     }
 
     pub fn send_execute(&mut self, params: &[Option<CString>], rows_per_chunk: i32) -> Result<(), PqError> {
         let (count, values) = pointers(params)?;
+        self.line.begin();
         // SAFETY: as in `send_query_params`.
         let sent = unsafe {
             let (conn, name) = (self.as_ptr(), c"".as_ptr());
@@ -157,11 +168,29 @@ impl Conn {
     }
 
     fn sent(&self, result: c_int) -> Result<(), PqError> {
-        if result == 1 { Ok(()) } else { Err(self.lost()) }
+        if result == 1 {
+            return Ok(());
+        }
+        self.line.end();
+        Err(self.lost())
+    }
+
+    /// How long answers are waited for.
+    pub fn line(&self) -> &Line {
+        &self.line
+    }
+
+    /// The error that a result is. One of libpq's own is our doing when the line was given up.
+    pub fn error_of(&self, result: &PgResult) -> PqError {
+        let error = result.error();
+        if error.kind == PqErrorKind::ConnectionLost && self.line.given_up() { self.lost() } else { error }
     }
 
     /// The error of a connection that libpq gave up.
     pub fn lost(&self) -> PqError {
+        if self.line.given_up() {
+            return PqError::of(PqErrorKind::ConnectionLost, self.line.silence());
+        }
         let message = self.error_message();
         let kind = if self.is_ok() { PqErrorKind::Usage } else { PqErrorKind::ConnectionLost };
         PqError::of(kind, if message.is_empty() { "the connection was lost".to_owned() } else { message })
@@ -170,7 +199,11 @@ impl Conn {
     /// Waits for the next result of what was sent. `None` when there is no more.
     pub fn next_result(&mut self) -> Option<PgResult> {
         // SAFETY: the connection lives and is ours; the result is freed by its owner.
-        NonNull::new(unsafe { pq::PQgetResult(self.as_ptr()) }).map(PgResult)
+        let result = NonNull::new(unsafe { pq::PQgetResult(self.as_ptr()) }).map(PgResult);
+        if result.is_none() {
+            self.line.end();
+        }
+        result
     }
 
     /// Waits until the socket has something to read. `false` when `timeout` is over.

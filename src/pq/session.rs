@@ -7,6 +7,7 @@ use pq_sys::{ExecStatusType, PGTransactionStatusType};
 
 use crate::dsn::Dsn;
 use crate::pq::error::{Notice, PqError, PqErrorKind, explain_connect_failure};
+use crate::pq::line::{Line, Patience};
 use crate::pq::raw::{CancelConn, Conn, NoticeSink, PgResult};
 use crate::pq::stream::RowStream;
 
@@ -82,16 +83,23 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects, for at most the string's `connect_timeout` for each host.
+    /// Connects, for at most the string's `connect_timeout` for each host. Answers are waited for without end, until
+    /// [`Session::allow`] says otherwise.
     ///
     /// # Errors
     /// [`PqErrorKind::Connect`] with a text that names host, database and user, and never the password.
     pub fn connect(dsn: &Dsn) -> Result<Session, PqError> {
         let conninfo = CString::new(dsn.conninfo().expose())
             .map_err(|_| PqError::of(PqErrorKind::Usage, "the connection string holds a NUL"))?;
-        let conn = Conn::connect(&conninfo)
+        let line = Line::new(dsn.get("application_name").unwrap_or("slowlane"), Patience::Endless);
+        let conn = Conn::connect(&conninfo, line)
             .map_err(|raw| PqError::of(PqErrorKind::Connect, explain_connect_failure(dsn, &raw)))?;
         Ok(Session { conn })
+    }
+
+    /// From now on answers are waited for so long. A session that gets none in time is lost.
+    pub fn allow(&self, patience: Patience) {
+        self.conn.line().allow(patience);
     }
 
     /// The server process' id.
@@ -141,6 +149,14 @@ impl Session {
     pub fn command(&mut self, sql: &str) -> Result<String, PqError> {
         self.conn.send_query(&c_string(sql)?)?;
         self.last_result().map(|result| result.command_tag())
+    }
+
+    /// Has the server answer, and nothing else: a line that is quiet by nature is found to be dead by this alone.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub fn ping(&mut self) -> Result<(), PqError> {
+        self.execute_batch("")
     }
 
     /// Runs one statement and keeps its rows in memory: for small results. Replaces the unnamed statement.
@@ -230,7 +246,7 @@ impl Session {
                 | ExecStatusType::PGRES_TUPLES_OK
                 | ExecStatusType::PGRES_EMPTY_QUERY => last = Ok(result),
                 _ => {
-                    failed.get_or_insert(result.error());
+                    failed.get_or_insert(self.conn.error_of(&result));
                 }
             }
         }

@@ -84,7 +84,7 @@ impl<'s> RowStream<'s> {
                     return Err(copy_error());
                 }
                 _ => {
-                    let error = result.error();
+                    let error = self.conn.error_of(&result);
                     return self.fail(error);
                 }
             }

@@ -15,12 +15,12 @@ use crate::queue::job::JobState;
 use crate::queue::log::LogLine;
 use crate::queue::{JobError, Lease, RawJson};
 use crate::worker::Shared;
-use crate::worker::threads::{Threads, jittered};
+use crate::worker::threads::{Growing, Threads};
 
 /// Ends written by one statement.
 const MAX_GROUP: usize = 200;
-/// The pause before an end is tried again.
-const AFTER_ERROR: Duration = Duration::from_millis(250);
+/// The pauses before an end is tried again: the first, and the longest.
+const AFTER_ERROR: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 
 /// How often an end that is refused alone is tried again.
 const MAX_REFUSALS: i32 = 10;
@@ -116,26 +116,23 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
     let lines: Vec<(Lease, Vec<LogLine>)> = talkers.map(|ended| (ended.lease, ended.log.clone())).collect();
     let mut failing = false;
     let mut refusals = 0;
+    let mut pause = Growing::new(AFTER_ERROR.0, AFTER_ERROR.1);
     loop {
-        let outcome = shared
-            .config
-            .control
-            .get()
-            .map_err(|_| DbError::Unavailable("no connection".to_owned()))
-            .and_then(|mut connection| finish::end_with_log(&mut connection, &endings, &lines));
+        let connection = shared.config.control.get();
+        let outcome = connection.and_then(|mut connection| finish::end_with_log(&mut connection, &endings, &lines));
         match outcome {
             Err(error @ (DbError::Unavailable(_) | DbError::Busy(_))) => {
                 if !std::mem::replace(&mut failing, true) {
                     log::warn!("the ends of attempts can't be written, and are tried again: {error}");
                 }
-                if shared.stop.wait(jittered(AFTER_ERROR)) {
+                if shared.stop.wait(pause.next()) {
                     return Err(error);
                 }
             }
             Err(error) if group.len() == 1 && (passes(&error) || refusals < MAX_REFUSALS) => {
                 refusals += i32::from(!passes(&error));
                 log::warn!("the end of an attempt was refused, and is tried again: {error}");
-                if shared.stop.wait(jittered(AFTER_ERROR)) {
+                if shared.stop.wait(pause.next()) {
                     return Err(error);
                 }
             }

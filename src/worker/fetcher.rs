@@ -69,8 +69,7 @@ impl<'s> Fetcher<'s> {
     }
 
     fn fetch(&mut self, mut free: usize) -> Result<(), DbError> {
-        let mut connection =
-            self.shared.config.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()))?;
+        let mut connection = self.shared.config.control.get()?;
         if self.reset.elapsed() >= FULL_SWEEP_EVERY {
             self.positions.reset();
             self.reset = Instant::now();

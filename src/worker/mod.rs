@@ -32,9 +32,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::db::Source;
 use crate::db::pool::{Manager, Pool, Purpose};
 use crate::db::targets::Targets;
-use crate::dsn::Dsn;
 use crate::kinds::{Registry, Services, StopReason};
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
@@ -52,7 +52,7 @@ const LET_GO: Duration = Duration::from_secs(10);
 /// What the workers of a process are given.
 pub struct WorkersConfig {
     /// The queue.
-    pub queue: Dsn,
+    pub queue: Source,
     /// For claims, ends and rescues.
     pub control: Pool,
     /// For parts of results.
@@ -137,7 +137,7 @@ impl Shared {
     /// A connection that is lost is noticed long before this process is declared dead.
     fn heartbeat_manager(&self) -> Manager {
         let queue = self.config.queue.clone().with("tcp_user_timeout", "5000");
-        Manager::queue(&queue, &Purpose { name: "heartbeat", statement_timeout: Duration::from_secs(5) })
+        Manager::queue(queue, &Purpose { name: "heartbeat", statement_timeout: Duration::from_secs(3) })
     }
 
     fn manager(&self, name: &'static str) -> Manager {

@@ -8,7 +8,7 @@ use crate::db::DbError;
 use crate::queue::promote;
 use crate::queue::signals::Message;
 use crate::worker::Shared;
-use crate::worker::threads::Threads;
+use crate::worker::threads::{Threads, jittered};
 
 /// How late a job may become claimable when no hint arrives.
 const POLL: Duration = Duration::from_secs(1);
@@ -35,16 +35,16 @@ fn serve(shared: &Shared, scheduled: &Receiver<()>) {
         let wait = match promote(shared) {
             Ok(wait) => {
                 failing = false;
-                wait
+                wait.min(POLL)
             }
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
                     log::warn!("scheduled jobs can't be promoted, and are tried again: {error}");
                 }
-                POLL
+                jittered(POLL)
             }
         };
-        match scheduled.recv_timeout(wait.min(POLL)) {
+        match scheduled.recv_timeout(wait) {
             Ok(()) => drop(scheduled.try_iter().count()),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => drop(shared.stop.wait(POLL)),
@@ -53,7 +53,7 @@ fn serve(shared: &Shared, scheduled: &Receiver<()>) {
 }
 
 fn promote(shared: &Shared) -> Result<Duration, DbError> {
-    let mut connection = shared.config.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()))?;
+    let mut connection = shared.config.control.get()?;
     loop {
         let hints = promote::due(&mut connection)?;
         let full = i64::try_from(hints.len()).unwrap_or(i64::MAX) >= promote::BATCH;

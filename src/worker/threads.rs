@@ -79,6 +79,32 @@ pub fn jittered(delay: Duration) -> Duration {
     delay.mul_f64(rand::random_range(0.5..1.5))
 }
 
+/// The pauses of a loop that tries for ever: each [`jittered`], and twice as long as the one before, up to a bound.
+pub struct Growing {
+    first: Duration,
+    longest: Duration,
+    next: Duration,
+}
+
+impl Growing {
+    /// Pauses of about `first` to about `longest`.
+    pub fn new(first: Duration, longest: Duration) -> Growing {
+        Growing { first, longest, next: first }
+    }
+
+    /// The next one.
+    pub fn next(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = pause.saturating_mul(2).min(self.longest);
+        jittered(pause)
+    }
+
+    /// It worked: the next pause is a first one.
+    pub fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
@@ -104,5 +130,16 @@ mod tests {
         }
         threads.stop_and_join(patience);
         assert!(begins.recv().is_err(), "it didn't end");
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_begin_anew() {
+        let mut pauses = Growing::new(Duration::from_millis(100), Duration::from_secs(1));
+        for bound in [150, 300, 600, 1_200, 1_500, 1_500] {
+            let pause = pauses.next();
+            assert!(pause <= Duration::from_millis(bound) && pause >= Duration::from_millis(bound / 3), "{pause:?}");
+        }
+        pauses.reset();
+        assert!(pauses.next() <= Duration::from_millis(150));
     }
 }

@@ -11,11 +11,11 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use uuid::Uuid;
 
+use crate::db::Source;
 use crate::db::pool::Pool;
-use crate::dsn::Dsn;
-use crate::pq::{PqError, Session};
+use crate::pq::{Notification, Patience, PqError, Session};
 use crate::queue::signals::{CHANNEL, Envelope, Message, ReadyHint, Signals};
-use crate::worker::threads::{Stop, Threads, jittered};
+use crate::worker::threads::{Growing, Stop, Threads};
 
 /// At most one NOTIFY in this time: it takes a lock of the whole database at commit.
 const COOLDOWN: Duration = Duration::from_millis(25);
@@ -25,14 +25,19 @@ const MAX_IDS: usize = 150;
 const LISTEN_WAIT: Duration = Duration::from_secs(1);
 /// How long stopping waits for both threads.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// The pause before a lost LISTEN is opened again.
-const RECONNECT: Duration = Duration::from_secs(1);
+/// The pauses before a lost LISTEN is opened again: the first, and the longest.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+/// After so long without a word the server is asked for one: a session that only listens is quiet by nature, and a
+/// dead one is as quiet.
+const QUIET: Duration = Duration::from_secs(3);
+/// How long its answer is waited for.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// What hints travel by.
 #[derive(Clone)]
 pub struct HintsConfig {
     /// The queue, for LISTEN.
-    pub queue: Dsn,
+    pub queue: Source,
     /// Connections to the queue, for NOTIFY.
     pub control: Pool,
     /// The hints of this process.
@@ -114,12 +119,14 @@ impl Carrier {
 
     fn listen(&self) {
         let mut failing_since: Option<Instant> = None;
+        let mut pause = Growing::new(RECONNECT.0, RECONNECT.1);
         while !self.stop.is_set() {
             let error = match self.open() {
                 Ok(mut session) => {
                     if failing_since.take().is_some() {
                         log::info!("hints from other processes arrive again");
                     }
+                    pause.reset();
                     self.look_at_everything();
                     self.receive(&mut session)
                 }
@@ -130,7 +137,7 @@ impl Carrier {
                 failing_since = Some(Instant::now());
                 log::warn!("hints from other processes don't arrive; this process polls: {error}");
             }
-            self.stop.wait(jittered(RECONNECT));
+            self.stop.wait(pause.next());
         }
     }
 
@@ -142,16 +149,18 @@ impl Carrier {
     }
 
     fn open(&self) -> Result<Session, PqError> {
-        let dsn = self.config.queue.clone().for_connecting().with("application_name", "slowlane listener");
-        let mut session = Session::connect(&dsn)?;
+        let queue = self.config.queue.clone().for_connecting().with("application_name", "slowlane listener");
+        let mut session = queue.connect(Session::connect)?;
+        session.allow(Patience::Each(ANSWER));
         session.execute_batch(&format!("LISTEN {CHANNEL}"))?;
         Ok(session)
     }
 
     /// Passes hints on until the session is lost (the error) or the process is to end.
     fn receive(&self, session: &mut Session) -> Option<PqError> {
+        let mut heard = Instant::now();
         while !self.stop.is_set() {
-            match session.wait_notification(LISTEN_WAIT) {
+            match next(session, &mut heard) {
                 Ok(Some(notification)) => match serde_json::from_str::<Envelope>(&notification.payload) {
                     Ok(envelope) if envelope.origin == self.origin => {}
                     Ok(envelope) => self.config.signals.received(&envelope.message),
@@ -206,4 +215,16 @@ impl Outgoing {
         }
         messages
     }
+}
+
+/// The next notification, if there is one soon. A line that has been quiet for a while has to show that it lives.
+fn next(session: &mut Session, heard: &mut Instant) -> Result<Option<Notification>, PqError> {
+    let notification = session.wait_notification(LISTEN_WAIT)?;
+    if notification.is_none() && heard.elapsed() >= QUIET {
+        session.ping()?;
+        *heard = Instant::now();
+    } else if notification.is_some() {
+        *heard = Instant::now();
+    }
+    Ok(notification)
 }

@@ -5,7 +5,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -28,10 +28,12 @@ pub const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 const MAX_GROUP: usize = 500;
 /// How long the writer tries to learn what became of a commit whose connection was lost.
 pub const UNDECIDED_AFTER: Duration = Duration::from_secs(5);
+/// How long a request waits for the writer to take it up. One that is withdrawn then was not written, and won't be.
+pub const WITHDRAWN_AFTER: Duration = Duration::from_secs(5);
 /// How long a caller waits for the writer in all: a socket that swallows everything must not hold a request for ever.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(12);
-/// Between two tries to reconnect.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two tries to reconnect, at the most.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// One request: a job, and the key that makes repeating it harmless.
 #[derive(Clone, Debug)]
@@ -91,9 +93,33 @@ pub enum AcceptError {
     Failed(String),
 }
 
+/// Whether a request is written is decided once: by the writer that takes it up, or by the caller that withdraws it.
+struct Ticket(AtomicU8);
+
+impl Ticket {
+    const WAITING: u8 = 0;
+    const TAKEN: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    fn decide(&self, state: u8) -> bool {
+        self.0.compare_exchange(Ticket::WAITING, state, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// `false` when the caller was faster: then it must not be written.
+    fn take(&self) -> bool {
+        self.decide(Ticket::TAKEN)
+    }
+
+    /// `false` when the writer was faster: then what became of it is the writer's to say.
+    fn withdraw(&self) -> bool {
+        self.decide(Ticket::WITHDRAWN)
+    }
+}
+
 struct Waiting {
     request: Accept,
     bytes: usize,
+    ticket: Arc<Ticket>,
     answer: oneshot::Sender<Result<Accepted, AcceptError>>,
 }
 
@@ -130,15 +156,24 @@ impl Writer {
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             return Err(AcceptError::Busy);
         }
-        let (answer, answered) = oneshot::channel();
-        if let Err(error) = self.requests.try_send(Waiting { request, bytes, answer }) {
+        let (answer, mut answered) = oneshot::channel();
+        let ticket = Arc::new(Ticket(AtomicU8::new(Ticket::WAITING)));
+        let waiting = Waiting { request, bytes, ticket: Arc::clone(&ticket), answer };
+        if let Err(error) = self.requests.try_send(waiting) {
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             return Err(match error {
                 TrySendError::Full(_) => AcceptError::Busy,
                 TrySendError::Disconnected(_) => AcceptError::Unavailable("the writer has stopped".to_owned()),
             });
         }
-        match tokio::time::timeout(GIVE_UP_AFTER, answered).await {
+        let mut outcome = tokio::time::timeout(WITHDRAWN_AFTER, &mut answered).await;
+        if outcome.is_err() {
+            if ticket.withdraw() {
+                return Err(AcceptError::Unavailable("the writer gets no answer".to_owned()));
+            }
+            outcome = tokio::time::timeout(GIVE_UP_AFTER.saturating_sub(WITHDRAWN_AFTER), answered).await;
+        }
+        match outcome {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) | Err(_) => Err(AcceptError::OutcomeUnknown(id)),
         }
@@ -181,11 +216,15 @@ impl WriterThread {
         group.extend(self.incoming.try_iter().take(MAX_GROUP - 1));
         let bytes = group.iter().map(|waiting| waiting.bytes).sum();
         self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        group.retain(|waiting| waiting.ticket.take());
         group
     }
 
     /// A group that the database refuses is repeated one by one, so that a bad row fails alone.
     fn write(&mut self, group: Vec<Waiting>) {
+        if group.is_empty() {
+            return;
+        }
         let requests: Vec<&Accept> = group.iter().map(|waiting| &waiting.request).collect();
         let outcomes = match self.insert(&requests) {
             Err(GroupError::Refused(_)) if requests.len() > 1 => {
@@ -221,7 +260,7 @@ impl WriterThread {
                         // Nothing was sent: nothing can be committed.
                         (None, None) => return Err(GroupError::Unavailable(reason)),
                         (_, Some((_, since))) if since.elapsed() >= UNDECIDED_AFTER => return Err(GroupError::Unknown),
-                        (_, Some(_)) => std::thread::sleep(RECONNECT_PAUSE),
+                        (_, Some(_)) => pause(),
                     }
                 }
                 // Whatever else goes wrong while the outcome is looked up: nothing is certain before it is known.
@@ -230,7 +269,7 @@ impl WriterThread {
                         return Err(GroupError::Unknown);
                     }
                     log::warn!("what became of a lost commit can't be looked up, and is tried again: {error}");
-                    std::thread::sleep(RECONNECT_PAUSE);
+                    pause();
                 }
                 Err(error @ DbError::Busy(_)) => return Err(GroupError::Unavailable(error.to_string())),
                 Err(DbError::Query(error)) => return Err(GroupError::Refused(error)),
@@ -281,6 +320,10 @@ impl WriterThread {
             self.signals.scheduled();
         }
     }
+}
+
+fn pause() {
+    std::thread::sleep(RECONNECT_PAUSE.mul_f64(rand::random_range(0.1..1.0)));
 }
 
 enum GroupError {

@@ -294,6 +294,9 @@ fn json(error: &JobError) -> Result<RawJson, DbError> {
     Ok(RawJson::of(error).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
 }
 
+/// Between two beats there may be so much time without a doubt: two of them missing.
+const GAP_MS: u64 = 6_000;
+
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 fn elapsed_ms() -> u64 {
@@ -306,6 +309,8 @@ pub struct Health {
     /// Milliseconds from [`EPOCH`] to the last beat that reached the database, and one; 0 before the first. By a clock
     /// that nobody sets: a correction of the time must not look like an outage.
     last_beat_ms: AtomicU64,
+    /// The first beat of those that came without a gap, counted alike.
+    steady_since_ms: AtomicU64,
     has_workers: AtomicBool,
     stopping: AtomicBool,
     /// Requests that wait for something are to be answered now.
@@ -320,7 +325,30 @@ impl Health {
 
     /// A beat reached the database just now.
     pub fn beat(&self) {
-        self.last_beat_ms.store(elapsed_ms().saturating_add(1), Ordering::Relaxed);
+        self.beat_at(elapsed_ms().saturating_add(1));
+    }
+
+    /// How long beats have come without a gap, up to now. Zero when one is missing at the moment: whoever was away
+    /// itself, or cut off, can't tell who else was.
+    pub fn steady_for(&self) -> Duration {
+        Duration::from_millis(self.steady_at(elapsed_ms().saturating_add(1)))
+    }
+
+    fn beat_at(&self, now: u64) {
+        let last = self.last_beat_ms.load(Ordering::Acquire);
+        // Stored first: whoever sees the new beat must not take it for one of the old series.
+        if last == 0 || now.saturating_sub(last) > GAP_MS {
+            self.steady_since_ms.store(now, Ordering::Release);
+        }
+        self.last_beat_ms.store(now, Ordering::Release);
+    }
+
+    fn steady_at(&self, now: u64) -> u64 {
+        let last = self.last_beat_ms.load(Ordering::Acquire);
+        if last == 0 || now.saturating_sub(last) > GAP_MS {
+            return 0;
+        }
+        now.saturating_sub(self.steady_since_ms.load(Ordering::Acquire))
     }
 
     /// The process is going down: nothing new is accepted or claimed.
@@ -352,5 +380,35 @@ impl Health {
         let last = self.last_beat_ms.load(Ordering::Relaxed);
         let age = elapsed_ms().saturating_add(1).saturating_sub(last);
         last > 0 && u128::from(age) < STOP_WORK_AFTER.as_millis()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_between_beats_starts_the_count_anew() {
+        let health = Health::default();
+        assert_eq!(health.steady_at(60_000), 0, "there was no beat yet");
+        for beat in [1_000, 3_000, 5_000, 11_000] {
+            health.beat_at(beat);
+        }
+        assert_eq!(health.steady_at(12_000), 11_000);
+        assert_eq!(health.steady_at(17_000), 16_000);
+        // Stopped for a while: before the first beat afterwards, and after it.
+        assert_eq!(health.steady_at(17_001), 0);
+        health.beat_at(20_000);
+        assert_eq!(health.steady_at(20_000), 0);
+        health.beat_at(22_000);
+        assert_eq!(health.steady_at(23_000), 3_000);
+    }
+
+    #[test]
+    fn beats_of_now_are_steady() {
+        let health = Health::default();
+        assert_eq!(health.steady_for(), Duration::ZERO);
+        health.beat();
+        assert!(health.steady_for() < DEAD_AFTER);
     }
 }

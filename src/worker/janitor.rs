@@ -66,10 +66,18 @@ impl Janitor<'_> {
             self.kept = Some(Instant::now());
             keep_house(self.shared, connection)?;
         }
-        // A process that was itself away for long would take everybody for dead, itself included.
-        let present = since.elapsed() >= DEAD_AFTER && self.shared.config.health.workers_ready();
-        if present { rescue_orphans(self.shared, connection) } else { Ok(()) }
+        if since.elapsed() >= DEAD_AFTER && is_present(self.shared) {
+            rescue_orphans(self.shared, connection)
+        } else {
+            Ok(())
+        }
     }
+}
+
+/// A process that was itself away, stopped or cut off, would take everybody for dead, itself included. It is present
+/// again when its own beats have come for as long as a dead process must have been silent.
+fn is_present(shared: &Shared) -> bool {
+    shared.config.health.steady_for() >= DEAD_AFTER
 }
 
 /// One look for jobs whose owner is dead. Where their sessions on the target can't be ended, they wait for the next
@@ -80,6 +88,10 @@ fn rescue_orphans(shared: &Shared, connection: &mut PgConnection) -> Result<(), 
         let orphans = liveness::orphans(connection, &shared.kinds(), &targets, BATCH)?;
         let mut unreachable = None;
         for orphan in &orphans {
+            // What was read may have been on its way for long.
+            if !is_present(shared) {
+                return Ok(());
+            }
             match rescue(shared, connection, orphan) {
                 Ok(()) => {}
                 // One session that takes its time says nothing about the others.

@@ -16,6 +16,7 @@ mod jobs_api;
 mod layers;
 mod leases;
 mod migrations;
+mod outages;
 mod partitions;
 mod pq;
 mod probe;

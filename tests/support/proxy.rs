@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use slowlane::dsn::Dsn;
@@ -23,6 +23,8 @@ pub enum Mode {
 
 struct Inner {
     mode: AtomicU8,
+    accepted: AtomicUsize,
+    swallowed: AtomicUsize,
     streams: Mutex<Vec<TcpStream>>,
 }
 
@@ -38,10 +40,16 @@ impl Proxy {
         let server = format!("{}:{}", dsn.get("host").unwrap(), dsn.get("port").unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let inner = Arc::new(Inner { mode: AtomicU8::new(0), streams: Mutex::default() });
+        let inner = Arc::new(Inner {
+            mode: AtomicU8::new(0),
+            accepted: AtomicUsize::new(0),
+            swallowed: AtomicUsize::new(0),
+            streams: Mutex::default(),
+        });
         let accepting = Arc::clone(&inner);
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
+                accepting.accepted.fetch_add(1, Ordering::SeqCst);
                 if accepting.mode.load(Ordering::SeqCst) == Mode::Refuse as u8 {
                     continue;
                 }
@@ -65,6 +73,16 @@ impl Proxy {
         self.inner.mode.store(mode as u8, Ordering::SeqCst);
     }
 
+    /// Connections that were begun so far, refused ones among them.
+    pub fn accepted(&self) -> usize {
+        self.inner.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Bytes that were said and not passed on so far.
+    pub fn swallowed(&self) -> usize {
+        self.inner.swallowed.load(Ordering::SeqCst)
+    }
+
     /// Breaks every connection.
     pub fn cut(&self) {
         for stream in self.inner.streams.lock().unwrap().drain(..) {
@@ -77,7 +95,9 @@ fn pump(inner: &Inner, mut from: TcpStream, mut to: TcpStream, passing: &[Mode])
     let mut buffer = vec![0; 65_536];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
         let mode = inner.mode.load(Ordering::SeqCst);
-        if passing.iter().any(|m| *m as u8 == mode) && to.write_all(&buffer[..read]).is_err() {
+        if !passing.iter().any(|m| *m as u8 == mode) {
+            inner.swallowed.fetch_add(read, Ordering::SeqCst);
+        } else if to.write_all(&buffer[..read]).is_err() {
             break;
         }
     }

@@ -125,14 +125,14 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
                 if !std::mem::replace(&mut failing, true) {
                     log::warn!("the ends of attempts can't be written, and are tried again: {error}");
                 }
-                if shared.stop.wait(pause.next()) {
+                if shared.stop.wait(pause.next_pause()) {
                     return Err(error);
                 }
             }
             Err(error) if group.len() == 1 && (passes(&error) || refusals < MAX_REFUSALS) => {
                 refusals += i32::from(!passes(&error));
                 log::warn!("the end of an attempt was refused, and is tried again: {error}");
-                if shared.stop.wait(pause.next()) {
+                if shared.stop.wait(pause.next_pause()) {
                     return Err(error);
                 }
             }

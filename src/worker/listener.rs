@@ -137,7 +137,7 @@ impl Carrier {
                 failing_since = Some(Instant::now());
                 log::warn!("hints from other processes don't arrive; this process polls: {error}");
             }
-            self.stop.wait(pause.next());
+            self.stop.wait(pause.next_pause());
         }
     }
 

@@ -93,7 +93,7 @@ impl Growing {
     }
 
     /// The next one.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_pause(&mut self) -> Duration {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.longest);
         jittered(pause)
@@ -136,10 +136,10 @@ mod tests {
     fn pauses_grow_to_a_bound_and_begin_anew() {
         let mut pauses = Growing::new(Duration::from_millis(100), Duration::from_secs(1));
         for bound in [150, 300, 600, 1_200, 1_500, 1_500] {
-            let pause = pauses.next();
+            let pause = pauses.next_pause();
             assert!(pause <= Duration::from_millis(bound) && pause >= Duration::from_millis(bound / 3), "{pause:?}");
         }
         pauses.reset();
-        assert!(pauses.next() <= Duration::from_millis(150));
+        assert!(pauses.next_pause() <= Duration::from_millis(150));
     }
 }

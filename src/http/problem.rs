@@ -2,6 +2,9 @@
 //!
 //! A failure of ours has a fixed text; its cause is one line of the log.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, HeaderValue};
@@ -251,7 +254,7 @@ impl From<DbError> for Problem {
                 Problem::new(Code::DatabaseBusy, "the database did not answer in time; try again shortly")
             }
             DbError::Unavailable(reason) => {
-                log::warn!("a request failed because the database is unavailable: {reason}");
+                warn_of_outage("a request failed because the database is unavailable", &reason);
                 Problem::new(
                     Code::DatabaseUnavailable,
                     "the database can't be reached at the moment; try again shortly",
@@ -260,6 +263,24 @@ impl From<DbError> for Problem {
             DbError::Query(error) => Problem::internal(&error),
         }
     }
+}
+
+/// Between two lines about the same outage.
+const OUTAGE_LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// Warns of a request that failed because the database is away. In an outage every request does, at once: one line in
+/// ten seconds says so, with how many there were.
+pub(super) fn warn_of_outage(what: &str, reason: &str) {
+    static LAST: Mutex<(Option<Instant>, u64)> = Mutex::new((None, 0));
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    let (at, silent) = *last;
+    if at.is_some_and(|at| at.elapsed() < OUTAGE_LOG_EVERY) {
+        last.1 = silent.saturating_add(1);
+        return;
+    }
+    *last = (Some(Instant::now()), 0);
+    drop(last);
+    log::warn!(unlogged = silent; "{what}: {reason}");
 }
 
 impl Problem {

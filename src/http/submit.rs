@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::http::headers::{idempotency, prefer_wait};
 use crate::http::jobs::{self, retry_after};
-use crate::http::problem::{Code, FieldError, Problem};
+use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members, escape};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
@@ -104,7 +104,7 @@ fn not_accepted(error: AcceptError) -> Problem {
     match error {
         AcceptError::Busy => Problem::new(Code::Busy, "too many requests wait to be written; try again shortly"),
         AcceptError::Unavailable(reason) => {
-            log::warn!("a job was not accepted because the database is unavailable: {reason}");
+            warn_of_outage("a job was not accepted because the database is unavailable", &reason);
             Problem::new(Code::DatabaseUnavailable, "the database can't be reached; the job was not accepted")
         }
         AcceptError::OutcomeUnknown(id) => {

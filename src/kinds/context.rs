@@ -167,7 +167,7 @@ impl<'a> WorkContext<'a> {
             DbError::Query(error) => error.into(),
         })?;
         self.note(&backend)?;
-        let interrupt = ByBackend { target: Arc::clone(&self.target), backend, name };
+        let interrupt = ByBackend { target: Arc::clone(&self.target), backend, name, complained: false };
         let handle = self.arm(Box::new(interrupt))?;
         Ok(DieselWork { loan, control: &self.control, handle })
     }
@@ -186,7 +186,7 @@ impl<'a> WorkContext<'a> {
         self.note(&backend)?;
         let canceller = loan.inner.canceller()?;
         let own = loan.inner.canceller()?;
-        let by_backend = ByBackend { target: Arc::clone(&self.target), backend, name };
+        let by_backend = ByBackend { target: Arc::clone(&self.target), backend, name, complained: false };
         let handle = self.arm(Box::new(ByCanceller { canceller, by_backend }))?;
         loan.inner.on_notice(Some(self.notice_sink()));
         Ok(SessionWork { loan, control: &self.control, handle, own })
@@ -344,18 +344,27 @@ struct ByBackend {
     target: Arc<Target>,
     backend: TargetBackend,
     name: String,
+    /// Pressed ten times a second, it complains once.
+    complained: bool,
+}
+
+impl ByBackend {
+    fn complain(&mut self, what: &str, error: &dyn std::fmt::Display) {
+        let level = if std::mem::replace(&mut self.complained, true) { log::Level::Debug } else { log::Level::Warn };
+        log::log!(level, session = self.name.as_str(); "{what}, and is tried again: {error}");
+    }
 }
 
 impl Interrupt for ByBackend {
     fn cancel(&mut self) {
         if let Err(error) = self.target.cancel_backend(&self.backend, &self.name) {
-            log::warn!(session = self.name.as_str(); "a statement could not be cancelled, and is tried again: {error}");
+            self.complain("a statement could not be cancelled", &error);
         }
     }
 
     fn terminate(&mut self) {
         if let Err(error) = self.target.terminate_backend(&self.backend, &self.name) {
-            log::warn!(session = self.name.as_str(); "a session could not be ended, and is tried again: {error}");
+            self.complain("a session could not be ended", &error);
         }
     }
 }
@@ -369,7 +378,7 @@ struct ByCanceller {
 impl Interrupt for ByCanceller {
     fn cancel(&mut self) {
         if let Err(error) = self.canceller.cancel() {
-            log::warn!(session = self.by_backend.name.as_str(); "a statement could not be cancelled, and is tried again: {error}");
+            self.by_backend.complain("a statement could not be cancelled", &error);
         }
     }
 

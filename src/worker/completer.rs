@@ -100,7 +100,8 @@ fn write_plain_failure(shared: &Shared, ended: Ended) {
     let error = JobError::new("internal", "the end of this job could not be stored; the log says why");
     let Ok(error) = RawJson::of(&error) else { return };
     let ending = Ending::Finished(Finished { error: Some(error), ..Finished::plain(JobState::Failed) });
-    let group = [Ended { ending, ..ended }];
+    // Should it be the log that can't be stored, the end still can.
+    let group = [Ended { ending, log: Vec::new(), ..ended }];
     match write_group(shared, &group) {
         Ok(held) => told_everybody(shared, &group, &held),
         Err(error) => {

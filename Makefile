@@ -1,6 +1,7 @@
-# Two commands: `make run` serves on a private Postgres with demo data, `make test` runs every test.
+# Three commands: `make run` serves on a private Postgres with demo data, `make test` runs every test, `make bench`
+# measures everything that docs/performance.md shows.
 
-.PHONY: run test lint fmt clean env test-compose
+.PHONY: run test bench lint fmt clean env test-compose
 
 # Further arguments, such as ARGS="--listen 127.0.0.1:9000"
 ARGS ?=
@@ -11,6 +12,10 @@ run: tools
 
 test: tools
 	cargo test --locked
+
+# Cases and options, such as ARGS="drain --quick"
+bench: tools
+	cargo bench --locked --bench numbers -- $(ARGS)
 
 lint: tools
 	cargo fmt --check

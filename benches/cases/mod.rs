@@ -1,0 +1,25 @@
+//! What is measured, one file for each promise of speed.
+
+mod accept;
+mod drain;
+mod export;
+mod memory;
+mod poll;
+mod start;
+
+use crate::Scale;
+use crate::postgres::Postgres;
+use crate::report::Outcome;
+
+/// A case: runs every round of its measures.
+pub type Case = fn(&Postgres, Scale) -> Outcome;
+
+/// Every case, in the order of the table.
+pub const CASES: &[(&str, Case)] = &[
+    ("accept", accept::run),
+    ("drain", drain::run),
+    ("start", start::run),
+    ("poll", poll::run),
+    ("export", export::run),
+    ("memory", memory::run),
+];

@@ -1,0 +1,151 @@
+//! slowlane as a process of its own: this program, called again with a first argument that nobody types.
+//!
+//! The only file that knows how a process of slowlane is put together. Beside the standard kinds it has two that do
+//! nothing on a target: what is measured is the queue.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use slowlane::cli::process::{self, Addresses, Listeners, Parts};
+use slowlane::config::{File, Settings, TargetConfig};
+use slowlane::dsn::Dsn;
+use slowlane::kinds::{Registry, Work, WorkContext, WorkError};
+
+use crate::http;
+use crate::postgres::Database;
+
+/// The hidden first argument.
+pub const CHILD: &str = "serve-for-the-benchmark";
+
+const QUEUE_URL: &str = "BENCH_QUEUE_URL";
+const TARGET_URL: &str = "BENCH_TARGET_URL";
+
+/// Does nothing.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Noop {}
+
+impl Work for Noop {
+    const KIND: &'static str = "noop";
+    const REPEATABLE: bool = true;
+    type Output = ();
+    fn run(&self, _: &mut WorkContext<'_>) -> Result<(), WorkError> {
+        Ok(())
+    }
+}
+
+/// Says when it ran: microseconds since 1970 by the machine's clock.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stamp {}
+
+impl Work for Stamp {
+    const KIND: &'static str = "stamp";
+    const REPEATABLE: bool = true;
+    type Output = i64;
+    fn run(&self, _: &mut WorkContext<'_>) -> Result<i64, WorkError> {
+        Ok(now_us())
+    }
+}
+
+/// Microseconds since 1970.
+pub fn now_us() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros().try_into().unwrap()
+}
+
+/// What the child is told.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// The child's main function.
+pub fn serve() -> ExitCode {
+    env_logger::Builder::new().filter_level(log::LevelFilter::Warn).init();
+    let arguments = Arguments::parse_from(std::env::args().skip(1));
+    let mut config = arguments.settings.resolve(&File::default()).unwrap();
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    config.listen = anywhere;
+    if !config.roles.http {
+        config.probe_listen = Some(anywhere);
+    }
+    let listeners = Listeners::open(&config).unwrap();
+    let queue = dsn(QUEUE_URL);
+    let target_names = vec!["default".to_owned()];
+    let mut targets = BTreeMap::new();
+    if config.roles.workers {
+        targets.insert("default".to_owned(), TargetConfig::at(dsn(TARGET_URL)));
+    }
+    let registry = Registry::standard().with::<Noop>().with::<Stamp>();
+    let prepare = move || Ok(Parts { config, queue, target_names, targets, registry, listeners });
+    let ready = |addresses: Addresses| println!("http://{}", addresses.api.or(addresses.probes).unwrap());
+    match process::run(prepare, ready) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dsn(variable: &str) -> Dsn {
+    Dsn::parse(&std::env::var(variable).unwrap(), slowlane::pq::parameters()).unwrap()
+}
+
+/// A process that serves. Asked to stop, then killed, when it is dropped.
+pub struct Server {
+    pub address: SocketAddr,
+    child: Child,
+}
+
+impl Server {
+    /// Starts one on these databases, and waits until it is ready.
+    pub fn start(queue: &Database, target: &Database, arguments: &[&str]) -> Server {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SLOWLANE_") || name.starts_with("PG")) {
+            command.env_remove(name);
+        }
+        command.arg(CHILD).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.env(QUEUE_URL, queue.dsn.to_url().expose()).env(TARGET_URL, target.dsn.to_url().expose());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("http://").expect("the server did not start").parse().unwrap();
+        let server = Server { address, child };
+        let until = Instant::now() + Duration::from_secs(30);
+        while http::get(server.address, "/readyz").0 != 200 {
+            assert!(Instant::now() < until, "the server did not become ready");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// A line of the kernel's status of the process, in KiB.
+    pub fn memory_kib(&self, name: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().try_into().unwrap());
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        let until = Instant::now() + Duration::from_secs(40);
+        while Instant::now() < until {
+            if matches!(self.child.try_wait(), Ok(Some(_))) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -22,6 +22,5 @@ RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin slowlan
 FROM debian:bookworm-slim
 COPY --from=build /src/target/release/slowlane /usr/local/bin/slowlane
 USER 65534:65534
-EXPOSE 8080
 ENTRYPOINT ["slowlane"]
 CMD ["serve"]

@@ -145,12 +145,7 @@ impl Row {
                 (text, if aim.met(value) { "met" } else { "**missed**" })
             }
         };
-        format!(
-            "| {} | {} | {} | {ratio} | {aim} | {met} |",
-            self.what,
-            self.values.show(self.unit),
-            self.beside
-        )
+        format!("| {} | {} | {} | {ratio} | {aim} | {met} |", self.what, self.values.show(self.unit), self.beside)
     }
 }
 

@@ -40,9 +40,7 @@ pub fn run(postgres: &Postgres, scale: Scale) -> Outcome {
             row("20,000 waiting", &few).aim(Aim::AtLeast(40_000.0)),
             row("20,000 waiting", &few).beside("the same statements by one client", &limit),
             row("1,000,000 waiting", &free).beside("20,000 waiting", &few).aim_ratio(Aim::AtLeast(0.95)),
-            row("1,000,000 waiting, one snapshot held", &held)
-                .beside("none held", &free)
-                .aim_ratio(Aim::AtLeast(0.9)),
+            row("1,000,000 waiting, one snapshot held", &held).beside("none held", &free).aim_ratio(Aim::AtLeast(0.9)),
         ],
         notes: vec![format!(
             "Drained: one process with `--workers {WORKERS}`; from the commit that made the jobs claimable to the end of \
@@ -98,9 +96,8 @@ fn drain(queue: &Database, target: &Database, jobs: i64, hold: bool) -> f64 {
         holder.execute_batch("COMMIT").unwrap();
     }
     check(queue, jobs);
-    let took = queue.text(&format!(
-        "SELECT extract(epoch FROM max(finished_at) - '{released}'::timestamptz) FROM finished_jobs"
-    ));
+    let took = queue
+        .text(&format!("SELECT extract(epoch FROM max(finished_at) - '{released}'::timestamptz) FROM finished_jobs"));
     jobs as f64 / took.parse::<f64>().unwrap()
 }
 

@@ -16,6 +16,7 @@ use diesel::r2d2::R2D2Connection;
 use tokio::sync::oneshot;
 
 use crate::db::error::DbError;
+use crate::db::line;
 use crate::db::pool::Pool;
 
 /// Requests that may wait for a connection; one more is refused at once.
@@ -164,10 +165,14 @@ fn with_a_live_connection<T>(
     loop {
         let mut connection = pool.get()?;
         match work(&mut connection) {
-            Err(DbError::Unavailable(_)) if spare > 0 && connection.is_broken() && in_time() => spare -= 1,
+            Err(DbError::Unavailable(_)) if spare > 0 && is_gone(&mut connection) && in_time() => spare -= 1,
             outcome => return outcome,
         }
     }
+}
+
+fn is_gone(connection: &mut PgConnection) -> bool {
+    connection.is_broken() || line::is_lost(connection)
 }
 
 impl Shared {

@@ -51,9 +51,11 @@ impl DbError {
 impl From<DieselError> for DbError {
     fn from(error: DieselError) -> Self {
         match &error {
-            DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection, info) => {
-                DbError::Unavailable(info.message().to_owned())
-            }
+            // A prepared statement on a connection that is gone can't even be sent, and has no words of the server's.
+            DieselError::DatabaseError(
+                DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand,
+                info,
+            ) => DbError::Unavailable(info.message().to_owned()),
             DieselError::DatabaseError(_, info) if is_loss(info.message()) => {
                 DbError::Unavailable(info.message().to_owned())
             }
@@ -67,6 +69,16 @@ impl From<DieselError> for DbError {
             },
             _ => DbError::Query(error),
         }
+    }
+}
+
+/// The connection is gone, as far as an error of Diesel's shows it.
+pub(super) fn tells_of_loss(error: &DieselError) -> bool {
+    match error {
+        DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand, _)
+        | DieselError::BrokenTransactionManager => true,
+        DieselError::DatabaseError(_, info) => is_loss(info.message()),
+        _ => false,
     }
 }
 

@@ -13,6 +13,7 @@ use diesel::connection::{Connection, Instrumentation, InstrumentationEvent};
 use diesel::pg::PgConnection;
 use diesel::result::ConnectionResult;
 
+use crate::db::error::tells_of_loss;
 use crate::dsn::Dsn;
 use crate::pq::{Line, Mark, Patience};
 
@@ -26,6 +27,8 @@ struct Watch {
     line: Line,
     /// Statements in statements: Diesel looks up unknown types while it prepares one.
     depth: u32,
+    /// A statement found the connection gone. Diesel itself only notices some of the ways in which it can go.
+    lost: bool,
 }
 
 impl Instrumentation for Watch {
@@ -35,7 +38,8 @@ impl Instrumentation for Watch {
                 self.depth += 1;
                 self.line.begin();
             }
-            InstrumentationEvent::FinishQuery { .. } => {
+            InstrumentationEvent::FinishQuery { error, .. } => {
+                self.lost |= error.is_some_and(tells_of_loss);
                 self.depth = self.depth.saturating_sub(1);
                 if self.depth == 0 { self.line.end() } else { self.line.begin() }
             }
@@ -62,7 +66,7 @@ pub(super) fn establish(dsn: &Dsn, patience: Patience) -> ConnectionResult<PgCon
         (line, connection)
     };
     line.allow(patience);
-    connection.set_instrumentation(Watch { line, depth: 0 });
+    connection.set_instrumentation(Watch { line, depth: 0, lost: false });
     Ok(connection)
 }
 
@@ -74,6 +78,11 @@ pub(super) fn allow(connection: &mut PgConnection, patience: Patience) -> bool {
         watch.line.allow(patience);
     }
     watch.is_some()
+}
+
+/// A statement found the connection gone: it must not be used again.
+pub(super) fn is_lost(connection: &mut PgConnection) -> bool {
+    connection.instrumentation().downcast_ref::<Watch>().is_some_and(|watch| watch.lost)
 }
 
 fn is_local(dsn: &Dsn) -> bool {

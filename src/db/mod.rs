@@ -9,6 +9,7 @@ pub mod error;
 mod line;
 pub mod migrations;
 pub mod pool;
+pub mod prepared;
 pub mod reach;
 pub mod roles;
 pub mod schema;
@@ -17,4 +18,5 @@ pub mod targets;
 
 pub use doorway::Doorway;
 pub use error::DbError;
+pub use prepared::prepared;
 pub use reach::Source;

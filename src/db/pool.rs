@@ -37,6 +37,15 @@ pub struct Manager {
     patience: Patience,
 }
 
+/// How the queue's own statements are planned: once for each connection, and always by an index and a nested loop.
+///
+/// All of them find a bounded number of rows by key. Planning one over the days of history takes longer than running
+/// it, and left alone the server would do it each time, because pruning makes such a plan look better than it is. A
+/// plan that was made while a table was nearly empty must not read all of it later: scans of whole tables and hash
+/// joins are good for nothing here, however small the numbers that the planner has at the moment.
+const PLANS: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off;
+             SET enable_hashjoin = off; SET enable_mergejoin = off;";
+
 /// What one connection is for: the part of its set-up that differs.
 #[derive(Clone, Debug)]
 pub struct Purpose {
@@ -53,7 +62,7 @@ impl Manager {
     pub fn queue(source: impl Into<Source>, purpose: &Purpose) -> Manager {
         let source = source.into().for_connecting().with("application_name", &format!("slowlane {}", purpose.name));
         let setup = format!(
-            "SET search_path = slowlane; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET jit = off;
+            "SET search_path = slowlane; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET jit = off; {PLANS}
              SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 60000;
              SELECT set_config('synchronous_commit', 'on', false)
               WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')",
@@ -126,7 +135,7 @@ impl r2d2::ManageConnection for Manager {
     }
 
     fn has_broken(&self, connection: &mut PgConnection) -> bool {
-        std::thread::panicking() || connection.is_broken()
+        std::thread::panicking() || connection.is_broken() || line::is_lost(connection)
     }
 }
 

@@ -7,7 +7,7 @@ use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-use crate::db::DbError;
+use crate::db::{DbError, prepared};
 use crate::queue::finish::CARRIED;
 use crate::queue::job::{Job, JobState};
 use crate::queue::{partitions, read};
@@ -88,10 +88,9 @@ struct Id {
 /// # Errors
 /// When the database fails.
 pub fn requested(connection: &mut PgConnection, worker_id: Uuid) -> Result<Vec<Uuid>, DbError> {
-    let rows = diesel::sql_query(
-        "SELECT id FROM jobs WHERE worker_id = $1 AND state = 'running' AND cancel_requested_at IS NOT NULL",
-    )
-    .bind::<diesel::sql_types::Uuid, _>(worker_id)
-    .load::<Id>(connection)?;
+    let rows =
+        prepared("SELECT id FROM jobs WHERE worker_id = $1 AND state = 'running' AND cancel_requested_at IS NOT NULL")
+            .bind::<diesel::sql_types::Uuid, _>(worker_id)
+            .load::<Id>(connection)?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }

@@ -13,7 +13,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Json, SmallInt, Text, Timestamptz};
 use uuid::Uuid;
 
-use crate::db::DbError;
+use crate::db::{DbError, prepared};
 use crate::queue::job::{Lease, MAX_PRIORITY, RawJson};
 use crate::queue::signals::ReadyHint;
 
@@ -166,7 +166,7 @@ pub fn claim(
     }
     let priorities: Vec<i16> = (0..=MAX_PRIORITY).collect();
     let (run_ats, ids): (Vec<_>, Vec<_>) = priorities.iter().map(|p| positions.place(queue, *p)).unzip();
-    let mut rows = diesel::sql_query(CLAIM_SQL)
+    let mut rows = prepared(CLAIM_SQL)
         .bind::<diesel::sql_types::Uuid, _>(scope.worker_id)
         .bind::<Array<SmallInt>, _>(&priorities)
         .bind::<Array<Timestamptz>, _>(run_ats)
@@ -228,12 +228,12 @@ struct Behind {
 /// When the database fails; the next sweep then covers this one's span too.
 pub fn sweep(connection: &mut PgConnection, queues: &[String], positions: &mut Positions) -> Result<(), DbError> {
     // Taken before the rows are read: what commits in between is seen by both sweeps, never by none.
-    let now = diesel::sql_query("SELECT pg_current_snapshot()::text AS snapshot").get_result::<Snapshot>(connection)?;
+    let now = prepared("SELECT pg_current_snapshot()::text AS snapshot").get_result::<Snapshot>(connection)?;
     let Some(previous) = positions.swept.clone() else {
         positions.swept = Some(now.snapshot);
         return Ok(());
     };
-    let rows = diesel::sql_query(
+    let rows = prepared(
         "SELECT DISTINCT ON (queue, priority) queue, priority, run_at, id
            FROM (SELECT queue, priority, run_at, id FROM jobs
                   WHERE state = 'queued' AND queued_xid >= pg_snapshot_xmax($1::pg_snapshot)
@@ -280,7 +280,7 @@ pub fn note_backend(
     pid: i32,
     backend_start: DateTime<Utc>,
 ) -> Result<Noted, DbError> {
-    let row = diesel::sql_query(
+    let row = prepared(
         "UPDATE jobs SET backend_pid = $4, backend_start = $5, version = version + 1
           WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'
             AND EXISTS (SELECT FROM workers w WHERE w.id = $3)

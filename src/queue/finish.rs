@@ -12,7 +12,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 use uuid::Uuid;
 
-use crate::db::DbError;
+use crate::db::{DbError, prepared};
 use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
 use crate::queue::log::{self, LogLine};
 use crate::queue::partitions;
@@ -204,6 +204,10 @@ pub(crate) const CARRIED: &str =
     "id, kind, queue, target, priority, args, labels, created_at, run_at, timeout_ms, max_attempts,
     attempt, lease, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of";
 
+/// The owner of the row `j` is the one of the end `e`. Said so that no index can serve it: by the index of what a worker
+/// holds, each end would look at everything that its worker runs.
+const MINE: &str = "j.worker_id IS NOT DISTINCT FROM e.worker_id AND (j.state || '') = 'running'";
+
 fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result<Vec<Uuid>, DbError> {
     let carried = CARRIED.split(',').map(|column| format!("d.{}", column.trim())).collect::<Vec<_>>().join(", ");
     let sql = format!(
@@ -213,7 +217,7 @@ fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result
                      stored_rows, stored_bytes, truncated, manifest, interrupted)),
         d AS (
             DELETE FROM jobs j USING e
-             WHERE j.id = e.id AND j.lease = e.lease AND j.worker_id = e.worker_id AND j.state = 'running'
+             WHERE j.id = e.id AND j.lease = e.lease AND {MINE}
             RETURNING j.*, e.state AS end_state, e.error AS end_error, e.output, e.rows_returned, e.rows_affected,
                       e.result_bytes, e.progress, e.stored_rows, e.stored_bytes, e.truncated, e.manifest, e.interrupted),
         f AS (
@@ -234,7 +238,7 @@ fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result
         SELECT id FROM d"
     );
     let results: Vec<Option<&FinishedResult>> = ends.iter().map(|(_, f)| f.result.as_ref()).collect();
-    let rows = diesel::sql_query(sql)
+    let rows = prepared(sql)
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(ends, |(lease, _)| lease.job_id))
         .bind::<Array<BigInt>, _>(column(ends, |(lease, _)| lease.number))
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(ends, |(lease, _)| lease.worker_id))
@@ -256,13 +260,13 @@ fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result
 
 fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Vec<Uuid>, DbError> {
     let parts: Vec<PutBack<'_>> = endings.iter().map(|(lease, ending)| PutBack::of(lease, ending)).collect();
-    let rows = diesel::sql_query(
+    let rows = prepared(format!(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS e(id, lease, worker_id, outcome, delay_ms, error)),
         old AS (
             SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, e.outcome, e.delay_ms, e.error
-              FROM jobs j JOIN e ON j.id = e.id AND j.lease = e.lease AND j.worker_id = e.worker_id
-             WHERE j.state = 'running' ORDER BY j.id FOR UPDATE OF j),
+              FROM jobs j JOIN e ON j.id = e.id AND j.lease = e.lease AND {MINE}
+             ORDER BY j.id FOR UPDATE OF j),
         u AS (
             UPDATE jobs j SET
                    state = CASE WHEN o.delay_ms > 0 THEN 'scheduled' ELSE 'queued' END,
@@ -280,7 +284,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
             SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error::json
               FROM old)
         SELECT id FROM u",
-    )
+    ))
     .bind::<Array<diesel::sql_types::Uuid>, _>(column(&parts, |p| p.lease.job_id))
     .bind::<Array<BigInt>, _>(column(&parts, |p| p.lease.number))
     .bind::<Array<diesel::sql_types::Uuid>, _>(column(&parts, |p| p.lease.worker_id))

@@ -10,7 +10,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text, Timestamptz};
 use uuid::Uuid;
 
-use crate::db::DbError;
+use crate::db::{DbError, prepared};
 use crate::queue::accept::Accept;
 use crate::queue::job::{Job, RawJson};
 use crate::queue::read::{self, JobRow, LIVE_COLUMNS, NO_RESULT_COLUMNS};
@@ -150,7 +150,7 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
     let keys = |field: fn(&crate::queue::accept::Idempotency) -> &str| -> Vec<Option<&str>> {
         requests.iter().map(|r| r.idempotency.as_ref().map(field)).collect()
     };
-    let rows = diesel::sql_query(sql)
+    let rows = prepared(sql)
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.job.id))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.kind.as_str()))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.queue.as_str()))

@@ -15,7 +15,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Ti
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::db::DbError;
+use crate::db::{DbError, prepared};
 use crate::queue::finish::{self, Ending, Finished};
 use crate::queue::job::{JobError, JobState, Lease, MAX_INTERRUPTIONS, RawJson};
 
@@ -71,7 +71,7 @@ pub fn register(connection: &mut PgConnection, identity: &Identity) -> Result<()
 /// # Errors
 /// When the database fails.
 pub fn beat(connection: &mut PgConnection, id: Uuid) -> Result<bool, DbError> {
-    let changed = diesel::sql_query("UPDATE workers SET beat_at = clock_timestamp() WHERE id = $1")
+    let changed = prepared("UPDATE workers SET beat_at = clock_timestamp() WHERE id = $1")
         .bind::<diesel::sql_types::Uuid, _>(id)
         .execute(connection)?;
     Ok(changed == 1)

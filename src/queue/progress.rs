@@ -5,7 +5,7 @@ use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Nullable, Text};
 
-use crate::db::DbError;
+use crate::db::{DbError, prepared};
 use crate::queue::job::{JobProgress, Lease, ProgressBasis, RawJson};
 
 /// What a job says of itself.
@@ -67,7 +67,7 @@ pub fn write(connection: &mut PgConnection, reports: &[(Lease, Report)]) -> Resu
     if reports.is_empty() {
         return Ok(());
     }
-    diesel::sql_query(
+    prepared(
         "INSERT INTO job_progress AS p (job_id, lease, phase, done, total, unit, basis, sampled_at)
          SELECT j.id, j.lease, r.phase, r.done, r.total, r.unit, r.basis, clock_timestamp()
            FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) AS r(id, lease, worker_id, phase, done, total, unit, basis)

@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Double, Nullable, SmallInt, Text, Timestamptz};
 use uuid::Uuid;
 
-use crate::db::DbError;
+use crate::db::{DbError, prepared};
 use crate::queue::signals::ReadyHint;
 
 /// Rows moved by one statement.
@@ -31,7 +31,7 @@ struct Moved {
 /// # Errors
 /// When the database fails.
 pub fn due(connection: &mut PgConnection) -> Result<Vec<ReadyHint>, DbError> {
-    let rows = diesel::sql_query(
+    let rows = prepared(
         "UPDATE jobs SET state = 'queued', queued_xid = pg_current_xact_id(), version = version + 1
           WHERE state = 'scheduled' AND id = ANY(ARRAY(
                 SELECT id FROM jobs WHERE state = 'scheduled' AND run_at <= clock_timestamp()
@@ -57,7 +57,7 @@ struct Next {
 /// # Errors
 /// When the database fails.
 pub fn until_next(connection: &mut PgConnection) -> Result<Option<Duration>, DbError> {
-    let next = diesel::sql_query(
+    let next = prepared(
         "SELECT extract(epoch FROM min(run_at) - clock_timestamp())::float8 AS seconds FROM jobs WHERE state = 'scheduled'",
     )
     .get_result::<Next>(connection)?;

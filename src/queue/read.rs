@@ -4,12 +4,13 @@
 //! is never missed and never seen twice.
 
 use chrono::{DateTime, Utc};
+use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Json, Jsonb, Nullable, SmallInt, Text, Timestamptz};
 use uuid::Uuid;
 
-use crate::db::DbError;
+use crate::db::{DbError, prepared};
 use crate::queue::job::{Job, JobBackend, JobProgress, JobResult, JobState, JobStatistics, RawJson, ResultState};
 
 /// The columns of [`JobRow`] from an unfinished job `j`.
@@ -175,8 +176,7 @@ pub fn job(connection: &mut PgConnection, id: Uuid) -> Result<Option<Job>, DbErr
                  UNION ALL SELECT {FINISHED_COLUMNS} FROM finished_jobs j WHERE j.id = $1) j
            LEFT JOIN results r ON r.job_id = j.id"
     );
-    let row =
-        diesel::sql_query(sql).bind::<diesel::sql_types::Uuid, _>(id).get_result::<JobRow>(connection).optional()?;
+    let row = prepared(sql).bind::<diesel::sql_types::Uuid, _>(id).get_result::<JobRow>(connection).optional()?;
     Ok(row.map(Job::from))
 }
 
@@ -220,7 +220,7 @@ pub fn list(
            LEFT JOIN results r ON r.job_id = j.id ORDER BY j.id DESC LIMIT $9"
     );
     let labels = labels_json(&filter.labels)?;
-    let rows = diesel::sql_query(sql)
+    let filtered = diesel::sql_query(sql)
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(before)
         .bind::<Nullable<Text>, _>(filter.state.map(JobState::as_str))
         .bind::<Nullable<Text>, _>(filter.kind.as_deref())
@@ -229,8 +229,12 @@ pub fn list(
         .bind::<Nullable<Jsonb>, _>(labels)
         .bind::<Nullable<Timestamptz>, _>(filter.created_after)
         .bind::<Nullable<Timestamptz>, _>(filter.created_before)
-        .bind::<BigInt, _>(limit)
-        .load::<JobRow>(connection)?;
+        .bind::<BigInt, _>(limit);
+    // Which plan is good depends on which conditions there are.
+    let rows = connection.transaction(|connection| {
+        connection.batch_execute("SET LOCAL plan_cache_mode = force_custom_plan")?;
+        filtered.load::<JobRow>(connection)
+    })?;
     Ok(rows.into_iter().map(Job::from).collect())
 }
 
@@ -273,7 +277,7 @@ struct MarkRow {
 /// # Errors
 /// When the database fails.
 pub fn marks(connection: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<JobMark>, DbError> {
-    let rows = diesel::sql_query(
+    let rows = prepared(
         "SELECT j.id, j.version, j.state, r.state AS result_state
            FROM (SELECT id, version, state FROM jobs WHERE id = ANY($1)
                  UNION ALL SELECT id, version, state FROM finished_jobs WHERE id = ANY($1)) j
@@ -324,12 +328,16 @@ struct DepthRow {
 /// # Errors
 /// When the database fails.
 pub fn depths(connection: &mut PgConnection) -> Result<Vec<QueueDepth>, DbError> {
-    let rows = diesel::sql_query(
+    let counts = diesel::sql_query(
         "SELECT queue, state, count(*) AS count,
                 greatest(extract(epoch FROM clock_timestamp() - min(run_at)), 0)::float8 AS oldest_age_s
            FROM jobs GROUP BY queue, state",
-    )
-    .load::<DepthRow>(connection)?;
+    );
+    // The one statement that wants the whole table.
+    let rows = connection.transaction(|connection| {
+        connection.batch_execute("SET LOCAL enable_seqscan = on")?;
+        counts.load::<DepthRow>(connection)
+    })?;
     Ok(rows
         .into_iter()
         .filter_map(|row| {

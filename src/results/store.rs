@@ -9,8 +9,8 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Integer};
 use uuid::Uuid;
 
-use crate::db::DbError;
 use crate::db::schema::{result_parts, results};
+use crate::db::{DbError, prepared};
 use crate::queue::job::{RawJson, ResultState};
 use crate::queue::{Lease, partitions};
 use crate::results::Manifest;
@@ -22,7 +22,7 @@ use crate::results::Manifest;
 /// When the database fails.
 pub fn write_part(connection: &mut PgConnection, lease: &Lease, n: i32, data: &[u8]) -> Result<bool, DbError> {
     let insert = |connection: &mut PgConnection| -> Result<usize, DbError> {
-        let statement = diesel::sql_query(
+        let statement = prepared(
             "INSERT INTO result_parts (job_id, lease, n, data)
              SELECT id, lease, $4, $5 FROM jobs WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'
              ON CONFLICT (job_id, lease, n) DO UPDATE SET data = excluded.data",

@@ -18,7 +18,7 @@ use crate::worker::Shared;
 use crate::worker::threads::{Growing, Threads};
 
 /// Ends written by one statement.
-const MAX_GROUP: usize = 200;
+const MAX_GROUP: usize = 500;
 /// The pauses before an end is tried again: the first, and the longest.
 const AFTER_ERROR: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 

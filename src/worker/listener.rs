@@ -11,8 +11,8 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use uuid::Uuid;
 
-use crate::db::Source;
 use crate::db::pool::Pool;
+use crate::db::{Source, prepared};
 use crate::pq::{Notification, Patience, PqError, Session};
 use crate::queue::signals::{CHANNEL, Envelope, Message, ReadyHint, Signals};
 use crate::worker::threads::{Growing, Stop, Threads};
@@ -107,7 +107,7 @@ impl Carrier {
             let Ok(payload) = serde_json::to_string(&Envelope { origin: self.origin, message }) else {
                 continue;
             };
-            let sent = diesel::sql_query("SELECT pg_notify($1, $2)")
+            let sent = prepared("SELECT pg_notify($1, $2)")
                 .bind::<Text, _>(CHANNEL)
                 .bind::<Text, _>(payload)
                 .execute(&mut *connection);

@@ -23,7 +23,7 @@ pub fn fill(target: &Database, rows: i64) {
         "CREATE TABLE events (id bigint, at timestamptz, account integer, kind text, amount numeric(12, 2), note text);
          INSERT INTO events
          SELECT n, timestamptz '2026-01-01 00:00+00' + n * interval '1.5 second', n % 50000,
-                (ARRAY['created', 'paid', 'shipped', 'returned'])[n % 4 + 1], (n * 7919 % 1000000) / 100.0,
+                (ARRAY['created', 'paid', 'shipped', 'returned'])[n % 4 + 1], (n::bigint * 7919 % 1000000) / 100.0,
                 CASE WHEN n % 3 = 0 THEN NULL ELSE 'order ' || n % 1000 || CASE WHEN n % 50 = 0 THEN ', gift' ELSE '' END END
            FROM generate_series(1, {rows}) n;
          GRANT SELECT ON events TO {};",

@@ -172,7 +172,9 @@ impl Database {
 
     /// Empties the queue, and has what was written before reach the disk: the next measure pays for itself alone.
     pub fn clear(&self) {
-        self.run("TRUNCATE jobs, finished_jobs, attempts, job_log, result_parts, results, job_progress, idempotency_keys");
+        self.run(
+            "TRUNCATE jobs, finished_jobs, attempts, job_log, result_parts, results, job_progress, idempotency_keys",
+        );
         self.run("CHECKPOINT");
     }
 }

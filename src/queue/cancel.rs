@@ -5,6 +5,7 @@
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
+use diesel::sql_types::Array;
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
@@ -83,14 +84,16 @@ struct Id {
     id: Uuid,
 }
 
-/// The running jobs of a worker whose cancellation was asked for. This is how a request arrives when no hint does.
+/// Of these running jobs, those whose cancellation was asked for. This is how a request arrives when no hint does.
 ///
 /// # Errors
 /// When the database fails.
-pub fn requested(connection: &mut PgConnection, worker_id: Uuid) -> Result<Vec<Uuid>, DbError> {
-    let rows =
-        prepared("SELECT id FROM jobs WHERE worker_id = $1 AND state = 'running' AND cancel_requested_at IS NOT NULL")
-            .bind::<diesel::sql_types::Uuid, _>(worker_id)
-            .load::<Id>(connection)?;
+pub fn requested(connection: &mut PgConnection, running: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+    if running.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = prepared("SELECT id FROM jobs WHERE id = ANY($1) AND cancel_requested_at IS NOT NULL")
+        .bind::<Array<diesel::sql_types::Uuid>, _>(running)
+        .load::<Id>(connection)?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }

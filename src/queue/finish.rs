@@ -104,7 +104,8 @@ pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result
     end_with_log(connection, endings, &[])
 }
 
-/// As [`end`], with what the attempts said last.
+/// As [`end`], with what the attempts said last. When all are over and none says anything more, one statement is all it
+/// takes: no round trip goes to a transaction around it.
 ///
 /// # Errors
 /// As [`end`].
@@ -113,6 +114,11 @@ pub fn end_with_log(
     endings: &[(Lease, Ending)],
     lines: &[(Lease, Vec<LogLine>)],
 ) -> Result<HashSet<Uuid>, DbError> {
+    let finished = finished(endings);
+    if finished.len() == endings.len() && lines.is_empty() {
+        let ids = finished.iter().map(|(lease, _)| lease.job_id);
+        return partitions::with_days_of(connection, ids, |connection| finish(connection, &finished, Owners::Living));
+    }
     in_a_transaction(connection, endings, |connection| {
         let living = living(connection, endings)?;
         let of_the_living: Vec<(Lease, Ending)> =
@@ -155,15 +161,9 @@ fn living(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<
 
 fn write(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
     let mut held = HashSet::new();
-    let finished: Vec<(&Lease, &Finished)> = endings
-        .iter()
-        .filter_map(|(lease, ending)| match ending {
-            Ending::Finished(finished) => Some((lease, finished)),
-            _ => None,
-        })
-        .collect();
+    let finished = finished(endings);
     if !finished.is_empty() {
-        held.extend(finish(connection, &finished)?);
+        held.extend(finish(connection, &finished, Owners::Known)?);
     }
     let others = endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_)));
     let (cancelled, others): (Vec<_>, Vec<_>) = match to_be_cancelled(connection, endings)? {
@@ -174,12 +174,20 @@ fn write(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<H
         // Its caller was told that it would be stopped: it has, and doesn't come back.
         let plain = Finished::plain(JobState::Cancelled);
         let ends: Vec<(&Lease, &Finished)> = cancelled.iter().map(|(lease, _)| (lease, &plain)).collect();
-        held.extend(finish(connection, &ends)?);
+        held.extend(finish(connection, &ends, Owners::Known)?);
     }
     if !others.is_empty() {
         held.extend(put_back(connection, &others)?);
     }
     Ok(held)
+}
+
+fn finished(endings: &[(Lease, Ending)]) -> Vec<(&Lease, &Finished)> {
+    let finished = endings.iter().filter_map(|(lease, ending)| match ending {
+        Ending::Finished(finished) => Some((lease, finished)),
+        _ => None,
+    });
+    finished.collect()
 }
 
 /// Of the jobs that would wait again, those whose end was asked for. Locked, so that no request comes in between.
@@ -208,13 +216,41 @@ pub(crate) const CARRIED: &str =
 /// holds, each end would look at everything that its worker runs.
 const MINE: &str = "j.worker_id IS NOT DISTINCT FROM e.worker_id AND (j.state || '') = 'running'";
 
-fn finish(connection: &mut PgConnection, ends: &[(&Lease, &Finished)]) -> Result<Vec<Uuid>, DbError> {
+/// Whose ends are written.
+#[derive(Clone, Copy)]
+enum Owners {
+    /// Those on the list of the living, as [`living`] says, but by the same statement.
+    Living,
+    /// Everybody's: whoever asks knows better.
+    Known,
+}
+
+impl Owners {
+    /// Which rows of `e` count.
+    fn condition(self) -> &'static str {
+        match self {
+            // The rows of the living are locked before the first job is touched.
+            Owners::Living => {
+                "WHERE e.worker_id = ANY(ARRAY(SELECT w.id FROM workers w WHERE w.id = ANY($3) ORDER BY w.id FOR KEY SHARE))"
+            }
+            Owners::Known => "",
+        }
+    }
+}
+
+fn finish(
+    connection: &mut PgConnection,
+    ends: &[(&Lease, &Finished)],
+    owners: Owners,
+) -> Result<HashSet<Uuid>, DbError> {
     let carried = CARRIED.split(',').map(|column| format!("d.{}", column.trim())).collect::<Vec<_>>().join(", ");
+    let whose = owners.condition();
     let sql = format!(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
                 AS e(id, lease, worker_id, state, error, output, rows_returned, rows_affected, result_bytes, progress,
-                     stored_rows, stored_bytes, truncated, manifest, interrupted)),
+                     stored_rows, stored_bytes, truncated, manifest, interrupted)
+             {whose}),
         d AS (
             DELETE FROM jobs j USING e
              WHERE j.id = e.id AND j.lease = e.lease AND {MINE}

@@ -127,7 +127,8 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         "WITH input AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) WITH ORDINALITY
                 AS i(id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms,
-                     principal, route, key, fingerprint, retry_of, n)),
+                     principal, route, key, fingerprint, retry_of, n)
+             WHERE (SELECT require_near_clock($17, $18))),
         keys AS (
             INSERT INTO idempotency_keys AS k (principal, route, key, fingerprint, job_id, created_at)
             SELECT DISTINCT ON (principal, route, key) principal, route, key, fingerprint, id, now()
@@ -169,6 +170,8 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
             r.idempotency.as_ref().map(|k| k.fingerprint.as_slice())
         }))
         .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.job.retry_of))
+        .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.job.id).min())
+        .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.job.id).max())
         .load::<JobRow>(connection)?;
     Ok(rows.into_iter().map(Job::from).map(|job| (job.id, job)).collect())
 }

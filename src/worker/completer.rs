@@ -19,6 +19,8 @@ use crate::worker::threads::{Growing, Threads};
 
 /// Ends written by one statement.
 const MAX_GROUP: usize = 500;
+/// While more ends than these wait to be written, nothing is claimed: what runs is to be what the rows say that runs.
+pub(super) const MAX_WAITING: usize = 2 * MAX_GROUP;
 /// The pauses before an end is tried again: the first, and the longest.
 const AFTER_ERROR: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 
@@ -65,12 +67,10 @@ struct Group<'s> {
 
 impl Drop for Group<'_> {
     fn drop(&mut self) {
-        for lease in &self.leases {
-            if std::thread::panicking() {
-                self.shared.running.unwritten(lease);
-            }
-            self.shared.running.ended(lease);
+        if std::thread::panicking() {
+            self.leases.iter().for_each(|lease| self.shared.running.unwritten(lease));
         }
+        self.shared.running.ended(&self.leases);
     }
 }
 

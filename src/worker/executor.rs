@@ -103,7 +103,7 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         Err(error) => {
             log::error!(job = job.lease.job_id.to_string(); "the end of an attempt has no JSON form: {error}");
             shared.running.unwritten(&job.lease);
-            shared.running.ended(&job.lease);
+            shared.running.ended([&job.lease]);
             return;
         }
     };
@@ -112,7 +112,7 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
     if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.unwritten(&job.lease);
-        shared.running.ended(&job.lease);
+        shared.running.ended([&job.lease]);
     }
 }
 

@@ -9,6 +9,7 @@ use crate::kinds::JobControl;
 use crate::queue::claim::{self, ClaimedJob, Positions};
 use crate::queue::liveness::interrupted;
 use crate::queue::signals::Message;
+use crate::worker::completer::MAX_WAITING;
 use crate::worker::running::Attempt;
 use crate::worker::threads::{Threads, jittered};
 use crate::worker::{Shared, executor};
@@ -61,6 +62,11 @@ impl<'s> Fetcher<'s> {
             if !self.shared.config.health.workers_ready() {
                 continue;
             }
+            if !self.shared.running.wait_until_written(MAX_WAITING, POLL) {
+                // A thread that is free stays free, and asks again.
+                self.shared.slots.wake(&[]);
+                continue;
+            }
             match self.fetch(wake.free) {
                 Ok(()) => self.succeeded(),
                 Err(error) => self.failed(&error),
@@ -94,9 +100,7 @@ impl<'s> Fetcher<'s> {
 
     fn hand_over(&self, claimed: Vec<ClaimedJob>, full: bool) {
         let attempts: Vec<Attempt> = claimed.into_iter().map(attempt).collect();
-        for attempt in &attempts {
-            self.shared.running.enter(attempt.clone());
-        }
+        self.shared.running.enter(&attempts);
         for attempt in self.shared.slots.hand_over(attempts, full) {
             // The process is going down: nothing of it has begun.
             if self.shared.running.leave(&attempt.job.lease).is_some() {

@@ -97,7 +97,7 @@ impl<'s> Heartbeat<'s> {
         if beating {
             self.beaten();
         }
-        for id in cancel::requested(&mut connection, self.shared.worker_id())? {
+        for id in cancel::requested(&mut connection, &self.shared.running.job_ids())? {
             self.shared.running.stop(id, StopReason::Cancel);
         }
         progress::write(&mut connection, &self.shared.running.take_reports())?;

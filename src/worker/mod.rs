@@ -209,7 +209,7 @@ impl Workers {
                 log::warn!("not everything stopped in time; what is left will be rescued");
             }
         }
-        if !shared.running.wait_until_written(LET_GO) {
+        if !shared.running.wait_until_written(0, LET_GO) {
             log::warn!("not every end could be written before stopping; those jobs will be rescued");
         }
         threads.stop_and_join(LET_GO);

@@ -34,7 +34,10 @@ fn key(lease: &Lease) -> Key {
 #[derive(Default)]
 pub struct Running {
     inner: Mutex<Inner>,
+    /// An attempt began, or is to stop: the watch looks again.
     changed: Condvar,
+    /// An attempt ended, or its end was written.
+    ended: Condvar,
 }
 
 #[derive(Default)]
@@ -44,15 +47,15 @@ struct Inner {
     ending: HashSet<Key>,
     /// Attempts that began, and whose end could not be written.
     unwritten: HashSet<Key>,
-    /// Grows with every change, so that one between a look and a wait is not missed.
+    /// Grows with every attempt that begins or is to stop, so that one between a look and a wait is not missed.
     changes: u64,
 }
 
 impl Running {
-    /// An attempt begins.
-    pub fn enter(&self, attempt: Attempt) {
+    /// Attempts begin.
+    pub fn enter(&self, attempts: &[Attempt]) {
         let mut inner = self.lock();
-        inner.attempts.insert(key(&attempt.job.lease), attempt);
+        inner.attempts.extend(attempts.iter().map(|attempt| (key(&attempt.job.lease), attempt.clone())));
         self.has_changed(inner);
     }
 
@@ -61,15 +64,20 @@ impl Running {
         let mut inner = self.lock();
         let attempt = inner.attempts.remove(&key(lease))?;
         inner.ending.insert(key(lease));
-        self.has_changed(inner);
+        if inner.attempts.is_empty() {
+            self.ended.notify_all();
+        }
         Some(attempt)
     }
 
-    /// The end of an attempt is written, or never will be.
-    pub fn ended(&self, lease: &Lease) {
+    /// The ends of attempts are written, or never will be.
+    pub fn ended<'l>(&self, leases: impl IntoIterator<Item = &'l Lease>) {
         let mut inner = self.lock();
-        inner.ending.remove(&key(lease));
-        self.has_changed(inner);
+        for lease in leases {
+            inner.ending.remove(&key(lease));
+        }
+        drop(inner);
+        self.ended.notify_all();
     }
 
     /// The end of an attempt could not be written: its row will be found without an owner who works on it.
@@ -132,6 +140,11 @@ impl Running {
         self.lock().attempts.is_empty()
     }
 
+    /// The jobs of the attempts.
+    pub fn job_ids(&self) -> Vec<Uuid> {
+        self.lock().attempts.keys().map(|(id, _)| *id).collect()
+    }
+
     /// What attempts said of themselves since the last call.
     pub fn take_reports(&self) -> Vec<(Lease, Report)> {
         self.lock()
@@ -163,14 +176,14 @@ impl Running {
         self.wait_until(patience, |inner| inner.attempts.is_empty())
     }
 
-    /// Waits until no end is still to be written, for at most `patience`. `true` when none is.
-    pub fn wait_until_written(&self, patience: Duration) -> bool {
-        self.wait_until(patience, |inner| inner.ending.is_empty())
+    /// Waits until at most `most` ends are still to be written, for at most `patience`. `true` when that is so.
+    pub fn wait_until_written(&self, most: usize, patience: Duration) -> bool {
+        self.wait_until(patience, |inner| inner.ending.len() <= most)
     }
 
     fn wait_until(&self, patience: Duration, done: impl Fn(&Inner) -> bool) -> bool {
         let (inner, _) = self
-            .changed
+            .ended
             .wait_timeout_while(self.lock(), patience, |inner| !done(inner))
             .unwrap_or_else(PoisonError::into_inner);
         done(&inner)

@@ -17,6 +17,9 @@ struct Inner {
     /// The last claim was full: there is more as soon as a thread is free.
     more: bool,
     closed: bool,
+    /// A thread was woken and hasn't come yet. It wakes the next one, if there is still work for it: jobs that take no
+    /// time are run by the few that are awake, and don't wake all the others for nothing.
+    waking: bool,
     /// The fetcher is at work: what it claims has yet to be handed over.
     fetching: bool,
 }
@@ -59,6 +62,7 @@ impl Slots {
         loop {
             if let Some(attempt) = inner.claimed.pop_front() {
                 inner.idle -= 1;
+                self.wake_a_thread(&mut inner);
                 return Some(attempt);
             }
             if inner.closed {
@@ -67,6 +71,15 @@ impl Slots {
             }
             inner =
                 self.for_threads.wait_timeout(inner, Duration::from_secs(60)).unwrap_or_else(PoisonError::into_inner).0;
+            // Even if it was another one that was woken: it is, and finds for itself whether there is work.
+            inner.waking = false;
+        }
+    }
+
+    fn wake_a_thread(&self, inner: &mut Inner) {
+        if !inner.claimed.is_empty() && inner.idle > 0 && !inner.waking {
+            inner.waking = true;
+            self.for_threads.notify_one();
         }
     }
 
@@ -95,8 +108,7 @@ impl Slots {
         if full && inner.free() > 0 {
             inner.woken = true;
         }
-        drop(inner);
-        self.for_threads.notify_all();
+        self.wake_a_thread(&mut inner);
         Vec::new()
     }
 

@@ -9,6 +9,7 @@ use crate::support::child::Server;
 use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::postgres::{Database, Postgres};
+use crate::support::proxy::{Mode, Proxy};
 
 const SLEEPING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
@@ -51,6 +52,7 @@ fn statements_take_effect_together_and_are_counted() {
             {"sql": "UPDATE public.t SET name = $2 WHERE id = ANY($1) RETURNING id", "params": [[1, 2, 3], "x"]},
             {"sql": "SELECT * FROM public.t WHERE name = 'x'"},
             {"sql": "CREATE INDEX ON public.t (name)"},
+            {"sql": "SELECT id INTO TEMP few FROM public.t WHERE id < 6"},
             {"sql": "DELETE FROM public.t WHERE id > 8;"},
         ]),
     );
@@ -62,11 +64,12 @@ fn statements_take_effect_together_and_are_counted() {
             {"command": "UPDATE", "rows_affected": 3, "rows_returned": 3},
             {"command": "SELECT", "rows_affected": 0, "rows_returned": 3},
             {"command": "CREATE INDEX", "rows_affected": 0, "rows_returned": 0},
+            {"command": "SELECT", "rows_affected": 5, "rows_returned": 0},
             {"command": "DELETE", "rows_affected": 2, "rows_returned": 0},
         ]})
     );
-    assert_eq!((&job["statistics"]["rows_affected"], &job["statistics"]["rows_returned"]), (&json!(15), &json!(6)));
-    assert_eq!((&job["progress"]["done"], &job["progress"]["percent"]), (&json!(5), &json!(100.0)));
+    assert_eq!((&job["statistics"]["rows_affected"], &job["statistics"]["rows_returned"]), (&json!(20), &json!(6)));
+    assert_eq!((&job["progress"]["done"], &job["progress"]["percent"]), (&json!(6), &json!(100.0)));
     assert_eq!(job["result"]["state"], "none");
     assert_eq!(app.target.text("SELECT count(*) || ' ' || count(*) FILTER (WHERE name = 'x') FROM public.t"), "8 3");
 }
@@ -156,9 +159,15 @@ fn what_ends_the_transaction_all_the_same_is_noticed() {
         let job = app.ended(&job);
         assert_eq!(code(&job), ("failed", "statement_not_allowed"), "{control}: {job}");
     }
+    // Nor is it tried again, though what fails behind it may be: a part is committed already.
+    let job = insert_unchecked(
+        &app.queue,
+        &json!([insert(10), {"sql": "COMMIT AND CHAIN"}, {"sql": "DO $$ BEGIN RAISE EXCEPTION '' USING ERRCODE = '40001'; END $$"}]),
+    );
+    assert_eq!(code(&app.ended(&job)), ("failed", "statement_not_allowed"));
     // Whatever came behind is not committed.
-    assert_eq!(app.target.text("SELECT string_agg(id::text, ' ' ORDER BY id) FROM public.t"), "2 4");
-    assert_eq!(run(&app, &json!([insert(10)]))["state"], "succeeded");
+    assert_eq!(app.target.text("SELECT string_agg(id::text, ' ' ORDER BY id) FROM public.t"), "2 4 10");
+    assert_eq!(run(&app, &json!([insert(12)]))["state"], "succeeded");
 }
 
 #[test]
@@ -237,6 +246,45 @@ fn a_broken_connection_leaves_the_outcome_unknown() {
     let job = app.ended(&id);
     assert_eq!((code(&job), &job["attempt"]), (("failed", "outcome_unknown"), &json!(1)), "{job}");
     assert!(job["error"]["hint"].as_str().unwrap().contains("look at the target"));
+}
+
+#[test]
+fn a_connection_that_breaks_in_the_commit_leaves_the_outcome_unknown() {
+    let app = with_table();
+    app.target.run(
+        "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(600); RETURN NULL; END $$;
+         CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON public.t DEFERRABLE INITIALLY DEFERRED
+             FOR EACH ROW EXECUTE FUNCTION public.slow()",
+    );
+    let id = app.submit(&execute(&json!([{"sql": "INSERT INTO public.t VALUES (1)"}])));
+    eventually("its session is ended in the COMMIT", || {
+        app.target.count("SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query = 'COMMIT' AND datname = current_database()) t") == 1
+    });
+    assert_eq!(code(&app.ended(&id)), ("failed", "outcome_unknown"));
+    // An error that the server raises in the COMMIT is clear: nothing was committed, and the caller is told why.
+    app.target.run(
+        "CREATE OR REPLACE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not so' USING ERRCODE = '23514'; END $$",
+    );
+    let job = run(&app, &json!([{"sql": "INSERT INTO public.t VALUES (2)"}]));
+    assert_eq!((code(&job), &job["error"]["sqlstate"]), (("failed", "sql_error"), &json!("23514")), "{job}");
+    assert_eq!(app.target.count("SELECT count(*) FROM public.t"), 0);
+}
+
+#[test]
+fn what_never_reached_its_target_is_handed_back() {
+    let postgres = Postgres::shared();
+    let (queue, mut target) = (postgres.queue(), postgres.work());
+    let proxy = Proxy::before(&target.dsn);
+    target.dsn = proxy.dsn(&target.dsn);
+    let mut server = Server::serve(&queue, &target, &["--shutdown-grace", "0s"]);
+    proxy.set(Mode::Mute);
+    let before = proxy.accepted();
+    server.client.submit(&execute(&json!([{"sql": "SELECT 1"}])));
+    eventually("it asks for a session", || proxy.accepted() > before);
+    assert_eq!(queue.text("SELECT state FROM jobs"), "running");
+    server.signal(Signal::SIGTERM);
+    assert!(server.wait().success(), "{}", server.log());
+    assert_eq!(queue.text("SELECT state || ' ' || attempt FROM jobs"), "queued 0");
 }
 
 #[test]
@@ -328,7 +376,9 @@ fn a_job_that_failed_is_retried_as_a_new_one() {
     assert_eq!(app.job(&failed)["state"], "failed");
     let succeeded = format!("{location}/retry");
     assert_eq!(app.send("POST", &succeeded, &[], b"").problem().1, "not_retryable");
-    assert_eq!(app.send("POST", &retry, &[], b"{\"args\": {}}").problem().2, ["/args"]);
+    let json = [("content-type", "application/json")];
+    assert_eq!(app.send("POST", &retry, &json, b"{\"args\": {}}").problem().2, ["/args"]);
+    assert_eq!(app.send("POST", &retry, &[], b"{}").problem().0, 415);
     let nobody = "/v1/jobs/018f0000-0000-7000-8000-00000000abcd/retry";
     assert_eq!(app.send("POST", nobody, &[], b"").problem().1, "job_not_found");
 }

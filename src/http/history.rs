@@ -143,7 +143,10 @@ pub(super) async fn retry(
     submit::refuse_when_stopping(&shared)?;
     let id = parse_id(&id)?;
     let body = body.map_err(|error| submit::unreadable(&error))?;
-    refuse_fields(&body)?;
+    if !body.is_empty() {
+        submit::check_content_type(&request)?;
+        refuse_fields(&body)?;
+    }
     let job = job_to_retry(&shared, id).await?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
     match submit::accept(&request, &shared, Accept { job, idempotency }).await {
@@ -154,9 +157,6 @@ pub(super) async fn retry(
 
 /// A retry runs what the job was: nothing of it can be changed.
 fn refuse_fields(body: &[u8]) -> Result<(), Problem> {
-    if body.is_empty() {
-        return Ok(());
-    }
     match strict_json::object(body)?.keys().next() {
         None => Ok(()),
         Some(name) => Err(Problem::new(Code::InvalidRequest, "a retry runs the same job again, and takes no fields")

@@ -65,7 +65,7 @@ pub(super) fn refuse_when_stopping(shared: &Shared) -> Result<(), Problem> {
     }
 }
 
-fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
+pub(super) fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
     let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = given.split(';').next().unwrap_or_default().trim();
     if media_type.eq_ignore_ascii_case("application/json") {

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
-use crate::kinds::{ArgError, Work, WorkError, params};
+use crate::kinds::{ArgError, CONNECTION_LOST, Work, WorkError, params};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
 use crate::queue::JobError;
 use crate::queue::job::ProgressBasis;
@@ -76,7 +76,8 @@ impl Work for Execute {
     }
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Executed, WorkError> {
-        let mut work = ctx.session()?;
+        // Whatever kept the session from being had: nothing was sent.
+        let mut work = ctx.session().inspect_err(|_| ctx.nothing_took_effect())?;
         let (session, _, close) = work.split();
         let mut intact = true;
         match self.up_to_commit(session, ctx, &mut intact) {
@@ -99,13 +100,14 @@ impl Work for Execute {
 fn refusal(sql: &str) -> Option<&'static str> {
     const CONTROL: &str =
         "expected no transaction control: the statements run in one transaction, which ends with the last of them";
-    let words = first_words(sql, 2);
+    let words = first_words(sql, 3);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [] => Some("expected one SQL statement"),
         ["COPY", ..] => Some("expected no COPY: its data have no way in or out here"),
         ["BEGIN" | "START" | "COMMIT" | "END" | "ROLLBACK" | "ABORT" | "SAVEPOINT" | "RELEASE", ..]
-        | ["PREPARE" | "SET", "TRANSACTION"] => Some(CONTROL),
+        | ["PREPARE" | "SET", "TRANSACTION", ..]
+        | ["SET", "LOCAL" | "SESSION", "TRANSACTION" | "CHARACTERISTICS"] => Some(CONTROL),
         _ => None,
     }
 }
@@ -125,7 +127,9 @@ impl Execute {
             ctx.check()?;
             set_timeout(session, ctx)?;
             let count = statement.run(session).map_err(|error| at(n, error))?;
-            if session.transaction_status() != TransactionStatus::InTransaction {
+            // A COMMIT AND CHAIN leaves the session in a transaction: in another one.
+            let ended = ["COMMIT", "ROLLBACK"].contains(&count.command.as_str());
+            if ended || session.transaction_status() != TransactionStatus::InTransaction {
                 *intact = false;
                 return Err(at(n, ended_the_transaction()));
             }
@@ -168,17 +172,21 @@ impl ExecuteStatement {
         while let Some(chunk) = rows.next_chunk().map_err(refused)? {
             returned = returned.saturating_add(chunk.rows());
         }
-        Ok(count(rows.command_tag().unwrap_or_default(), returned))
+        Ok(count(rows.command_tag().unwrap_or_default(), returned, !prepared.columns.is_empty()))
     }
 }
 
-/// Reads a command tag, such as `INSERT 0 3`, `UPDATE 3` or `CREATE TABLE`.
-fn count(tag: &str, returned: usize) -> StatementCount {
+/// Reads a command tag, such as `INSERT 0 3`, `UPDATE 3` or `CREATE TABLE`. A SELECT without columns of its own is one
+/// that fills a table.
+fn count(tag: &str, returned: usize, has_columns: bool) -> StatementCount {
     let mut words: Vec<&str> = tag.split(' ').collect();
     let number = words.last().and_then(|word| word.parse::<i64>().ok());
     words.retain(|word| word.parse::<i64>().is_err());
     let command = words.join(" ");
-    let reads = ["SELECT", "FETCH", "MOVE", "SHOW"].contains(&command.as_str());
+    let reads = match command.as_str() {
+        "SELECT" => has_columns,
+        command => ["FETCH", "MOVE", "SHOW"].contains(&command),
+    };
     StatementCount {
         rows_affected: number.filter(|_| !reads).unwrap_or(0),
         rows_returned: i64::try_from(returned).unwrap_or(i64::MAX),
@@ -226,7 +234,7 @@ fn at(n: usize, error: WorkError) -> WorkError {
 /// Which transaction the session is in: `COMMIT AND CHAIN` begins another one, and no status shows it.
 fn transaction(session: &mut Session) -> Result<String, WorkError> {
     let rows = session.query(
-        "SELECT virtualxid FROM pg_locks WHERE locktype = 'virtualxid' AND pid = pg_backend_pid()
+        "SELECT virtualxid FROM pg_catalog.pg_locks WHERE locktype = 'virtualxid' AND pid = pg_catalog.pg_backend_pid()
             AND virtualxid = virtualtransaction",
         &[],
     )?;
@@ -246,13 +254,13 @@ fn commit(session: &mut Session, ctx: &WorkContext<'_>) -> Result<(), WorkError>
             ctx.nothing_took_effect();
             Err(WorkError::Fail(JobError::new("sql_error", "the server rolled the transaction back at its end")))
         }
-        Err(error) => {
-            // An error that leaves the session usable was raised before anything was committed.
-            if error.kind == PqErrorKind::Server && session.is_idle() {
-                ctx.nothing_took_effect();
-            }
+        // An error that leaves the session usable was raised before anything was committed.
+        Err(error) if error.kind == PqErrorKind::Server && session.is_idle() => {
+            ctx.nothing_took_effect();
             Err(error.into())
         }
+        // Any other, whatever its SQLSTATE: a server that dies of a full disk may have written the commit.
+        Err(error) => Err(WorkError::Fail(JobError::new(CONNECTION_LOST, error.to_string()))),
     }
 }
 
@@ -273,6 +281,8 @@ mod tests {
             "RELEASE a",
             "Prepare Transaction 'x'",
             "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "set local transaction read only",
+            "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
             "; abort",
             "COPY t FROM STDIN",
             "copy (SELECT 1) to stdout",
@@ -281,8 +291,13 @@ mod tests {
         ] {
             assert!(refusal(sql).is_some(), "{sql}");
         }
-        for sql in ["PREPARE x AS SELECT 1", "SET LOCAL work_mem = '1MB'", "UPDATE t SET a = 1", "SELECT commit FROM t"]
-        {
+        for sql in [
+            "PREPARE x AS SELECT 1",
+            "SET LOCAL work_mem = '1MB'",
+            "SET SESSION work_mem = '1MB'",
+            "UPDATE t SET a = 1",
+            "SELECT commit FROM t",
+        ] {
             assert!(refusal(sql).is_none(), "{sql}");
         }
     }
@@ -290,12 +305,13 @@ mod tests {
     #[test]
     fn tags_are_counted() {
         let read = |tag, returned| {
-            let count = count(tag, returned);
+            let count = count(tag, returned, returned > 0);
             (count.command, count.rows_affected, count.rows_returned)
         };
         assert_eq!(read("INSERT 0 3", 0), ("INSERT".to_owned(), 3, 0));
         assert_eq!(read("UPDATE 2", 2), ("UPDATE".to_owned(), 2, 2));
         assert_eq!(read("SELECT 7", 7), ("SELECT".to_owned(), 0, 7));
+        assert_eq!(read("SELECT 5", 0), ("SELECT".to_owned(), 5, 0));
         assert_eq!(read("CREATE TABLE", 0), ("CREATE TABLE".to_owned(), 0, 0));
     }
 }

@@ -141,7 +141,8 @@ fn a_commit_that_did_not_happen_is_made_up_for() {
 #[test]
 fn an_undecided_commit_is_settled_by_its_key() {
     let (app, proxy) = behind_a_proxy();
-    app.submit(&later());
+    // From now on the statement is prepared: one message carries it to its commit.
+    assert_eq!(app.post_with("/v1/jobs", &[("idempotency-key", "first")], &later()).status, 202);
     proxy.set(Mode::Mute);
     let client = app.client.clone();
     let post = std::thread::spawn(move || client.post_with("/v1/jobs", &[("idempotency-key", "settles")], &later()));

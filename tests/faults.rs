@@ -105,7 +105,7 @@ fn a_worker_that_slept_beyond_its_lease_changes_nothing_when_it_wakes() {
     // It goes on under another name.
     let more: Vec<String> = (0..6).map(|_| api.client.submit(&query("SELECT pg_sleep(0.5)"))).collect();
     more.iter().for_each(|id| assert_eq!(api.client.ended(id)["state"], "succeeded"));
-    assert_eq!(queue.count("SELECT count(DISTINCT worker_id) FROM attempts WHERE outcome = 'succeeded'"), 2);
+    assert_eq!(queue.count("SELECT count(DISTINCT worker_id) FROM all_attempts WHERE outcome = 'succeeded'"), 2);
     history::check(&queue, &[vec![id], more].concat());
 }
 

@@ -291,7 +291,7 @@ fn retries_panics_and_snoozes_have_their_consequences() {
     gate.go(Step::Retry);
     let job = app.ended(&id);
     assert_eq!((&job["state"], &job["error"]["code"], &job["attempt"]), (&json!("failed"), &json!("again"), &json!(3)));
-    let outcomes = format!("SELECT string_agg(outcome, ' ' ORDER BY lease) FROM attempts WHERE job_id = '{id}'");
+    let outcomes = format!("SELECT string_agg(outcome, ' ' ORDER BY lease) FROM all_attempts WHERE job_id = '{id}'");
     assert_eq!(app.queue.text(&outcomes), "retried retried snoozed failed");
     let id = app.submit(&gated("outcomes"));
     gate.arrived();

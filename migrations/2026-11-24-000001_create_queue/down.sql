@@ -1,3 +1,4 @@
+DROP VIEW all_attempts;
 DROP TABLE idempotency_keys;
 DROP TABLE workers;
 DROP TABLE job_progress;
@@ -7,4 +8,5 @@ DROP TABLE job_log;
 DROP TABLE attempts;
 DROP TABLE finished_jobs;
 DROP TABLE jobs;
+DROP FUNCTION require_near_clock(uuid, uuid);
 DROP FUNCTION first_id_of(date);

@@ -89,6 +89,8 @@ CREATE TABLE finished_jobs (
     interruptions       integer NOT NULL,
     lease               bigint NOT NULL,
     version             bigint NOT NULL,
+    -- Who ran the attempt that ended the job; NULL when it ended without one.
+    worker_id           uuid,
     started_at          timestamptz,
     deadline_at         timestamptz,
     finished_at         timestamptz NOT NULL,
@@ -108,7 +110,8 @@ CREATE TABLE finished_jobs (
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 
--- One row for each attempt that ended; the running one is the row of the job itself.
+-- One row for each attempt that ended and did not end its job: the running one is the row of the job itself, and so is
+-- the last one. Most jobs have no row here.
 CREATE TABLE attempts (
     job_id      uuid NOT NULL,
     lease       bigint NOT NULL,
@@ -116,11 +119,20 @@ CREATE TABLE attempts (
     worker_id   uuid NOT NULL,
     started_at  timestamptz NOT NULL,
     finished_at timestamptz NOT NULL,
-    outcome     text NOT NULL CHECK (outcome IN ('succeeded', 'failed', 'cancelled', 'retried', 'snoozed', 'interrupted')),
+    outcome     text NOT NULL CHECK (outcome IN ('retried', 'snoozed', 'interrupted')),
     backend_pid integer,
     error       json,
     PRIMARY KEY (job_id, lease)
 ) PARTITION BY RANGE (job_id);
+
+-- Every attempt of every job, the running one without an outcome.
+CREATE VIEW all_attempts AS
+    SELECT job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error FROM attempts
+    UNION ALL
+    SELECT id, lease, attempt, worker_id, started_at, finished_at, state, backend_pid, error
+      FROM finished_jobs WHERE worker_id IS NOT NULL
+    UNION ALL
+    SELECT id, lease, attempt, worker_id, started_at, NULL, NULL, backend_pid, NULL FROM jobs WHERE state = 'running';
 
 -- What attempts said while they ran.
 CREATE TABLE job_log (

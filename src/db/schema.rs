@@ -60,6 +60,7 @@ diesel::table! {
         interruptions -> Integer,
         lease -> BigInt,
         version -> BigInt,
+        worker_id -> Nullable<Uuid>,
         started_at -> Nullable<Timestamptz>,
         deadline_at -> Nullable<Timestamptz>,
         finished_at -> Timestamptz,

@@ -1,6 +1,8 @@
 //! The job as callers see it. Every field is always there, null where there is nothing to say or the feature that
 //! would say it is missing.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
@@ -31,7 +33,7 @@ pub struct JobResource<'j> {
     target: &'j str,
     queue: &'j str,
     priority: i16,
-    labels: &'j RawJson,
+    labels: &'j BTreeMap<String, String>,
     args: &'j RawJson,
     created_at: Time,
     run_at: Time,

@@ -1,4 +1,4 @@
-//! The attempts of a job: those that ended, and the one that runs, which is the row of the job itself.
+//! The attempts of a job. The one that runs and the one that ended the job are rows of the job itself.
 
 use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
@@ -43,13 +43,8 @@ pub struct Attempt {
 /// # Errors
 /// When the database fails.
 pub fn page(connection: &mut PgConnection, job_id: Uuid, after: i64, limit: i64) -> Result<Vec<Attempt>, DbError> {
-    let sql = "SELECT * FROM (
-            SELECT lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error
-              FROM attempts WHERE job_id = $1
-            UNION ALL
-            SELECT lease, attempt, worker_id, started_at, NULL, NULL, backend_pid, NULL
-              FROM jobs WHERE id = $1 AND state = 'running') a
-         WHERE lease > $2 ORDER BY lease LIMIT $3";
+    let sql = "SELECT lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error
+           FROM all_attempts WHERE job_id = $1 AND lease > $2 ORDER BY lease LIMIT $3";
     Ok(diesel::sql_query(sql)
         .bind::<diesel::sql_types::Uuid, _>(job_id)
         .bind::<BigInt, _>(after)

@@ -1,8 +1,8 @@
 //! Ending attempts: jobs finish, wait for a retry, or are handed back, many by one statement, each under its lease.
 //!
 //! A row whose lease has moved on is not touched; its attempt then has no say. Leaving `jobs`, entering
-//! `finished_jobs`, the attempt's end and the result's manifest are one statement: there is no moment at which half
-//! of it can be seen.
+//! `finished_jobs` and the result's manifest are one statement: there is no moment at which half of it can be seen. The
+//! attempt that ended its job is told by the record of the job.
 
 use std::collections::HashSet;
 
@@ -210,7 +210,7 @@ fn to_be_cancelled(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -
 /// The columns of `finished_jobs` that are carried over from a row of `jobs` called `d`.
 pub(crate) const CARRIED: &str =
     "id, kind, queue, target, priority, args, labels, created_at, run_at, timeout_ms, max_attempts,
-    attempt, lease, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of";
+    attempt, lease, worker_id, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of";
 
 /// The owner of the row `j` is the one of the end `e`. Said so that no index can serve it: by the index of what a worker
 /// holds, each end would look at everything that its worker runs.
@@ -262,10 +262,6 @@ fn finish(
             SELECT {carried}, d.end_state, d.interruptions + d.interrupted::int, d.version + 1, clock_timestamp(),
                    d.rows_returned, d.rows_affected, d.result_bytes, d.progress::json, d.output::json, d.end_error::json
               FROM d),
-        a AS (
-            INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error)
-            SELECT d.id, d.lease, d.attempt, d.worker_id, d.started_at, clock_timestamp(), d.end_state, d.backend_pid,
-                   d.end_error::json FROM d),
         r AS (
             INSERT INTO results (job_id, lease, state, rows, bytes, truncated, expires_at, manifest)
             SELECT d.id, d.lease, 'available', d.stored_rows, d.stored_bytes, d.truncated,

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
 use crate::queue::accept::Accept;
-use crate::queue::job::{Job, RawJson};
-use crate::queue::read::{self, JobRow, LIVE_COLUMNS, NO_RESULT_COLUMNS};
+use crate::queue::job::{Job, JobState, RawJson};
+use crate::queue::read;
 
 /// How long an idempotency key is kept, as an SQL interval.
 pub const IDEMPOTENCY_KEY_KEPT: &str = "24 hours";
@@ -117,41 +117,73 @@ pub fn insert_missing(connection: &mut PgConnection, requests: &[&Accept]) -> Re
         .collect())
 }
 
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = Timestamptz)]
+    created_at: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    run_at: DateTime<Utc>,
+    #[diesel(sql_type = Bool)]
+    scheduled: bool,
+}
+
+/// The rows of the requests `i`, where `condition` holds.
+fn insert_sql(condition: &str) -> String {
+    format!(
+        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
+                           timeout_ms, max_attempts, result_ttl_ms, retry_of)
+         SELECT id, kind, queue, target, priority, CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
+                args::json, labels::jsonb, now(), greatest(run_at, now()),
+                CASE WHEN run_at > now() THEN NULL ELSE pg_current_xact_id() END,
+                timeout_ms, max_attempts, result_ttl_ms, retry_of
+           FROM i WHERE {condition}
+         RETURNING id, created_at, run_at, state = 'scheduled' AS scheduled"
+    )
+}
+
+/// The statement, without keys and with them: most requests have none, and what looks after them costs as much as a row.
+fn statement(with_keys: bool) -> String {
+    const COLUMNS: &str =
+        "id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms, retry_of";
+    const CLOCK: &str = "(SELECT require_near_clock($13, $14))";
+    if !with_keys {
+        return format!(
+            "WITH i AS MATERIALIZED (
+                SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) AS i({COLUMNS}))
+             {}",
+            insert_sql(CLOCK)
+        );
+    }
+    format!(
+        "WITH i AS MATERIALIZED (
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $15, $16, $17, $18) WITH ORDINALITY
+                AS i({COLUMNS}, principal, route, key, fingerprint, n) WHERE {CLOCK}),
+        keys AS (
+            INSERT INTO idempotency_keys AS k (principal, route, key, fingerprint, job_id, created_at)
+            SELECT DISTINCT ON (principal, route, key) principal, route, key, fingerprint, id, now()
+              FROM i WHERE key IS NOT NULL ORDER BY principal, route, key, n
+            ON CONFLICT (principal, route, key) DO UPDATE
+               SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, created_at = excluded.created_at
+             WHERE k.created_at < now() - interval '{IDEMPOTENCY_KEY_KEPT}'
+            RETURNING job_id)
+        {}",
+        insert_sql("key IS NULL OR id IN (SELECT job_id FROM keys)")
+    )
+}
+
 fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<HashMap<Uuid, Job>, DbError> {
     let labels = requests
         .iter()
         .map(|r| RawJson::of(&r.job.labels))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
-    let sql = format!(
-        "WITH input AS MATERIALIZED (
-            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) WITH ORDINALITY
-                AS i(id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms,
-                     principal, route, key, fingerprint, retry_of, n)
-             WHERE (SELECT require_near_clock($17, $18))),
-        keys AS (
-            INSERT INTO idempotency_keys AS k (principal, route, key, fingerprint, job_id, created_at)
-            SELECT DISTINCT ON (principal, route, key) principal, route, key, fingerprint, id, now()
-              FROM input WHERE key IS NOT NULL ORDER BY principal, route, key, n
-            ON CONFLICT (principal, route, key) DO UPDATE
-               SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, created_at = excluded.created_at
-             WHERE k.created_at < now() - interval '{IDEMPOTENCY_KEY_KEPT}'
-            RETURNING job_id),
-        j AS (
-            INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
-                              timeout_ms, max_attempts, result_ttl_ms, retry_of)
-            SELECT id, kind, queue, target, priority, CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
-                   args::json, labels::jsonb, now(), greatest(run_at, now()),
-                   CASE WHEN run_at > now() THEN NULL ELSE pg_current_xact_id() END,
-                   timeout_ms, max_attempts, result_ttl_ms, retry_of
-              FROM input WHERE key IS NULL OR id IN (SELECT job_id FROM keys)
-            RETURNING *)
-        SELECT {LIVE_COLUMNS}, {NO_RESULT_COLUMNS} FROM j"
-    );
     let keys = |field: fn(&crate::queue::accept::Idempotency) -> &str| -> Vec<Option<&str>> {
         requests.iter().map(|r| r.idempotency.as_ref().map(field)).collect()
     };
-    let rows = prepared(sql)
+    let with_keys = requests.iter().any(|request| request.idempotency.is_some());
+    let without = prepared(statement(with_keys))
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.job.id))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.kind.as_str()))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.queue.as_str()))
@@ -163,17 +195,28 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         .bind::<Array<BigInt>, _>(column(requests, |r| r.job.timeout_ms))
         .bind::<Array<Integer>, _>(column(requests, |r| r.job.max_attempts))
         .bind::<Array<BigInt>, _>(column(requests, |r| r.job.result_ttl_ms))
-        .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.principal))
-        .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.route))
-        .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.key))
-        .bind::<Array<Nullable<Binary>>, _>(column(requests, |r| {
-            r.idempotency.as_ref().map(|k| k.fingerprint.as_slice())
-        }))
         .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.job.retry_of))
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.job.id).min())
-        .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.job.id).max())
-        .load::<JobRow>(connection)?;
-    Ok(rows.into_iter().map(Job::from).map(|job| (job.id, job)).collect())
+        .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.job.id).max());
+    let rows: Vec<Row> = if with_keys {
+        without
+            .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.principal))
+            .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.route))
+            .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.key))
+            .bind::<Array<Nullable<Binary>>, _>(column(requests, |r| {
+                r.idempotency.as_ref().map(|k| k.fingerprint.as_slice())
+            }))
+            .load(connection)?
+    } else {
+        without.load(connection)?
+    };
+    let mut made: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
+    let jobs = requests.iter().filter_map(|request| {
+        let row = made.remove(&request.job.id)?;
+        let state = if row.scheduled { JobState::Scheduled } else { JobState::Queued };
+        Some((row.id, request.job.accepted(state, row.created_at, row.run_at)))
+    });
+    Ok(jobs.collect())
 }
 
 fn column<'r, T>(requests: &'r [&'r Accept], value: impl Fn(&'r Accept) -> T) -> Vec<T> {

@@ -207,6 +207,39 @@ impl NewJob {
             retry_of: None,
         }
     }
+
+    /// The job that this one is when its row has just been written.
+    pub(crate) fn accepted(&self, state: JobState, created_at: DateTime<Utc>, run_at: DateTime<Utc>) -> Job {
+        Job {
+            id: self.id,
+            kind: self.kind.clone(),
+            state,
+            version: 1,
+            attempt: 0,
+            max_attempts: self.max_attempts,
+            interruptions: 0,
+            target: self.target.clone(),
+            queue: self.queue.clone(),
+            priority: self.priority,
+            labels: self.labels.clone(),
+            args: self.args.clone(),
+            created_at,
+            run_at,
+            started_at: None,
+            finished_at: None,
+            deadline_at: None,
+            timeout_ms: self.timeout_ms,
+            result_ttl_ms: self.result_ttl_ms,
+            progress: None,
+            statistics: JobStatistics::default(),
+            result: None,
+            backend: None,
+            cancel_requested_at: None,
+            error: None,
+            output: None,
+            retry_of: self.retry_of,
+        }
+    }
 }
 
 /// The right to write about a job: it ends when somebody else claims the job.
@@ -327,8 +360,8 @@ pub struct Job {
     pub queue: String,
     /// 0 to 9, lower first.
     pub priority: i16,
-    /// The caller's labels, a JSON object.
-    pub labels: RawJson,
+    /// The caller's own words for finding it again.
+    pub labels: BTreeMap<String, String>,
     /// The arguments as the caller wrote them.
     pub args: RawJson,
     /// When it was accepted.

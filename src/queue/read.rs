@@ -14,7 +14,7 @@ use crate::db::{DbError, prepared};
 use crate::queue::job::{Job, JobBackend, JobProgress, JobResult, JobState, JobStatistics, RawJson, ResultState};
 
 /// The columns of [`JobRow`] from an unfinished job `j`.
-pub(crate) const LIVE_COLUMNS: &str =
+const LIVE_COLUMNS: &str =
     "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
         j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
         NULL::timestamptz AS finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
@@ -24,7 +24,7 @@ pub(crate) const LIVE_COLUMNS: &str =
            FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease AND j.state = 'running') AS progress,
         NULL::json AS output, j.error, j.retry_of";
 /// The columns of [`JobRow`] from a finished job `j`.
-pub(crate) const FINISHED_COLUMNS: &str =
+const FINISHED_COLUMNS: &str =
     "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
         j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
         j.finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
@@ -32,13 +32,8 @@ pub(crate) const FINISHED_COLUMNS: &str =
         j.progress, j.output, j.error, j.retry_of";
 const RESULT_COLUMNS: &str =
     "r.state AS result_state, r.rows AS stored_rows, r.bytes AS stored_bytes, r.truncated, r.expires_at";
-/// The result columns of a job that can't have one yet.
-pub(crate) const NO_RESULT_COLUMNS: &str =
-    "NULL::text AS result_state, NULL::bigint AS stored_rows, NULL::bigint AS stored_bytes,
-        NULL::boolean AS truncated, NULL::timestamptz AS expires_at";
-
 #[derive(QueryableByName)]
-pub(crate) struct JobRow {
+struct JobRow {
     #[diesel(sql_type = diesel::sql_types::Uuid)]
     id: Uuid,
     #[diesel(sql_type = Text)]
@@ -124,7 +119,8 @@ impl From<JobRow> for Job {
             target: row.target,
             queue: row.queue,
             priority: row.priority,
-            labels: row.labels,
+            // Written by this program from a map of texts.
+            labels: serde_json::from_str(row.labels.text()).unwrap_or_default(),
             args: row.args,
             created_at: row.created_at,
             run_at: row.run_at,

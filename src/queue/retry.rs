@@ -30,16 +30,14 @@ pub fn of(connection: &mut PgConnection, id: Uuid) -> Result<RetryOf, DbError> {
     Ok(match read::job(connection, id)? {
         None => RetryOf::NotFound,
         Some(job) if matches!(job.state, JobState::Failed | JobState::Cancelled) => {
-            RetryOf::Retry(Box::new(again(job)?))
+            RetryOf::Retry(Box::new(again(job)))
         }
         Some(job) => RetryOf::NotRetryable(job.state),
     })
 }
 
-fn again(job: Job) -> Result<NewJob, DbError> {
-    let labels = serde_json::from_str(job.labels.text())
-        .map_err(|error| diesel::result::Error::DeserializationError(Box::new(error)))?;
-    Ok(NewJob {
+fn again(job: Job) -> NewJob {
+    NewJob {
         id: Uuid::now_v7(),
         kind: job.kind,
         args: job.args,
@@ -49,10 +47,10 @@ fn again(job: Job) -> Result<NewJob, DbError> {
         run_at: None,
         timeout_ms: job.timeout_ms,
         max_attempts: job.max_attempts,
-        labels,
+        labels: job.labels,
         result_ttl_ms: job.result_ttl_ms,
         retry_of: Some(job.id),
-    })
+    }
 }
 
 /// The unfinished retry of a job.

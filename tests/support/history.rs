@@ -22,34 +22,34 @@ const RULES: [(&str, &str); 8] = [
         "the last attempt ended as the job did",
         "SELECT f.id || ' ended as ' || f.state || ', its last attempt as ' || coalesce(l.outcome, 'nothing')
            FROM finished_jobs f LEFT JOIN LATERAL (
-                SELECT * FROM attempts a WHERE a.job_id = f.id ORDER BY a.lease DESC LIMIT 1) l ON true
+                SELECT * FROM all_attempts a WHERE a.job_id = f.id ORDER BY a.lease DESC LIMIT 1) l ON true
           WHERE f.id = ANY('$ids'::uuid[]) AND f.lease > 0
             AND (l.outcome IS DISTINCT FROM f.state OR l.lease IS DISTINCT FROM f.lease)",
     ),
     (
         "an attempt ends a job once",
-        "SELECT a.job_id || ' was ended ' || count(*) || ' times' FROM attempts a
+        "SELECT a.job_id || ' was ended ' || count(*) || ' times' FROM all_attempts a
           WHERE a.job_id = ANY('$ids'::uuid[]) AND a.outcome IN ('succeeded', 'failed', 'cancelled')
           GROUP BY a.job_id HAVING count(*) > 1",
     ),
     (
         "every lease has its attempt",
         "SELECT f.id || ' had ' || f.lease || ' leases and ' || count(a.lease) || ' attempts'
-           FROM finished_jobs f LEFT JOIN attempts a ON a.job_id = f.id
+           FROM finished_jobs f LEFT JOIN all_attempts a ON a.job_id = f.id
           WHERE f.id = ANY('$ids'::uuid[]) GROUP BY f.id, f.lease HAVING count(a.lease) <> f.lease",
     ),
     (
         "attempts are charged as the job says",
         "SELECT f.id || ' was charged ' || f.attempt || ' attempts and interrupted ' || f.interruptions || ' times: '
                 || string_agg(a.outcome, ' ' ORDER BY a.lease)
-           FROM finished_jobs f JOIN attempts a ON a.job_id = f.id WHERE f.id = ANY('$ids'::uuid[])
+           FROM finished_jobs f JOIN all_attempts a ON a.job_id = f.id WHERE f.id = ANY('$ids'::uuid[])
           GROUP BY f.id, f.attempt, f.interruptions
          HAVING f.attempt <> count(*) FILTER (WHERE a.outcome NOT IN ('snoozed', 'interrupted'))
              OR f.interruptions < count(*) FILTER (WHERE a.outcome = 'interrupted')",
     ),
     (
         "attempts of a job follow each other",
-        "SELECT a.job_id || ' ran twice at a time' FROM attempts a JOIN attempts b
+        "SELECT a.job_id || ' ran twice at a time' FROM all_attempts a JOIN all_attempts b
              ON b.job_id = a.job_id AND b.lease = a.lease + 1
           WHERE a.job_id = ANY('$ids'::uuid[]) AND b.started_at < a.finished_at",
     ),

@@ -243,3 +243,21 @@ fn a_part_that_is_gone_breaks_the_answer_off() {
         assert!(answer.is_err(), "{coding}: it looked complete: {:?}", answer.map(|a| (a.status, a.body.len())));
     }
 }
+
+#[test]
+fn a_part_that_was_changed_breaks_the_answer_off() {
+    let app = TestApp::start();
+    let job = app.query("SELECT g, repeat('x', 100) FROM generate_series(1, 60000) g", &json!([]));
+    let path = format!("/v1/jobs/{}/result/data", job["id"].as_str().unwrap());
+    assert!(app.try_send("GET", &path, &[], b"").is_ok());
+    // The last bytes are the checksum of what the part holds.
+    for place in ["length(data) / 2", "length(data) - 1"] {
+        let flip =
+            format!("UPDATE result_parts SET data = set_byte(data, {place}, get_byte(data, {place}) # 1) WHERE n = 1");
+        app.queue.run(&flip);
+        let answer = app.try_send("GET", &path, &[], b"");
+        assert!(answer.is_err(), "{place}: it looked complete: {:?}", answer.map(|a| (a.status, a.body.len())));
+        app.queue.run(&flip);
+    }
+    assert!(app.try_send("GET", &path, &[], b"").is_ok());
+}

@@ -12,8 +12,8 @@ use crate::postgres::{Database, Postgres};
 use crate::report::{Outcome, Row, Unit, Values};
 use crate::server::{Server, now_us};
 
-/// Between two jobs, so that each finds the worker idle.
-const PAUSE: Duration = Duration::from_millis(15);
+/// Between two jobs, so that each finds everything idle: the worker, and what goes from process to process.
+const PAUSE: Duration = Duration::from_millis(50);
 
 pub fn run(postgres: &Postgres, scale: Scale) -> Outcome {
     let (queue, target) = (postgres.queue(), postgres.target());
@@ -62,7 +62,7 @@ fn measure(address: SocketAddr, queue: &Database, scale: Scale) -> Values {
     let request = post_request("/v1/jobs", &json!({"kind": "stamp"}).to_string());
     let mut connection = Connection::open(address);
     let mut answered = HashMap::new();
-    for n in 0..scale.of(520, 60) {
+    for n in 0..scale.of(320, 60) {
         let (status, body) = connection.send(&request);
         let now = now_us();
         assert_eq!(status, 202);

@@ -41,8 +41,6 @@ pub struct PartInfo {
     pub csv_bytes: u64,
     /// Its length as NDJSON.
     pub ndjson_bytes: u64,
-    /// Of the uncompressed bytes, in hexadecimal.
-    pub sha256: String,
 }
 
 /// What a complete result is made of.

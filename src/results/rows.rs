@@ -6,7 +6,7 @@ use crate::results::ResultError;
 pub(super) type Value<'v> = Option<&'v [u8]>;
 
 /// Appends one row.
-pub(super) fn append(buffer: &mut Vec<u8>, values: &[Value<'_>]) -> Result<(), ResultError> {
+pub(super) fn append<'v>(buffer: &mut Vec<u8>, values: impl Iterator<Item = Value<'v>>) -> Result<(), ResultError> {
     for value in values {
         match value {
             None => buffer.extend_from_slice(&(-1_i32).to_be_bytes()),

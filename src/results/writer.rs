@@ -1,11 +1,18 @@
 //! Rows in, parts out: bounded memory, whatever the size of the result.
+//!
+//! While rows of the next part are gathered, a thread of the result's own compresses and stores the one before. A result
+//! of a single part has none.
+
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
+use zstd::bulk::Compressor;
 
 use crate::db::DbError;
 use crate::db::pool::Pool;
 use crate::queue::Lease;
-use crate::results::rows::{self, Value};
+use crate::results::rows;
 use crate::results::{Column, Manifest, PartInfo, ResultError, csv, json, store};
 
 /// Uncompressed bytes after which a part is written: 1 MiB.
@@ -37,26 +44,19 @@ pub enum Pushed {
 
 /// Keeps the rows of one attempt.
 pub struct ResultWriter {
-    pool: Pool,
-    lease: Lease,
     columns: Vec<Column>,
     limits: Limits,
-    encoder: json::Encoder,
     part: Part,
-    parts: Vec<PartInfo>,
-    sha256: Sha256,
+    keeper: Keeper,
     rows: u64,
     bytes: u64,
-    /// Asked when the queue can't be reached: waits a little, and says whether to try again.
-    try_again: Box<dyn Fn() -> bool>,
 }
 
+/// The rows of one part, as [`rows`] has them.
 #[derive(Default)]
 struct Part {
     buffer: Vec<u8>,
     rows: u64,
-    csv_bytes: u64,
-    ndjson_bytes: u64,
 }
 
 impl ResultWriter {
@@ -67,18 +67,23 @@ impl ResultWriter {
         lease: Lease,
         columns: Vec<Column>,
         limits: Limits,
-        try_again: impl Fn() -> bool + 'static,
+        try_again: impl Fn() -> bool + Send + 'static,
     ) -> ResultWriter {
-        ResultWriter {
+        let shelf = Shelf {
             try_again: Box::new(try_again),
             pool,
             lease,
             encoder: json::Encoder::new(&columns),
+            width: columns.len(),
+            compressor: None,
+            sha256: Sha256::new(),
+            parts: Vec::new(),
+        };
+        ResultWriter {
             columns,
             limits,
             part: Part::default(),
-            parts: Vec::new(),
-            sha256: Sha256::new(),
+            keeper: Keeper::Here(Box::new(shelf)),
             rows: 0,
             bytes: 0,
         }
@@ -97,25 +102,26 @@ impl ResultWriter {
     /// Keeps one row, unless that would pass a limit.
     ///
     /// # Errors
-    /// [`ResultError::LeaseLost`] when a part was refused because somebody else has the job.
+    /// [`ResultError::LeaseLost`] when a part was refused because somebody else has the job. An error may be that of an
+    /// earlier part.
     pub fn push<'v>(&mut self, values: impl Iterator<Item = Option<&'v [u8]>>) -> Result<Pushed, ResultError> {
         if self.limits.row_limit.is_some_and(|limit| self.rows >= limit) {
             return Ok(Pushed::RowLimit);
         }
-        let values: Vec<Value<'v>> = values.collect();
+        let before = self.part.buffer.len();
+        rows::append(&mut self.part.buffer, values)?;
         // A row without columns takes a byte: rows of no size would pass every limit.
-        let size = values.iter().map(|value| 4 + count(value.map_or(0, <[u8]>::len))).sum::<u64>().max(1);
+        let size = count(self.part.buffer.len() - before).max(1);
         if self.bytes + size > self.limits.byte_limit {
+            self.part.buffer.truncate(before);
             return Ok(Pushed::ByteLimit);
         }
-        rows::append(&mut self.part.buffer, &values)?;
         self.part.rows += 1;
-        self.part.csv_bytes += count(csv::length(&values));
-        self.part.ndjson_bytes += count(self.encoder.length(&values)) + 1;
         self.rows += 1;
         self.bytes += size;
         if self.part.buffer.len() >= PART_BYTES || self.part.rows >= PART_ROWS {
-            self.write_part()?;
+            let part = std::mem::take(&mut self.part);
+            self.part.buffer = self.keeper.keep(part)?;
         }
         Ok(Pushed::Stored)
     }
@@ -124,23 +130,132 @@ impl ResultWriter {
     ///
     /// # Errors
     /// As [`ResultWriter::push`].
-    pub fn finish(mut self, truncated: bool) -> Result<Manifest, ResultError> {
+    pub fn finish(self, truncated: bool) -> Result<Manifest, ResultError> {
+        let mut shelf = self.keeper.into_shelf()?;
         if self.part.rows > 0 {
-            self.write_part()?;
+            shelf.keep(&self.part)?;
         }
         Ok(Manifest {
             columns: self.columns,
-            parts: self.parts,
+            parts: shelf.parts,
             rows: i64::try_from(self.rows).map_err(|_| ResultError::TooLarge)?,
             bytes: i64::try_from(self.bytes).map_err(|_| ResultError::TooLarge)?,
             truncated,
-            sha256: hex(&self.sha256.finalize()),
+            sha256: hex(&shelf.sha256.finalize()),
         })
     }
+}
 
-    fn write_part(&mut self) -> Result<(), ResultError> {
+/// Where the shelf is at the moment.
+enum Keeper {
+    /// No part was full yet.
+    Here(Box<Shelf>),
+    /// On a thread of its own.
+    Away(Away),
+    /// An error took it.
+    Gone,
+}
+
+impl Keeper {
+    /// Has a part kept, and gives a buffer for the next one.
+    fn keep(&mut self, part: Part) -> Result<Vec<u8>, ResultError> {
+        if let Keeper::Here(_) = self
+            && let Keeper::Here(shelf) = std::mem::replace(self, Keeper::Gone)
+        {
+            *self = Keeper::Away(Away::start(*shelf)?);
+        }
+        let Keeper::Away(away) = self else { return Err(gone()) };
+        if let Some(buffer) = away.take(part) {
+            return Ok(buffer);
+        }
+        // The thread has ended before its time: it says why.
+        match std::mem::replace(self, Keeper::Gone).into_shelf() {
+            Ok(_) => Err(gone()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn into_shelf(self) -> Result<Shelf, ResultError> {
+        match self {
+            Keeper::Here(shelf) => Ok(*shelf),
+            Keeper::Away(away) => away.end(),
+            Keeper::Gone => Err(gone()),
+        }
+    }
+}
+
+/// The thread `slowlane-parts`: at most one part waits for it, and it is waited for whatever becomes of the result. Each
+/// of its own waits is bounded.
+struct Away {
+    full: Option<SyncSender<Part>>,
+    empty: Receiver<Vec<u8>>,
+    thread: Option<JoinHandle<Result<Shelf, ResultError>>>,
+}
+
+impl Away {
+    fn start(mut shelf: Shelf) -> Result<Away, ResultError> {
+        let (full, parts) = sync_channel::<Part>(0);
+        let (back, empty) = channel();
+        let thread = std::thread::Builder::new().name("slowlane-parts".to_owned()).spawn(move || {
+            while let Ok(mut part) = parts.recv() {
+                shelf.keep(&part)?;
+                part.buffer.clear();
+                // Nobody fills another one: then it isn't needed.
+                let _ = back.send(part.buffer);
+            }
+            Ok(shelf)
+        });
+        let thread = thread.map_err(|error| DbError::Unavailable(format!("no thread can be started: {error}")))?;
+        Ok(Away { full: Some(full), empty, thread: Some(thread) })
+    }
+
+    /// `None` when the thread takes no more.
+    fn take(&self, part: Part) -> Option<Vec<u8>> {
+        self.full.as_ref()?.send(part).ok()?;
+        Some(self.empty.try_recv().unwrap_or_default())
+    }
+
+    fn end(mut self) -> Result<Shelf, ResultError> {
+        self.join().unwrap_or_else(|| Err(gone()))
+    }
+
+    /// A panic goes on in whoever waits.
+    fn join(&mut self) -> Option<Result<Shelf, ResultError>> {
+        self.full = None;
+        Some(self.thread.take()?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.full = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread that keeps a result's parts panicked");
+        }
+    }
+}
+
+/// Where parts go.
+struct Shelf {
+    pool: Pool,
+    lease: Lease,
+    encoder: json::Encoder,
+    /// Columns of a row.
+    width: usize,
+    /// Made with the first part.
+    compressor: Option<Compressor<'static>>,
+    sha256: Sha256,
+    parts: Vec<PartInfo>,
+    /// Asked when the queue can't be reached: waits a little, and says whether to try again.
+    try_again: Box<dyn Fn() -> bool + Send>,
+}
+
+impl Shelf {
+    fn keep(&mut self, part: &Part) -> Result<(), ResultError> {
         let n = i32::try_from(self.parts.len()).map_err(|_| ResultError::TooLarge)?;
-        let data = zstd::bulk::compress(&self.part.buffer, ZSTD_LEVEL).map_err(|_| ResultError::TooLarge)?;
+        let data = self.compress(&part.buffer)?;
         let held = loop {
             let connection = self.pool.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
             match connection.and_then(|mut connection| store::write_part(&mut connection, &self.lease, n, &data)) {
@@ -152,24 +267,39 @@ impl ResultWriter {
         if !held {
             return Err(ResultError::LeaseLost);
         }
-        self.sha256.update(&self.part.buffer);
-        self.parts.push(PartInfo {
-            rows: self.part.rows,
-            bytes: count(self.part.buffer.len()),
-            csv_bytes: self.part.csv_bytes,
-            ndjson_bytes: self.part.ndjson_bytes,
-            sha256: hex(&Sha256::digest(&self.part.buffer)),
-        });
-        self.part.buffer.clear();
-        self.part = Part { buffer: std::mem::take(&mut self.part.buffer), ..Part::default() };
+        self.sha256.update(&part.buffer);
+        let mut info = PartInfo { rows: part.rows, bytes: count(part.buffer.len()), csv_bytes: 0, ndjson_bytes: 0 };
+        rows::for_each(&part.buffer, self.width, part.rows, |values| {
+            info.csv_bytes += count(csv::length(values));
+            info.ndjson_bytes += count(self.encoder.length(values)) + 1;
+        })?;
+        self.parts.push(info);
         Ok(())
     }
+
+    /// Each part carries a checksum, which decompressing it verifies.
+    fn compress(&mut self, bytes: &[u8]) -> Result<Vec<u8>, ResultError> {
+        let compressor = match self.compressor.take() {
+            Some(compressor) => self.compressor.insert(compressor),
+            None => {
+                let mut compressor = Compressor::new(ZSTD_LEVEL).map_err(|_| ResultError::TooLarge)?;
+                compressor.include_checksum(true).map_err(|_| ResultError::TooLarge)?;
+                self.compressor.insert(compressor)
+            }
+        };
+        compressor.compress(bytes).map_err(|_| ResultError::TooLarge)
+    }
+}
+
+/// Said to whoever goes on after an error.
+fn gone() -> ResultError {
+    DbError::Unavailable("the writer of this result has failed".to_owned()).into()
 }
 
 fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
+fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

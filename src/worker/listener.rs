@@ -1,4 +1,4 @@
-//! Hints between processes: NOTIFY out, at most one in a while; LISTEN in, on a session of its own.
+//! Hints between processes: NOTIFY out, a few at once and then one in a while; LISTEN in, on a session of its own.
 //!
 //! Every process has them, whether it runs jobs or not. Knows no job.
 
@@ -17,8 +17,10 @@ use crate::pq::{Notification, Patience, PqError, Session};
 use crate::queue::signals::{CHANNEL, Envelope, Message, ReadyHint, Signals};
 use crate::worker::threads::{Growing, Stop, Threads};
 
-/// At most one NOTIFY in this time: it takes a lock of the whole database at commit.
+/// Under load, at most one NOTIFY in this time: it takes a lock of the whole database at commit.
 const COOLDOWN: Duration = Duration::from_millis(25);
+/// After a quiet time so many go out without a pause in between: who submits, waits and cancels by hand isn't held up.
+const BURST: u32 = 8;
 /// Ids that one payload carries; Postgres allows 8,000 bytes. More are sent as an empty list.
 const MAX_IDS: usize = 150;
 /// How long a LISTEN waits before it looks whether the process is to end.
@@ -85,6 +87,7 @@ struct Carrier {
 
 impl Carrier {
     fn notify(&self, messages: &Receiver<Message>) {
+        let mut pace = Pace::default();
         while !self.stop.is_set() {
             let first = match messages.recv_timeout(Duration::from_secs(1)) {
                 Ok(first) => first,
@@ -95,7 +98,7 @@ impl Carrier {
             outgoing.add(first);
             messages.try_iter().for_each(|message| outgoing.add(message));
             self.send(outgoing);
-            self.stop.wait(COOLDOWN);
+            self.stop.wait(pace.pause(Instant::now()));
         }
     }
 
@@ -174,6 +177,22 @@ impl Carrier {
     }
 }
 
+/// When the next NOTIFY may go out, by the generic cell rate algorithm (ITU-T I.371).
+#[derive(Default)]
+struct Pace {
+    /// When those sent so far would be through if each took a cooldown.
+    through: Option<Instant>,
+}
+
+impl Pace {
+    /// One was sent: how long until the next.
+    fn pause(&mut self, now: Instant) -> Duration {
+        let through = self.through.map_or(now, |through| through.max(now)) + COOLDOWN;
+        self.through = Some(through);
+        (through - now).saturating_sub(COOLDOWN * (BURST - 1))
+    }
+}
+
 /// What gathered during a cooldown.
 #[derive(Default)]
 struct Outgoing {
@@ -227,4 +246,26 @@ fn next(session: &mut Session, heard: &mut Instant) -> Result<Option<Notificatio
         *heard = Instant::now();
     }
     Ok(notification)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_go_out_at_once_and_then_one_in_a_cooldown() {
+        let mut pace = Pace::default();
+        let now = Instant::now();
+        for _ in 1..BURST {
+            assert_eq!(pace.pause(now), Duration::ZERO);
+        }
+        assert_eq!(pace.pause(now), COOLDOWN);
+        assert_eq!(pace.pause(now + COOLDOWN), COOLDOWN);
+        // A quiet time gives the burst back, and no more than that.
+        let later = now + Duration::from_secs(60);
+        for _ in 1..BURST {
+            assert_eq!(pace.pause(later), Duration::ZERO);
+        }
+        assert_eq!(pace.pause(later), COOLDOWN);
+    }
 }

@@ -39,6 +39,8 @@ struct Inner {
     pressed: bool,
     /// A press is under way, outside the lock: it may wait for a network.
     pressing: bool,
+    /// What was disarmed during that press.
+    gone: Vec<u64>,
     ended: bool,
 }
 
@@ -97,12 +99,14 @@ impl JobControl {
         Ok(handle)
     }
 
-    /// Takes the hand off. Waits for a press that is under way. `true` when the session was pressed: a cancel may
-    /// still reach it, and it must be closed.
+    /// Takes the hand off, and waits for nobody: a press that is under way may take as long as a network does. `true`
+    /// when the session was pressed: a cancel may still reach it, and it must be closed.
     pub fn disarm(&self, handle: u64) -> bool {
-        let mut inner =
-            self.changed.wait_while(self.lock(), |inner| inner.pressing).unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.lock();
         inner.armed.retain(|(armed, _)| *armed != handle);
+        if inner.pressing {
+            inner.gone.push(handle);
+        }
         inner.pressed
     }
 
@@ -128,7 +132,7 @@ impl JobControl {
         let mut pressed = std::mem::take(&mut inner.armed);
         drop(inner);
         for (_, interrupt) in &mut pressed {
-            // A panic here must not leave others waiting for the end of this press.
+            // A panic here must not keep others from pressing.
             let outcome =
                 catch_unwind(AssertUnwindSafe(|| if hard { interrupt.terminate() } else { interrupt.cancel() }));
             if outcome.is_err() {
@@ -136,6 +140,8 @@ impl JobControl {
             }
         }
         let mut inner = self.lock();
+        let gone = std::mem::take(&mut inner.gone);
+        pressed.retain(|(handle, _)| !gone.contains(handle));
         inner.armed.append(&mut pressed);
         inner.pressing = false;
         drop(inner);
@@ -164,5 +170,44 @@ impl JobControl {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// Says that it is pressed, and goes on when it is told to.
+    struct Slow(Sender<()>, Receiver<()>);
+
+    impl Interrupt for Slow {
+        fn cancel(&mut self) {
+            self.0.send(()).unwrap();
+            self.1.recv().unwrap();
+        }
+
+        fn terminate(&mut self) {
+            self.cancel();
+        }
+    }
+
+    #[test]
+    fn who_lets_go_during_a_press_does_not_wait_for_it_and_is_pressed_no_more() {
+        let control = Arc::new(JobControl::new(Instant::now() + Duration::from_secs(60)));
+        let (pressed, presses) = channel();
+        let (go, gone) = channel();
+        let handle = control.arm(Box::new(Slow(pressed, gone))).unwrap();
+        control.stop(StopReason::Cancel);
+        let presser = Arc::clone(&control);
+        let press = std::thread::spawn(move || presser.press(false));
+        presses.recv().unwrap();
+        assert!(control.disarm(handle), "a cancel may still arrive");
+        go.send(()).unwrap();
+        press.join().unwrap();
+        control.press(true);
+        assert!(presses.try_recv().is_err(), "it was pressed again");
     }
 }

@@ -130,7 +130,7 @@ struct Performed {
 fn end_lost_session(shared: &Shared, job: &ClaimedJob, outcome: &Result<RawJson, WorkError>) {
     let lost = matches!(outcome, Err(WorkError::Retry(e) | WorkError::Fail(e)) if e.code == CONNECTION_LOST);
     let Some(target) = shared.config.targets.get(&job.target).filter(|_| lost) else { return };
-    if let Err(error) = target.end_sessions(&job.lease.application_name(), None) {
+    if let Err(error) = target.end_sessions(&job.lease.application_name(), &[]) {
         log::warn!(job = job.lease.job_id.to_string(); "whether a lost session has ended isn't known: {error}");
     }
 }

@@ -86,7 +86,7 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let Some(target) = shared.config.targets.get(&attempt.job.target) else {
         return true;
     };
-    if let Err(error) = target.end_sessions(&lease.application_name(), None) {
+    if let Err(error) = target.end_sessions(&lease.application_name(), &[]) {
         log::warn!(job = lease.job_id.to_string(); "the sessions of a stuck attempt could not be ended, and are tried again: {error}");
         return false;
     }

@@ -252,6 +252,27 @@ fn a_line_that_is_refused_disturbs_neither_the_beats_nor_other_jobs() {
     ids.iter().for_each(|id| assert_eq!(server.client.ended(id)["state"], "succeeded"));
 }
 
+#[test]
+fn a_log_that_is_refused_takes_no_end_with_it() {
+    let app = with_table();
+    refuse_some_lines(&app.queue);
+    let job = run(
+        &app,
+        &json!([
+            {"sql": "INSERT INTO public.t VALUES (1)"},
+            {"sql": "DO $$ BEGIN RAISE NOTICE 'unspeakable'; END $$"},
+        ]),
+    );
+    // What took effect must not look as if it hadn't.
+    assert_eq!((&job["state"], &job["statistics"]["rows_affected"]), (&json!("succeeded"), &json!(1)), "{job}");
+    assert_eq!(app.target.count("SELECT count(*) FROM public.t"), 1);
+    assert_eq!(app.queue.count("SELECT count(*) FROM job_log"), 0);
+    // One that can be stored isn't lost with the others.
+    let job = run(&app, &json!([{"sql": "DO $$ BEGIN RAISE NOTICE 'heard'; END $$"}]));
+    assert_eq!(job["state"], "succeeded");
+    assert_eq!(app.queue.text("SELECT string_agg(message, ' ') FROM job_log"), "heard");
+}
+
 fn insert_and_sleep() -> Value {
     json!([{"sql": "INSERT INTO public.t VALUES (1)"}, {"sql": "SELECT pg_sleep(600)"}])
 }

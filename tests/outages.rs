@@ -284,6 +284,8 @@ fn a_queue_that_is_away_is_not_stormed() {
     let id = app.submit(&later());
     proxy.set(Mode::Refuse);
     proxy.cut();
+    // Whoever is the first to write finds the connection cut, and can't say before 5 s are over whether it was written.
+    is_a_503(&app.post("/v1/jobs", &later()));
     let before = proxy.accepted();
     let (since, mut answers) = (Instant::now(), 0);
     // Whoever asks meanwhile is told at once, and nothing is tried for each of them.

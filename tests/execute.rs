@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 use crate::support::app::TestApp;
 use crate::support::child::Server;
 use crate::support::client::Client;
-use crate::support::eventually;
 use crate::support::postgres::{Database, Postgres};
+use crate::support::{eventually, history};
 
 const SLEEPING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
@@ -349,6 +349,7 @@ fn a_killed_worker_leaves_its_execute_unknown_and_a_stopped_one_hands_it_back() 
     assert_eq!((code(&job), &job["interruptions"]), (("failed", "outcome_unknown"), &json!(2)), "{job}");
     assert_eq!(target.count(SLEEPING), 0);
     assert_eq!(target.count("SELECT count(*) FROM public.t"), 0);
+    history::check(&queue, &[id]);
 }
 
 #[test]

@@ -21,9 +21,10 @@ use uuid::Uuid;
 use crate::support::app::TestApp;
 use crate::support::child::Server;
 use crate::support::client::Client;
+use crate::support::load::{Load, Servers};
 use crate::support::postgres::{Database, Postgres};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, history};
 
 fn later() -> Value {
     json!({"kind": "query", "args": {"sql": "SELECT 1"}, "run_at": "2999-01-01T00:00:00Z"})
@@ -55,6 +56,9 @@ fn a_queue_that_swallows_everything_is_noticed_and_everything_goes_on_by_itself(
     let (through, proxy) = behind_a_proxy(&queue);
     let server = Server::serve(&through, &target, &[]);
     let id = server.client.submit(&later());
+    let known = Servers::new(&[server.client.address]);
+    let load = Load::start(&known, 2, &json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(0.05)"}}));
+    load.wait_for(20);
     let listening = "SELECT string_agg(pid::text, ',') FROM pg_stat_activity
         WHERE application_name = 'slowlane listener' AND datname = current_database()";
     eventually("it listens", || !queue.text(listening).is_empty());
@@ -84,12 +88,20 @@ fn a_queue_that_swallows_everything_is_noticed_and_everything_goes_on_by_itself(
     eventually("jobs are accepted again", || server.client.post("/v1/jobs", &later()).status == 202);
     println!("everything worked again after {:?}", back.elapsed());
     assert_eq!(server.client.get(&format!("/v1/jobs/{id}")).status, 200);
-    assert_eq!(server.client.query("SELECT 1", &json!([]))["state"], "succeeded");
+    load.wait_for(20);
+    let ids = load.stop();
     eventually("hints arrive again", || server.log().contains("hints from other processes arrive again"));
     eventually("by another session", || {
         let listener = queue.text(listening);
         !listener.is_empty() && listener != old_listener
     });
+    // What was accepted before, meanwhile or afterwards has run, and ended once.
+    eventually("everything that is due has ended", || {
+        queue.run("UPDATE jobs SET run_at = now() WHERE state = 'scheduled' AND run_at < '2900-01-01'");
+        queue.count("SELECT count(*) FROM jobs WHERE run_at < '2900-01-01'") == 0
+    });
+    history::check(&queue, &ids);
+    assert_eq!(queue.count("SELECT count(*) FROM finished_jobs WHERE state <> 'succeeded'"), 0);
     eventually("nothing hangs", || on_loan(&server.client) == 0.0);
     assert!(server.log().contains("a connection is given up"), "{}", server.log());
 }

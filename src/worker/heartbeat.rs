@@ -149,6 +149,7 @@ impl<'s> Heartbeat<'s> {
             Some(connection) => connection,
             None => self.shared.heartbeat_manager().open()?,
         };
+        // Before the beat: its answer may take seconds.
         let now = Instant::now();
         let beating = now >= self.due;
         if !self.registered {
@@ -226,7 +227,7 @@ impl<'s> Heartbeat<'s> {
 
     fn beaten(&mut self, at: Instant) {
         self.due = at + BEAT_EVERY;
-        self.shared.config.health.beat();
+        self.shared.config.health.beat(at);
         if std::mem::take(&mut self.failing) {
             log::info!("the queue can be reached again");
         }

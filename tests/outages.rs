@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
+use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::serialize::{Output, ToSql};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::db::DbError;
-use slowlane::db::pool::{Manager, Purpose};
+use slowlane::db::pool::{self, Manager, Purpose};
 use slowlane::pq::{Patience, PqErrorKind, Session};
 use slowlane::queue::accept::{Accept, AcceptError, Accepted, Writer};
 use slowlane::queue::liveness::DEAD_AFTER;
@@ -233,6 +235,42 @@ fn a_quiet_connection_and_a_slow_statement_stay() {
     let idle = "SELECT state_change < now() - interval '4 s' FROM pg_stat_activity WHERE application_name = 'slowlane test' AND datname = current_database()";
     eventually("it was idle for longer than a statement may be silent", || database.text(idle) == "t");
     connection.batch_execute("SELECT 1").unwrap();
+    assert_eq!(database.text(pid), old);
+}
+
+/// A value that can't be sent.
+#[derive(Debug)]
+struct Unsendable;
+
+impl ToSql<diesel::sql_types::Text, Pg> for Unsendable {
+    fn to_sql<'b>(&'b self, _: &mut Output<'b, '_, Pg>) -> diesel::serialize::Result {
+        Err("it can't be sent".into())
+    }
+}
+
+#[derive(QueryableByName)]
+struct Answer {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    #[diesel(column_name = value)]
+    _value: String,
+}
+
+#[test]
+fn a_statement_that_was_never_sent_is_no_silence() {
+    let database = Postgres::shared().queue();
+    let purpose = Purpose { name: "test", statement_timeout: Duration::from_secs(1) };
+    let manager = Manager::queue(&database.dsn, &purpose);
+    let pool = pool::build(manager, 1, "test", PATIENCE, &Arc::default());
+    let pid = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'slowlane test' AND datname = current_database()";
+    let mut connection = pool.get().unwrap();
+    let unsent = diesel::sql_query("SELECT $1 AS value").bind::<diesel::sql_types::Text, _>(Unsendable);
+    let error = unsent.load::<Answer>(&mut connection).err();
+    assert!(matches!(error, Some(diesel::result::Error::SerializationError(_))));
+    drop(connection);
+    let old = database.text(pid);
+    let idle = "SELECT state_change < now() - interval '4 s' FROM pg_stat_activity WHERE application_name = 'slowlane test' AND datname = current_database()";
+    eventually("it was idle for longer than a statement may be silent", || database.text(idle) != "f");
+    pool.get().unwrap().batch_execute("SELECT 1").unwrap();
     assert_eq!(database.text(pid), old);
 }
 

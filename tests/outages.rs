@@ -133,6 +133,23 @@ fn a_session_of_a_target_that_swallows_everything_is_replaced() {
 }
 
 #[test]
+fn the_session_of_a_broken_connection_is_ended_whatever_it_calls_itself() {
+    let postgres = Postgres::shared();
+    let (queue, (target, proxy)) = (postgres.queue(), behind_a_proxy(&postgres.work()));
+    let app = TestApp::on(queue, target, |_| {});
+    let disguised = "SELECT set_config('application_name', 'somebody else', false), pg_sleep(600)";
+    let id = app.submit(&json!({"kind": "query", "args": {"sql": disguised}, "max_attempts": 1}));
+    let sleeping =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+    eventually("it sleeps", || app.target.count(sleeping) == 1);
+    // The server doesn't notice while it sleeps.
+    proxy.cut();
+    let job = app.ended(&id);
+    assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("connection_lost")), "{job}");
+    assert_eq!(app.target.count(sleeping), 0);
+}
+
+#[test]
 fn threads_come_free_after_the_deadline_though_the_target_stays_silent() {
     let postgres = Postgres::shared();
     let (queue, (target, proxy)) = (postgres.queue(), behind_a_proxy(&postgres.work()));

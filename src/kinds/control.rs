@@ -7,6 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::db::targets::TargetBackend;
+
 /// Why an attempt is to end. The first reason stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -34,6 +36,8 @@ pub trait Interrupt: Send {
 struct Inner {
     reason: Option<StopReason>,
     armed: Vec<(u64, Box<dyn Interrupt>)>,
+    /// The server processes of sessions that were armed and not given back whole: they may still be at work.
+    sessions: Vec<(u64, TargetBackend)>,
     next_handle: u64,
     /// A cancel or more was sent while something was armed: it may still arrive.
     pressed: bool,
@@ -84,11 +88,12 @@ impl JobControl {
         true
     }
 
-    /// Puts a hand on a session for as long as the returned number isn't given to [`JobControl::disarm`].
+    /// Puts a hand on a session with this server process, for as long as the returned number isn't given to
+    /// [`JobControl::disarm`].
     ///
     /// # Errors
     /// The reason, when the attempt is to end already: then nothing may begin.
-    pub fn arm(&self, interrupt: Box<dyn Interrupt>) -> Result<u64, StopReason> {
+    pub fn arm(&self, backend: TargetBackend, interrupt: Box<dyn Interrupt>) -> Result<u64, StopReason> {
         let mut inner = self.lock();
         if let Some(reason) = inner.reason {
             return Err(reason);
@@ -96,7 +101,19 @@ impl JobControl {
         let handle = inner.next_handle;
         inner.next_handle += 1;
         inner.armed.push((handle, interrupt));
+        inner.sessions.push((handle, backend));
         Ok(handle)
+    }
+
+    /// The session of a disarmed hand went back to its pool, fit for others.
+    pub fn given_back(&self, handle: u64) {
+        self.lock().sessions.retain(|(of, _)| *of != handle);
+    }
+
+    /// The server processes of sessions that weren't given back: what may still be at work for this attempt, under
+    /// whatever name.
+    pub fn sessions(&self) -> Vec<TargetBackend> {
+        self.lock().sessions.iter().map(|(_, backend)| backend.clone()).collect()
     }
 
     /// Takes the hand off, and waits for nobody: a press that is under way may take as long as a network does. `true`
@@ -178,6 +195,8 @@ mod tests {
     use std::sync::Arc;
     use std::sync::mpsc::{Receiver, Sender, channel};
 
+    use chrono::{DateTime, Utc};
+
     use super::*;
 
     /// Says that it is pressed, and goes on when it is told to.
@@ -199,7 +218,8 @@ mod tests {
         let control = Arc::new(JobControl::new(Instant::now() + Duration::from_secs(60)));
         let (pressed, presses) = channel();
         let (go, gone) = channel();
-        let handle = control.arm(Box::new(Slow(pressed, gone))).unwrap();
+        let backend = TargetBackend { pid: 1, backend_start: DateTime::<Utc>::UNIX_EPOCH };
+        let handle = control.arm(backend.clone(), Box::new(Slow(pressed, gone))).unwrap();
         control.stop(StopReason::Cancel);
         let presser = Arc::clone(&control);
         let press = std::thread::spawn(move || presser.press(false));
@@ -209,5 +229,7 @@ mod tests {
         press.join().unwrap();
         control.press(true);
         assert!(presses.try_recv().is_err(), "it was pressed again");
+        // It was closed, and whether the server has noticed isn't known.
+        assert_eq!(control.sessions(), [backend]);
     }
 }

@@ -100,7 +100,7 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let Some(target) = shared.config.targets.get(&attempt.job.target) else {
         return true;
     };
-    if let Err(error) = target.end_sessions(&lease.application_name(), &[]) {
+    if let Err(error) = target.end_sessions(&lease.application_name(), &attempt.control.sessions()) {
         log::warn!(job = lease.job_id.to_string(); "the sessions of a stuck attempt could not be ended, and are tried again: {error}");
         return false;
     }

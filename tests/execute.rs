@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use crate::support::app::TestApp;
 use crate::support::child::Server;
 use crate::support::client::Client;
-use crate::support::eventually;
 use crate::support::postgres::{Database, Postgres};
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::{eventually, history};
 
 const SLEEPING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
@@ -217,6 +217,71 @@ fn notices_are_in_the_log_while_the_job_runs() {
     assert_eq!(log["lines"][0]["message"], "said");
 }
 
+/// From now on a line that says `unspeakable` is refused, as one is whose characters the database's encoding lacks.
+fn refuse_some_lines(queue: &Database) {
+    queue.run(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.message = 'unspeakable' THEN
+                RAISE EXCEPTION USING ERRCODE = '22P05', MESSAGE = 'a character has no equivalent in encoding';
+            END IF; RETURN NEW; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT ON job_log FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+}
+
+/// Says something, and then waits for the lock 4711.
+fn says_and_waits(message: &str) -> Value {
+    json!([
+        {"sql": format!("DO $$ BEGIN RAISE NOTICE '{message}'; END $$")},
+        {"sql": "SELECT set_config('lock_timeout', '0', true), pg_advisory_lock_shared(4711)"},
+    ])
+}
+
+#[test]
+fn a_line_that_is_refused_disturbs_neither_the_beats_nor_other_jobs() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    refuse_some_lines(&queue);
+    let server = Server::serve(&queue, &target, &[]);
+    let mut lock = target.session();
+    lock.execute_batch("SELECT pg_advisory_lock(4711)").unwrap();
+    let ids = ["unspeakable", "heard"].map(|message| server.client.submit(&execute(&says_and_waits(message))));
+    let said = |id: &str| server.client.get(&format!("/v1/jobs/{id}/log")).json()["lines"].as_array().unwrap().len();
+    let refusals = || server.log().matches("storing what jobs say is refused").count();
+    eventually("what can be stored is", || refusals() > 0 && said(&ids[1]) == 1);
+    // Of this process' own, and nobody works on it: what comes behind the log is done as well.
+    queue.run(
+        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, lease, attempt, worker_id, started_at, deadline_at, timeout_ms, max_attempts, result_ttl_ms)
+         SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '70008000000000000001')::uuid, 'query', 'default', 'default', 5, 'running',
+                '{\"sql\": \"SELECT 1\"}', '{}', now(), now(), 1, 1, (SELECT id FROM workers), now() - interval '1 minute', now() + interval '1 hour', 60000, 3, 60000",
+    );
+    let lost = queue.text("SELECT id FROM jobs WHERE kind = 'query'");
+    assert_eq!(server.client.ended(&lost)["state"], "succeeded");
+    assert_eq!((refusals(), server.log().contains("can't be reached")), (1, false), "{}", server.log());
+    lock.execute_batch("SELECT pg_advisory_unlock(4711)").unwrap();
+    ids.iter().for_each(|id| assert_eq!(server.client.ended(id)["state"], "succeeded"));
+}
+
+#[test]
+fn a_log_that_is_refused_takes_no_end_with_it() {
+    let app = with_table();
+    refuse_some_lines(&app.queue);
+    let job = run(
+        &app,
+        &json!([
+            {"sql": "INSERT INTO public.t VALUES (1)"},
+            {"sql": "DO $$ BEGIN RAISE NOTICE 'unspeakable'; END $$"},
+        ]),
+    );
+    // What took effect must not look as if it hadn't.
+    assert_eq!((&job["state"], &job["statistics"]["rows_affected"]), (&json!("succeeded"), &json!(1)), "{job}");
+    assert_eq!(app.target.count("SELECT count(*) FROM public.t"), 1);
+    assert_eq!(app.queue.count("SELECT count(*) FROM job_log"), 0);
+    // One that can be stored isn't lost with the others.
+    let job = run(&app, &json!([{"sql": "DO $$ BEGIN RAISE NOTICE 'heard'; END $$"}]));
+    assert_eq!(job["state"], "succeeded");
+    assert_eq!(app.queue.text("SELECT string_agg(message, ' ') FROM job_log"), "heard");
+}
+
 fn insert_and_sleep() -> Value {
     json!([{"sql": "INSERT INTO public.t VALUES (1)"}, {"sql": "SELECT pg_sleep(600)"}])
 }
@@ -332,6 +397,7 @@ fn a_killed_worker_leaves_its_execute_unknown_and_a_stopped_one_hands_it_back() 
     assert_eq!((code(&job), &job["interruptions"]), (("failed", "outcome_unknown"), &json!(2)), "{job}");
     assert_eq!(target.count(SLEEPING), 0);
     assert_eq!(target.count("SELECT count(*) FROM public.t"), 0);
+    history::check(&queue, &[id]);
 }
 
 #[test]

@@ -55,12 +55,14 @@ fn a_killed_workers_jobs_run_again_in_another_and_its_sessions_end_first() {
     let (queue, target) = (postgres.queue(), postgres.work());
     let api = Server::api(&queue, &[]);
     let mut doomed = Server::worker(&queue, &target, &["--workers", "4"]);
-    // Each says whether the session of its earlier attempt still holds its lock.
+    // Each says whether the session of its earlier attempt still holds its lock, and sleeps as long as a table says.
+    target.run("CREATE TABLE public.nap (seconds int); INSERT INTO public.nap VALUES (600); GRANT SELECT ON public.nap TO PUBLIC");
+    let nap = "pg_sleep((SELECT seconds FROM public.nap))";
     let ids: Vec<String> = (0..4)
-        .map(|n| api.client.submit(&query(&format!("SELECT pg_try_advisory_lock({n}) AS free, pg_sleep(3)"))))
+        .map(|n| api.client.submit(&query(&format!("SELECT pg_try_advisory_lock({n}) AS free, {nap}"))))
         .collect();
     eventually("it runs all of them", || held_by(&queue, &doomed) == 4 && target.count(SLEEPING) == 4);
-    // While its sessions go on working, so that nobody but the rescuer ends them.
+    // Its sessions sleep on for ten minutes, so that nobody but the rescuer ends them.
     doomed.signal(Signal::SIGSTOP);
     let _heir = Server::worker(&queue, &target, &["--workers", "4"]);
     let (more, held) = (api.client.submit(&query("SELECT 1")), held_by(&queue, &doomed));
@@ -68,6 +70,8 @@ fn a_killed_workers_jobs_run_again_in_another_and_its_sessions_end_first() {
     doomed.signal(Signal::SIGKILL);
     doomed.signal(Signal::SIGCONT);
     doomed.wait();
+    assert_eq!(target.count(SLEEPING), 4, "their sessions ended with the process");
+    target.run("UPDATE public.nap SET seconds = 0");
     age(&queue, &doomed);
     for id in &ids {
         let job = ended_within(&api.client, id, Duration::from_secs(90));
@@ -238,9 +242,12 @@ fn a_server_without_a_free_slot_is_waited_for() {
     };
     take_all();
     queue.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'slowlane%' AND pid <> pg_backend_pid()");
-    take_all();
-    assert_eq!(server.client.get("/healthz").status, 200);
-    eventually("it says that it isn't ready", || server.client.get("/readyz").status == 503);
+    // A session that was told to end gives its slot back when it has ended, a moment later.
+    eventually("it says that it isn't ready", || {
+        take_all();
+        assert_eq!(server.client.get("/healthz").status, 200);
+        server.client.get("/readyz").status == 503
+    });
     drop(others);
     eventually("it comes back by itself", || server.client.get("/readyz").status == 200);
     load.wait_for(20);

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
+use diesel::pg::Pg;
 use diesel::prelude::*;
+use diesel::serialize::{Output, ToSql};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::db::DbError;
-use slowlane::db::pool::{Manager, Purpose};
+use slowlane::db::pool::{self, Manager, Purpose};
 use slowlane::pq::{Patience, PqErrorKind, Session};
 use slowlane::queue::accept::{Accept, AcceptError, Accepted, Writer};
 use slowlane::queue::liveness::DEAD_AFTER;
@@ -21,9 +23,10 @@ use uuid::Uuid;
 use crate::support::app::TestApp;
 use crate::support::child::Server;
 use crate::support::client::Client;
+use crate::support::load::{Load, Servers};
 use crate::support::postgres::{Database, Postgres};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{PATIENCE, eventually};
+use crate::support::{PATIENCE, eventually, history};
 
 fn later() -> Value {
     json!({"kind": "query", "args": {"sql": "SELECT 1"}, "run_at": "2999-01-01T00:00:00Z"})
@@ -55,6 +58,9 @@ fn a_queue_that_swallows_everything_is_noticed_and_everything_goes_on_by_itself(
     let (through, proxy) = behind_a_proxy(&queue);
     let server = Server::serve(&through, &target, &[]);
     let id = server.client.submit(&later());
+    let known = Servers::new(&[server.client.address]);
+    let load = Load::start(&known, 2, &json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(0.05)"}}));
+    load.wait_for(20);
     let listening = "SELECT string_agg(pid::text, ',') FROM pg_stat_activity
         WHERE application_name = 'slowlane listener' AND datname = current_database()";
     eventually("it listens", || !queue.text(listening).is_empty());
@@ -84,12 +90,20 @@ fn a_queue_that_swallows_everything_is_noticed_and_everything_goes_on_by_itself(
     eventually("jobs are accepted again", || server.client.post("/v1/jobs", &later()).status == 202);
     println!("everything worked again after {:?}", back.elapsed());
     assert_eq!(server.client.get(&format!("/v1/jobs/{id}")).status, 200);
-    assert_eq!(server.client.query("SELECT 1", &json!([]))["state"], "succeeded");
+    load.wait_for(20);
+    let ids = load.stop();
     eventually("hints arrive again", || server.log().contains("hints from other processes arrive again"));
     eventually("by another session", || {
         let listener = queue.text(listening);
         !listener.is_empty() && listener != old_listener
     });
+    // What was accepted before, meanwhile or afterwards has run, and ended once.
+    eventually("everything that is due has ended", || {
+        queue.run("UPDATE jobs SET run_at = now() WHERE state = 'scheduled' AND run_at < '2900-01-01'");
+        queue.count("SELECT count(*) FROM jobs WHERE run_at < '2900-01-01'") == 0
+    });
+    history::check(&queue, &ids);
+    assert_eq!(queue.count("SELECT count(*) FROM finished_jobs WHERE state <> 'succeeded'"), 0);
     eventually("nothing hangs", || on_loan(&server.client) == 0.0);
     assert!(server.log().contains("a connection is given up"), "{}", server.log());
 }
@@ -119,17 +133,43 @@ fn a_session_of_a_target_that_swallows_everything_is_replaced() {
 }
 
 #[test]
-fn a_thread_comes_free_after_the_deadline_though_the_target_stays_silent() {
+fn the_session_of_a_broken_connection_is_ended_whatever_it_calls_itself() {
     let postgres = Postgres::shared();
     let (queue, (target, proxy)) = (postgres.queue(), behind_a_proxy(&postgres.work()));
-    let app = TestApp::on(queue, target, |config| config.workers = 1);
-    let id = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}, "timeout_ms": 2000}));
+    let app = TestApp::on(queue, target, |_| {});
+    let disguised = "SELECT set_config('application_name', 'somebody else', false), pg_sleep(600)";
+    let id = app.submit(&json!({"kind": "query", "args": {"sql": disguised}, "max_attempts": 1}));
     let sleeping =
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
     eventually("it sleeps", || app.target.count(sleeping) == 1);
-    proxy.set(Mode::Blackhole);
+    // The server doesn't notice while it sleeps.
+    proxy.cut();
     let job = app.ended(&id);
-    assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("timeout")));
+    assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("connection_lost")), "{job}");
+    assert_eq!(app.target.count(sleeping), 0);
+}
+
+#[test]
+fn threads_come_free_after_the_deadline_though_the_target_stays_silent() {
+    let postgres = Postgres::shared();
+    let (queue, (target, proxy)) = (postgres.queue(), behind_a_proxy(&postgres.work()));
+    let app = TestApp::on(queue, target, |config| config.workers = 4);
+    let job = json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}, "timeout_ms": 5000});
+    let ids: Vec<String> = (0..4).map(|_| app.submit(&job)).collect();
+    let sleeping =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
+    eventually("all sleep", || app.target.count(sleeping) == 4);
+    proxy.set(Mode::Blackhole);
+    let silent = Instant::now();
+    for id in &ids {
+        let job = app.ended(id);
+        assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("timeout")));
+    }
+    let took = silent.elapsed();
+    println!("4 threads came free {took:?} after the target went silent");
+    // The deadline, 15 s in which sessions may still answer, and what one thread needs to see that nothing can be ended
+    // there: none waits until the others have seen it.
+    assert!(took < Duration::from_secs(36), "{took:?}");
     proxy.set(Mode::Pass);
     assert_eq!(app.query("SELECT 1", &json!([]))["state"], "succeeded");
     assert!(app.get("/metrics").text().contains("slowlane_work_threads_replaced_total 0"));
@@ -215,6 +255,42 @@ fn a_quiet_connection_and_a_slow_statement_stay() {
     assert_eq!(database.text(pid), old);
 }
 
+/// A value that can't be sent.
+#[derive(Debug)]
+struct Unsendable;
+
+impl ToSql<diesel::sql_types::Text, Pg> for Unsendable {
+    fn to_sql<'b>(&'b self, _: &mut Output<'b, '_, Pg>) -> diesel::serialize::Result {
+        Err("it can't be sent".into())
+    }
+}
+
+#[derive(QueryableByName)]
+struct Answer {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    #[diesel(column_name = value)]
+    _value: String,
+}
+
+#[test]
+fn a_statement_that_was_never_sent_is_no_silence() {
+    let database = Postgres::shared().queue();
+    let purpose = Purpose { name: "test", statement_timeout: Duration::from_secs(1) };
+    let manager = Manager::queue(&database.dsn, &purpose);
+    let pool = pool::build(manager, 1, "test", PATIENCE, &Arc::default());
+    let pid = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'slowlane test' AND datname = current_database()";
+    let mut connection = pool.get().unwrap();
+    let unsent = diesel::sql_query("SELECT $1 AS value").bind::<diesel::sql_types::Text, _>(Unsendable);
+    let error = unsent.load::<Answer>(&mut connection).err();
+    assert!(matches!(error, Some(diesel::result::Error::SerializationError(_))));
+    drop(connection);
+    let old = database.text(pid);
+    let idle = "SELECT state_change < now() - interval '4 s' FROM pg_stat_activity WHERE application_name = 'slowlane test' AND datname = current_database()";
+    eventually("it was idle for longer than a statement may be silent", || database.text(idle) != "f");
+    pool.get().unwrap().batch_execute("SELECT 1").unwrap();
+    assert_eq!(database.text(pid), old);
+}
+
 fn new_job(id: Uuid) -> Accept {
     Accept {
         job: NewJob {
@@ -275,6 +351,8 @@ fn a_queue_that_is_away_is_not_stormed() {
     let id = app.submit(&later());
     proxy.set(Mode::Refuse);
     proxy.cut();
+    // Whoever is the first to write finds the connection cut, and can't say before 5 s are over whether it was written.
+    is_a_503(&app.post("/v1/jobs", &later()));
     let before = proxy.accepted();
     let (since, mut answers) = (Instant::now(), 0);
     // Whoever asks meanwhile is told at once, and nothing is tried for each of them.

@@ -27,7 +27,8 @@ fn share_the_work(notify: &str) {
     let extra = ["--notify", notify, "--workers", "2"];
     let workers = [Server::worker(&queue, &target, &extra), Server::worker(&queue, &target, &extra)];
     assert_eq!(apis[1].client.ended(&ids[0])["state"], "succeeded");
-    ids.extend((0..8).map(|n| apis[n % 2].client.submit(&query("SELECT pg_sleep(0.3)"))));
+    // One alone would need four seconds for them: the other looks for work at least every 1.2 s.
+    ids.extend((0..16).map(|n| apis[n % 2].client.submit(&query("SELECT pg_sleep(0.5)"))));
     for (n, id) in ids.iter().enumerate() {
         let other = &apis[(n + 1) % 2].client;
         assert_eq!(other.ended(id)["state"], "succeeded");
@@ -115,7 +116,12 @@ fn an_http_process_needs_no_way_to_the_target_and_stops_at_once() {
     let id = api.client.submit(&query("SELECT 1"));
     let client = api.client.clone();
     let waits = std::thread::spawn(move || client.get_with(&format!("/v1/jobs/{id}"), &[("prefer", "wait=30")]));
-    eventually("it waits", || api.client.get("/metrics").status == 200 && !waits.is_finished());
+    // Nobody else has waited in this queue, and nothing else looks like that.
+    let looks =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'slowlane api' AND datname = current_database()
+        AND query LIKE '%SELECT id, version, state FROM jobs WHERE id = ANY($1)%'";
+    eventually("it waits", || queue.count(looks) > 0);
+    assert!(!waits.is_finished());
     let since = std::time::Instant::now();
     api.signal(Signal::SIGTERM);
     let answer = waits.join().unwrap();

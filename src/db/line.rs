@@ -31,6 +31,15 @@ struct Watch {
     lost: bool,
 }
 
+impl Watch {
+    /// No statement is under way. Diesel says that one begins and never that it ends when one of its values has no form
+    /// that can be sent.
+    fn rest(&mut self) {
+        self.depth = 0;
+        self.line.end();
+    }
+}
+
 impl Instrumentation for Watch {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
         match event {
@@ -73,11 +82,17 @@ pub(super) fn establish(dsn: &Dsn, patience: Patience) -> ConnectionResult<PgCon
 /// From now on `connection` waits for answers so long. `false` when somebody put their own instrumentation in the
 /// place of ours: nobody watches it then.
 pub(super) fn allow(connection: &mut PgConnection, patience: Patience) -> bool {
-    let watch = connection.instrumentation().downcast_ref::<Watch>();
-    if let Some(watch) = watch {
-        watch.line.allow(patience);
+    let Some(watch) = connection.instrumentation().downcast_mut::<Watch>() else { return false };
+    watch.rest();
+    watch.line.allow(patience);
+    true
+}
+
+/// The connection was given back: whatever it was told last is over.
+pub(super) fn rest(connection: &mut PgConnection) {
+    if let Some(watch) = connection.instrumentation().downcast_mut::<Watch>() {
+        watch.rest();
     }
-    watch.is_some()
 }
 
 /// A statement found the connection gone: it must not be used again.

@@ -14,6 +14,7 @@ pub mod reach;
 pub mod roles;
 pub mod schema;
 pub mod sessions;
+mod supervisor;
 pub mod targets;
 
 pub use doorway::Doorway;

@@ -135,6 +135,7 @@ impl r2d2::ManageConnection for Manager {
     }
 
     fn has_broken(&self, connection: &mut PgConnection) -> bool {
+        line::rest(connection);
         std::thread::panicking() || connection.is_broken() || line::is_lost(connection)
     }
 }

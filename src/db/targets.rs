@@ -1,10 +1,9 @@
-//! The databases that work runs on: their pools, the settings that every session is pinned to, and the session from
-//! which others are ended.
+//! The databases that work runs on: their pools, and the settings that every session is pinned to.
 //!
 //! Knows no job: it is told an `application_name` and hands out sessions that carry it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -12,13 +11,14 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::r2d2::R2D2Connection;
-use diesel::sql_types::{Bool, Integer, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Bool, Integer, Text, Timestamptz};
 
 use crate::db::DbError;
 use crate::db::line;
-use crate::db::pool::{ANSWER_SLACK, Manager, build_any, usage_of};
+use crate::db::pool::{Manager, build_any, usage_of};
 use crate::db::reach::Source;
 use crate::db::sessions::SessionManager;
+use crate::db::supervisor::Supervisor;
 use crate::dsn::Dsn;
 use crate::metrics::{Metrics, PoolUse};
 use crate::pq::{Patience, PqError};
@@ -27,18 +27,11 @@ use crate::pq::{Patience, PqError};
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a job waits for a session of its target.
 const CHECKOUT_WAIT: Duration = Duration::from_secs(10);
-/// How long ending a session may take before the caller is told that it is still there.
-const END_WAIT_MS: i64 = 5_000;
 /// How long an answer may take to what is asked of a session before and after a job: there is nothing to wait for.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// How long after its deadline an attempt's session is given up, so that its thread comes free whatever the network
 /// does: by then the watchdog has cancelled the statement and ended the session, where the target can be reached.
 const AFTER_DEADLINE: Duration = Duration::from_secs(15);
-/// The longest statement of the session from which others are ended, in milliseconds.
-const SUPERVISOR_TIMEOUT_MS: u64 = 10_000;
-/// How long the supervisor waits for its turn to connect: what it is asked for is asked only once.
-const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(3);
-
 /// What a session must be set to before each job: results have one form whatever the role's or database's defaults.
 const PINNED: &str = "SET DateStyle = 'ISO, MDY'; SET IntervalStyle = 'postgres'; SET TimeZone = 'UTC';
     SET bytea_output = 'hex'; SET extra_float_digits = 1; SET xmlbinary = 'base64'; SET search_path TO DEFAULT;";
@@ -137,8 +130,7 @@ pub struct Target {
     source: Source,
     diesel: r2d2::Pool<WorkManager<Manager>>,
     sessions: r2d2::Pool<WorkManager<SessionManager>>,
-    /// From here sessions of other connections are cancelled and ended.
-    supervisor: Mutex<Option<PgConnection>>,
+    supervisor: Supervisor,
 }
 
 /// The targets of this process, by name.
@@ -157,8 +149,9 @@ impl Target {
     ) -> Result<Target, TargetError> {
         let unreachable = |source: DbError| TargetError::Unreachable { name: name.to_owned(), source };
         let source = Source::from(&settings.dsn).for_connecting();
-        let mut first = supervising(&source).open().map_err(unreachable)?;
+        let (supervisor, mut first) = Supervisor::open(&source).map_err(unreachable)?;
         check(name, &settings, &mut first)?;
+        supervisor.keep(first);
         let diesel = Manager::work(&source, "SELECT 1").answering_within(HOUSEKEEPING);
         let sessions = SessionManager::new(source.clone(), HOUSEKEEPING);
         Ok(Target {
@@ -166,7 +159,7 @@ impl Target {
             source,
             diesel: build_any(WorkManager(diesel), size, &format!("{name} diesel"), metrics),
             sessions: build_any(WorkManager(sessions), size, &format!("{name} libpq"), metrics),
-            supervisor: Mutex::new(Some(first)),
+            supervisor,
             settings,
         })
     }
@@ -174,6 +167,11 @@ impl Target {
     /// Its name in the settings.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Why it can't be reached, as far as is known.
+    pub fn trouble(&self) -> Option<String> {
+        self.source.trouble()
     }
 
     /// How its pools are used at the moment, by their names.
@@ -267,7 +265,7 @@ impl Target {
     /// # Errors
     /// When the target can't be reached.
     pub fn cancel_backend(&self, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
-        self.signal("pg_cancel_backend(pid)", backend, application_name)
+        self.supervisor.signal("pg_cancel_backend(pid)", backend, application_name)
     }
 
     /// Ends this backend. Does nothing when the backend is another one by now.
@@ -275,60 +273,18 @@ impl Target {
     /// # Errors
     /// When the target can't be reached.
     pub fn terminate_backend(&self, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
-        self.signal("pg_terminate_backend(pid)", backend, application_name)
+        self.supervisor.signal("pg_terminate_backend(pid)", backend, application_name)
     }
 
-    fn signal(&self, call: &str, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
-        let sql = format!(
-            "SELECT {call} FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2
-                AND (application_name = $3 OR application_name NOT LIKE 'slowlane:%')"
-        );
-        self.supervise(|connection| {
-            diesel::sql_query(&sql)
-                .bind::<Integer, _>(backend.pid)
-                .bind::<Timestamptz, _>(backend.backend_start)
-                .bind::<Text, _>(application_name)
-                .execute(connection)?;
-            Ok(())
-        })
-    }
-
-    /// Ends every session that carries `application_name`, and `backend` unless it works for another job by now, and
-    /// waits until they are gone. A statement can change its session's name, so one of them alone is not enough.
+    /// Ends every session that carries `application_name`, and each of `backends` unless it works for another job by
+    /// now, and waits until they are gone. A statement can change its session's name, so one of them alone is not
+    /// enough.
     ///
     /// # Errors
-    /// [`DbError::Busy`] when one is still there after 5 s; otherwise when the target can't be reached.
-    pub fn end_sessions(&self, application_name: &str, backend: Option<&TargetBackend>) -> Result<(), DbError> {
-        #[derive(QueryableByName)]
-        struct Ended {
-            #[diesel(sql_type = Bool)]
-            ended: bool,
-        }
-        self.supervise(|connection| {
-            let rows = diesel::sql_query(
-                "SELECT pg_terminate_backend(pid, $2) AS ended FROM pg_stat_activity
-                  WHERE usename = current_user AND pid <> pg_backend_pid() AND (application_name = $1
-                     OR (pid = $3 AND backend_start = $4 AND application_name NOT LIKE 'slowlane:%'))",
-            )
-            .bind::<Text, _>(application_name)
-            .bind::<diesel::sql_types::BigInt, _>(END_WAIT_MS)
-            .bind::<Nullable<Integer>, _>(backend.map(|backend| backend.pid))
-            .bind::<Nullable<Timestamptz>, _>(backend.map(|backend| backend.backend_start))
-            .load::<Ended>(connection)?;
-            if rows.iter().all(|row| row.ended) { Ok(()) } else { Err(DbError::Busy("a session is still ending")) }
-        })
-    }
-
-    fn supervise<T>(&self, work: impl Fn(&mut PgConnection) -> Result<T, DbError>) -> Result<T, DbError> {
-        let mut slot = self.supervisor.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(connection) = slot.as_mut() {
-            match work(connection) {
-                Err(DbError::Unavailable(_)) => *slot = None,
-                outcome => return outcome,
-            }
-        }
-        let connection = slot.insert(supervising(&self.source).open_within(SUPERVISOR_PATIENCE)?);
-        work(connection)
+    /// [`DbError::Busy`] when one is still there after 5 s; otherwise when the target can't be reached. Known within a
+    /// minute, however silent it is.
+    pub fn end_sessions(&self, application_name: &str, backends: &[TargetBackend]) -> Result<(), DbError> {
+        self.supervisor.end_sessions(application_name, backends)
     }
 }
 
@@ -365,12 +321,6 @@ struct BackendRow {
 
 fn no_session(name: &str) -> DbError {
     DbError::Unavailable(format!("no session of target {name} could be opened within {} s", CHECKOUT_WAIT.as_secs()))
-}
-
-fn supervising(source: &Source) -> Manager {
-    let source = source.clone().with("application_name", "slowlane supervisor");
-    let setup = format!("SET statement_timeout = {SUPERVISOR_TIMEOUT_MS}; SET TimeZone = 'UTC'");
-    Manager::work(source, &setup).answering_within(Duration::from_millis(SUPERVISOR_TIMEOUT_MS) + ANSWER_SLACK)
 }
 
 #[derive(QueryableByName)]

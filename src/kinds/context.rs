@@ -167,8 +167,9 @@ impl<'a> WorkContext<'a> {
             DbError::Query(error) => error.into(),
         })?;
         self.note(&backend)?;
-        let interrupt = ByBackend { target: Arc::clone(&self.target), backend, name, complained: false };
-        let handle = self.arm(Box::new(interrupt))?;
+        let by_backend =
+            ByBackend { target: Arc::clone(&self.target), backend: backend.clone(), name, complained: false };
+        let handle = self.arm(backend, Box::new(by_backend))?;
         Ok(DieselWork { loan, control: &self.control, handle })
     }
 
@@ -186,8 +187,9 @@ impl<'a> WorkContext<'a> {
         self.note(&backend)?;
         let canceller = loan.inner.canceller()?;
         let own = loan.inner.canceller()?;
-        let by_backend = ByBackend { target: Arc::clone(&self.target), backend, name, complained: false };
-        let handle = self.arm(Box::new(ByCanceller { canceller, by_backend }))?;
+        let by_backend =
+            ByBackend { target: Arc::clone(&self.target), backend: backend.clone(), name, complained: false };
+        let handle = self.arm(backend, Box::new(ByCanceller { canceller, by_backend }))?;
         loan.inner.on_notice(Some(self.notice_sink()));
         Ok(SessionWork { loan, control: &self.control, handle, own })
     }
@@ -242,9 +244,9 @@ impl<'a> WorkContext<'a> {
         }
     }
 
-    fn arm(&self, interrupt: Box<dyn Interrupt>) -> Result<u64, WorkError> {
+    fn arm(&self, backend: TargetBackend, interrupt: Box<dyn Interrupt>) -> Result<u64, WorkError> {
         self.had_session.set(true);
-        self.control.arm(interrupt).map_err(|_| WorkError::Cancelled)
+        self.control.arm(backend, interrupt).map_err(|_| WorkError::Cancelled)
     }
 
     /// Where rows go that the job shows as its result.
@@ -296,6 +298,9 @@ impl Drop for DieselWork<'_> {
         } else {
             reset_diesel(&mut self.loan);
         }
+        if !self.loan.tainted {
+            self.control.given_back(self.handle);
+        }
     }
 }
 
@@ -335,6 +340,9 @@ impl Drop for SessionWork<'_> {
             self.loan.tainted = true;
         } else if !self.loan.tainted {
             reset_session(&mut self.loan);
+        }
+        if !self.loan.tainted {
+            self.control.given_back(self.handle);
         }
     }
 }

@@ -7,6 +7,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::db::targets::TargetBackend;
+
 /// Why an attempt is to end. The first reason stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -34,11 +36,15 @@ pub trait Interrupt: Send {
 struct Inner {
     reason: Option<StopReason>,
     armed: Vec<(u64, Box<dyn Interrupt>)>,
+    /// The server processes of sessions that were armed and not given back whole: they may still be at work.
+    sessions: Vec<(u64, TargetBackend)>,
     next_handle: u64,
     /// A cancel or more was sent while something was armed: it may still arrive.
     pressed: bool,
     /// A press is under way, outside the lock: it may wait for a network.
     pressing: bool,
+    /// What was disarmed during that press.
+    gone: Vec<u64>,
     ended: bool,
 }
 
@@ -82,11 +88,12 @@ impl JobControl {
         true
     }
 
-    /// Puts a hand on a session for as long as the returned number isn't given to [`JobControl::disarm`].
+    /// Puts a hand on a session with this server process, for as long as the returned number isn't given to
+    /// [`JobControl::disarm`].
     ///
     /// # Errors
     /// The reason, when the attempt is to end already: then nothing may begin.
-    pub fn arm(&self, interrupt: Box<dyn Interrupt>) -> Result<u64, StopReason> {
+    pub fn arm(&self, backend: TargetBackend, interrupt: Box<dyn Interrupt>) -> Result<u64, StopReason> {
         let mut inner = self.lock();
         if let Some(reason) = inner.reason {
             return Err(reason);
@@ -94,15 +101,29 @@ impl JobControl {
         let handle = inner.next_handle;
         inner.next_handle += 1;
         inner.armed.push((handle, interrupt));
+        inner.sessions.push((handle, backend));
         Ok(handle)
     }
 
-    /// Takes the hand off. Waits for a press that is under way. `true` when the session was pressed: a cancel may
-    /// still reach it, and it must be closed.
+    /// The session of a disarmed hand went back to its pool, fit for others.
+    pub fn given_back(&self, handle: u64) {
+        self.lock().sessions.retain(|(of, _)| *of != handle);
+    }
+
+    /// The server processes of sessions that weren't given back: what may still be at work for this attempt, under
+    /// whatever name.
+    pub fn sessions(&self) -> Vec<TargetBackend> {
+        self.lock().sessions.iter().map(|(_, backend)| backend.clone()).collect()
+    }
+
+    /// Takes the hand off, and waits for nobody: a press that is under way may take as long as a network does. `true`
+    /// when the session was pressed: a cancel may still reach it, and it must be closed.
     pub fn disarm(&self, handle: u64) -> bool {
-        let mut inner =
-            self.changed.wait_while(self.lock(), |inner| inner.pressing).unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.lock();
         inner.armed.retain(|(armed, _)| *armed != handle);
+        if inner.pressing {
+            inner.gone.push(handle);
+        }
         inner.pressed
     }
 
@@ -128,7 +149,7 @@ impl JobControl {
         let mut pressed = std::mem::take(&mut inner.armed);
         drop(inner);
         for (_, interrupt) in &mut pressed {
-            // A panic here must not leave others waiting for the end of this press.
+            // A panic here must not keep others from pressing.
             let outcome =
                 catch_unwind(AssertUnwindSafe(|| if hard { interrupt.terminate() } else { interrupt.cancel() }));
             if outcome.is_err() {
@@ -136,6 +157,8 @@ impl JobControl {
             }
         }
         let mut inner = self.lock();
+        let gone = std::mem::take(&mut inner.gone);
+        pressed.retain(|(handle, _)| !gone.contains(handle));
         inner.armed.append(&mut pressed);
         inner.pressing = false;
         drop(inner);
@@ -164,5 +187,49 @@ impl JobControl {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use chrono::{DateTime, Utc};
+
+    use super::*;
+
+    /// Says that it is pressed, and goes on when it is told to.
+    struct Slow(Sender<()>, Receiver<()>);
+
+    impl Interrupt for Slow {
+        fn cancel(&mut self) {
+            self.0.send(()).unwrap();
+            self.1.recv().unwrap();
+        }
+
+        fn terminate(&mut self) {
+            self.cancel();
+        }
+    }
+
+    #[test]
+    fn who_lets_go_during_a_press_does_not_wait_for_it_and_is_pressed_no_more() {
+        let control = Arc::new(JobControl::new(Instant::now() + Duration::from_secs(60)));
+        let (pressed, presses) = channel();
+        let (go, gone) = channel();
+        let backend = TargetBackend { pid: 1, backend_start: DateTime::<Utc>::UNIX_EPOCH };
+        let handle = control.arm(backend.clone(), Box::new(Slow(pressed, gone))).unwrap();
+        control.stop(StopReason::Cancel);
+        let presser = Arc::clone(&control);
+        let press = std::thread::spawn(move || presser.press(false));
+        presses.recv().unwrap();
+        assert!(control.disarm(handle), "a cancel may still arrive");
+        go.send(()).unwrap();
+        press.join().unwrap();
+        control.press(true);
+        assert!(presses.try_recv().is_err(), "it was pressed again");
+        // It was closed, and whether the server has noticed isn't known.
+        assert_eq!(control.sessions(), [backend]);
     }
 }

@@ -89,7 +89,7 @@ impl Conn {
         let notices: *const Mutex<Notices> = &raw const *conn.notices;
         // SAFETY: the box lives as long as the connection, and is only reached through its mutex.
         unsafe { pq::PQsetNoticeReceiver(conn.as_ptr(), Some(receive_notice), notices.cast_mut().cast::<c_void>()) };
-        // SAFETY: the connection lives.
+        // SAFETY: the connection lives. Its socket stays open as long as it does.
         conn.line.attach(socket::duplicate(unsafe { pq::PQsocket(conn.as_ptr()) }));
         Ok(conn)
     }

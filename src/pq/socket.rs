@@ -6,11 +6,14 @@
 //! shows no open files: there nothing is found.
 
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::libc;
 use socket2::SockRef;
 
 /// Marks lie above this one, in milliseconds: as a timeout each does no harm while the connection is opened.
@@ -35,13 +38,16 @@ impl Mark {
     }
 }
 
-/// A duplicate of libpq's own socket.
-pub(super) fn duplicate(socket: RawFd) -> Option<OwnedFd> {
-    if socket < 0 {
+/// A duplicate of an open file; `None` for a number that stands for none. What it is of is for the caller to know: a
+/// number is no handle, and one that somebody closes meanwhile may stand for another file.
+pub(super) fn duplicate(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the call touches no memory, and fails for a number that stands for nothing.
+    let duplicate = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 0) };
+    if duplicate < 0 {
         return None;
     }
-    // SAFETY: the caller's connection holds the socket open until this returns.
-    unsafe { BorrowedFd::borrow_raw(socket) }.try_clone_to_owned().ok()
+    // SAFETY: the number was made just now, and nobody else knows it.
+    Some(unsafe { OwnedFd::from_raw_fd(duplicate) })
 }
 
 /// A duplicate of the one socket that carries `mark`.
@@ -67,23 +73,25 @@ pub(super) fn find(_: Mark) -> Option<OwnedFd> {
     None
 }
 
+/// A duplicate of this file, if it carries `mark`. Another thread may close the file at any moment: what the duplicate is
+/// of is looked at again. Only what carries the mark is duplicated, because closing a duplicate can have effects: it
+/// ends POSIX locks that others hold on the same file.
 #[cfg(target_os = "linux")]
 fn duplicate_marked(number: RawFd, mark: Mark) -> Option<OwnedFd> {
-    // SAFETY: another thread may close this file at any moment, and its number may then stand for another one. Only
-    // an option is read and a duplicate made, which touches no memory and changes nothing; what the duplicate is of
-    // is looked at again below.
-    let file = unsafe { BorrowedFd::borrow_raw(number) };
-    if !carries(&file, mark) {
+    if !carries(number, mark) {
         return None;
     }
-    let duplicate = file.try_clone_to_owned().ok()?;
-    carries(&duplicate, mark).then_some(duplicate)
+    duplicate(number).filter(|file| carries(file.as_raw_fd(), mark))
 }
 
 #[cfg(target_os = "linux")]
-fn carries(file: &impl std::os::fd::AsFd, mark: Mark) -> bool {
-    let timeout = SockRef::from(file).tcp_user_timeout();
-    timeout.is_ok_and(|timeout| timeout == Some(Duration::from_millis(u64::from(mark.0))))
+fn carries(number: RawFd, mark: Mark) -> bool {
+    let mut timeout: libc::c_uint = 0;
+    let mut size = libc::socklen_t::try_from(size_of::<libc::c_uint>()).unwrap_or(0);
+    let value = (&raw mut timeout).cast::<libc::c_void>();
+    // SAFETY: `value` and `size` live, and `size` says how much room there is. Anything but a TCP socket is refused.
+    let outcome = unsafe { libc::getsockopt(number, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value, &raw mut size) };
+    outcome == 0 && timeout == mark.0
 }
 
 /// Gives the socket the timeout that was asked for, instead of its mark.

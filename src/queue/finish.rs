@@ -126,7 +126,7 @@ pub fn end_with_log(
         let held = write(connection, &of_the_living)?;
         let of_the_held: Vec<(Lease, Vec<LogLine>)> =
             lines.iter().filter(|(lease, _)| held.contains(&lease.job_id)).cloned().collect();
-        log::write_last(connection, &of_the_held)?;
+        log::write_last(connection, of_the_held)?;
         Ok(held)
     })
 }

@@ -299,8 +299,9 @@ const GAP_MS: u64 = 6_000;
 
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-fn elapsed_ms() -> u64 {
-    u64::try_from(EPOCH.elapsed().as_millis()).unwrap_or(u64::MAX)
+/// From 1: 0 stands for no beat.
+fn ms_of(at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(*EPOCH).as_millis()).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 /// How this process does, for /readyz. Written by the worker's threads, read without any database.
@@ -323,15 +324,16 @@ impl Health {
         self.has_workers.store(true, Ordering::Relaxed);
     }
 
-    /// A beat reached the database just now.
-    pub fn beat(&self) {
-        self.beat_at(elapsed_ms().saturating_add(1));
+    /// A beat reached the database that was sent at `at`. Its answer may have taken seconds, and the database counts from
+    /// the beat: so does whoever has to stop before it is declared dead.
+    pub fn beat(&self, at: Instant) {
+        self.beat_at(ms_of(at));
     }
 
     /// How long beats have come without a gap, up to now. Zero when one is missing at the moment: whoever was away
     /// itself, or cut off, can't tell who else was.
     pub fn steady_for(&self) -> Duration {
-        Duration::from_millis(self.steady_at(elapsed_ms().saturating_add(1)))
+        Duration::from_millis(self.steady_at(ms_of(Instant::now())))
     }
 
     fn beat_at(&self, now: u64) {
@@ -378,7 +380,7 @@ impl Health {
             return true;
         }
         let last = self.last_beat_ms.load(Ordering::Relaxed);
-        let age = elapsed_ms().saturating_add(1).saturating_sub(last);
+        let age = ms_of(Instant::now()).saturating_sub(last);
         last > 0 && u128::from(age) < STOP_WORK_AFTER.as_millis()
     }
 }
@@ -408,7 +410,15 @@ mod tests {
     fn beats_of_now_are_steady() {
         let health = Health::default();
         assert_eq!(health.steady_for(), Duration::ZERO);
-        health.beat();
+        health.beat(Instant::now());
         assert!(health.steady_for() < DEAD_AFTER);
+    }
+
+    #[test]
+    fn a_beat_counts_from_when_it_was_sent() {
+        let health = Health::default();
+        let sent = Instant::now() + Duration::from_secs(3600);
+        health.beat(sent);
+        assert_eq!(health.last_beat_ms.load(Ordering::Relaxed), ms_of(sent));
     }
 }

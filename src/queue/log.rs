@@ -17,6 +17,10 @@ use crate::queue::partitions;
 pub const MAX_LINES: usize = 1_000;
 /// The longest message, in bytes; a longer one is cut.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1024;
+/// The most that one statement stores, in bytes: it has to be done long before its timeout.
+const MAX_PORTION_BYTES: usize = 1024 * 1024;
+/// What a line takes beside its message, about.
+const LINE_BYTES: usize = 100;
 
 /// How much a line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,10 +138,36 @@ fn cut(message: &str) -> String {
     message.get(..end).unwrap_or_default().to_owned()
 }
 
-/// Stores lines of attempts whose lease still holds. Storing one again changes nothing.
+/// Lines of some who said them, in portions that a statement each can store. Nobody's lines come out of order.
+pub fn portions<T: Clone>(said: &[(T, Vec<LogLine>)]) -> Vec<Vec<(T, Vec<LogLine>)>> {
+    let mut portions: Vec<Vec<(T, Vec<LogLine>)>> = Vec::new();
+    let mut room = 0;
+    for (who, lines) in said {
+        let mut begun = false;
+        for line in lines {
+            let bytes = line.message.len().saturating_add(LINE_BYTES);
+            if bytes > room {
+                portions.push(Vec::new());
+                room = MAX_PORTION_BYTES;
+                begun = false;
+            }
+            room = room.saturating_sub(bytes);
+            let Some(portion) = portions.last_mut() else { continue };
+            match portion.last_mut().filter(|_| begun) {
+                Some((_, lines)) => lines.push(line.clone()),
+                None => portion.push((who.clone(), vec![line.clone()])),
+            }
+            begun = true;
+        }
+    }
+    portions
+}
+
+/// Stores one of the [`portions`] of what attempts said, as far as their leases still hold. Storing a line again
+/// changes nothing.
 ///
 /// # Errors
-/// When the database fails.
+/// When the database fails. Nothing is stored then.
 pub fn write(connection: &mut PgConnection, lines: &[(Lease, Vec<LogLine>)]) -> Result<(), DbError> {
     if lines.iter().all(|(_, lines)| lines.is_empty()) {
         return Ok(());
@@ -153,10 +183,14 @@ pub fn write(connection: &mut PgConnection, lines: &[(Lease, Vec<LogLine>)]) -> 
 }
 
 /// Stores the last lines of attempts that end in this transaction, their leases checked by whoever ends them.
-pub(super) fn write_last(connection: &mut PgConnection, lines: &[(Lease, Vec<LogLine>)]) -> Result<(), DbError> {
-    if lines.iter().all(|(_, lines)| lines.is_empty()) { Ok(()) } else { insert(connection, lines, "") }
+pub(super) fn write_last(connection: &mut PgConnection, mut lines: Vec<(Lease, Vec<LogLine>)>) -> Result<(), DbError> {
+    // Across statements too, in the order in which each of them stores its lines.
+    lines.sort_by_key(|(lease, _)| (lease.job_id, lease.number));
+    portions(&lines).iter().try_for_each(|portion| insert(connection, portion, ""))
 }
 
+/// Stored in one order by whoever stores them: the thread that beats and the one that writes ends may hold the same
+/// lines at a time, and would wait for each other.
 fn insert(connection: &mut PgConnection, lines: &[(Lease, Vec<LogLine>)], fence: &str) -> Result<(), DbError> {
     let rows: Vec<(&Lease, &LogLine)> =
         lines.iter().flat_map(|(lease, lines)| lines.iter().map(move |line| (lease, line))).collect();
@@ -165,6 +199,7 @@ fn insert(connection: &mut PgConnection, lines: &[(Lease, Vec<LogLine>)], fence:
          SELECT l.id, l.lease, l.n, l.at, l.level, l.source, l.sqlstate, l.message
            FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9)
                 AS l(id, lease, worker_id, n, at, level, source, sqlstate, message) {fence}
+          ORDER BY l.id, l.lease, l.n
          ON CONFLICT (job_id, lease, n) DO NOTHING"
     ))
     .bind::<Array<diesel::sql_types::Uuid>, _>(rows.iter().map(|(l, _)| l.job_id).collect::<Vec<_>>())
@@ -238,6 +273,28 @@ mod tests {
         let rest = buffer.take_rest();
         let numbered: Vec<(i32, &str)> = rest.iter().map(|line| (line.n, line.message.as_str())).collect();
         assert_eq!(numbered, [(1, "b"), (2, "c")]);
+    }
+
+    #[test]
+    fn lines_are_stored_in_portions_and_each_once() {
+        let buffer = |lines: usize| {
+            let mut buffer = LogBuffer::default();
+            (0..lines).for_each(|_| say(&mut buffer, &"x".repeat(MAX_MESSAGE_BYTES)));
+            buffer.unstored()
+        };
+        let said = [("a", buffer(1)), ("b", Vec::new()), ("c", buffer(300)), ("d", buffer(2))];
+        let portions = portions(&said);
+        assert_eq!(portions.len(), 3);
+        for portion in &portions {
+            let bytes: usize = portion.iter().flat_map(|(_, lines)| lines).map(|line| line.message.len()).sum();
+            assert!(bytes <= MAX_PORTION_BYTES, "{bytes}");
+            assert!(portion.iter().all(|(_, lines)| !lines.is_empty()));
+        }
+        for (who, lines) in &said {
+            let of_who = portions.iter().flatten().filter(|(other, _)| other == who);
+            assert_eq!(&of_who.flat_map(|(_, lines)| lines.clone()).collect::<Vec<_>>(), lines, "{who}");
+        }
+        assert_eq!(portions[0].iter().map(|(who, _)| *who).collect::<Vec<_>>(), ["a", "c"]);
     }
 
     #[test]

@@ -26,6 +26,10 @@ const AFTER_ERROR: (Duration, Duration) = (Duration::from_millis(250), Duration:
 
 /// How often an end that is refused alone is tried again.
 const MAX_REFUSALS: i32 = 10;
+/// The same, for one with a log: it may well be the log that is refused.
+const MAX_REFUSALS_WITH_LOG: i32 = 3;
+/// How often a group that takes too long is tried again as a whole.
+const MAX_TIMEOUTS: i32 = 3;
 
 /// One attempt's end.
 #[derive(Clone, Debug)]
@@ -74,35 +78,67 @@ impl Drop for Group<'_> {
     }
 }
 
-/// A group that is refused is written one by one, and one that is refused alone ends as a plain failure: no job is
-/// left running for ever because its end can't be stored.
-fn write(shared: &Shared, group: Vec<Ended>) {
-    if group.is_empty() {
-        return;
-    }
-    match write_group(shared, &group) {
-        Ok(held) => told_everybody(shared, &group, &held),
-        Err(error) if group.len() > 1 => {
-            log::warn!("a group of ends was refused, and is written one by one: {error}");
-            group.into_iter().for_each(|ended| write(shared, vec![ended]));
+/// A group that is refused, or takes too long again and again, is written one by one. One that is refused alone is
+/// written without its log, and when that is refused too it ends as a plain failure: no job is left running for ever
+/// because its end can't be stored.
+fn write(shared: &Shared, mut group: Vec<Ended>) {
+    if group.len() > 1 {
+        match write_group(shared, &group, Some(MAX_TIMEOUTS)) {
+            Ok(held) => return told_everybody(shared, &group, &held),
+            Err(error) => log::warn!("a group of ends was refused, and is written one by one: {error}"),
         }
+        // What somebody holds up comes last, so that it holds up none of the others.
+        group = group.into_iter().filter_map(|ended| write_alone(shared, ended, Some(1))).collect();
+    }
+    for ended in group {
+        write_alone(shared, ended, None);
+    }
+}
+
+/// Gives the end back when it took too long `timeouts` times.
+fn write_alone(shared: &Shared, ended: Ended, timeouts: Option<i32>) -> Option<Ended> {
+    let group = [ended];
+    let refused = write_group(shared, &group, timeouts);
+    let [ended] = group;
+    match refused {
+        Ok(held) => told_everybody(shared, &[ended], &held),
         Err(error) if shared.stop.is_set() => log::warn!("an end could not be written before stopping: {error}"),
+        Err(DbError::Busy(_)) => return Some(ended),
         Err(error) => {
-            for ended in group {
-                log::error!(job = ended.lease.job_id.to_string(); "the end of an attempt was refused: {error}");
-                write_plain_failure(shared, ended);
+            log::error!(job = ended.lease.job_id.to_string(); "the end of an attempt was refused: {error}");
+            write_less(shared, ended);
+        }
+    }
+    None
+}
+
+/// Writes an end that was refused: as it is and without its log, or else as a plain failure.
+fn write_less(shared: &Shared, ended: Ended) {
+    if !ended.log.is_empty() {
+        let group = [Ended { log: Vec::new(), ..ended.clone() }];
+        match write_group(shared, &group, None) {
+            Ok(held) => {
+                let lines = ended.log.len();
+                log::warn!(job = ended.lease.job_id.to_string(), lines = lines; "what an attempt said last could not be stored; its end was");
+                return told_everybody(shared, &group, &held);
+            }
+            Err(error) if shared.stop.is_set() => {
+                return log::warn!("an end could not be written before stopping: {error}");
+            }
+            Err(error) => {
+                log::error!(job = ended.lease.job_id.to_string(); "the end of an attempt was refused without its log, too: {error}");
             }
         }
     }
+    write_plain_failure(shared, ended);
 }
 
 fn write_plain_failure(shared: &Shared, ended: Ended) {
     let error = JobError::new("internal", "the end of this job could not be stored; the log says why");
     let Ok(error) = RawJson::of(&error) else { return };
     let ending = Ending::Finished(Finished { error: Some(error), ..Finished::plain(JobState::Failed) });
-    // Should it be the log that can't be stored, the end still can.
     let group = [Ended { ending, log: Vec::new(), ..ended }];
-    match write_group(shared, &group) {
+    match write_group(shared, &group, None) {
         Ok(held) => told_everybody(shared, &group, &held),
         Err(error) => {
             log::error!("not even a plain failure could be stored: {error}");
@@ -111,17 +147,31 @@ fn write_plain_failure(shared: &Shared, ended: Ended) {
     }
 }
 
-fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbError> {
+/// `timeouts`: after so many the error is the caller's; until it works when there is no such number.
+fn write_group(shared: &Shared, group: &[Ended], mut timeouts: Option<i32>) -> Result<HashSet<Uuid>, DbError> {
     let endings: Vec<(Lease, Ending)> = group.iter().map(|ended| (ended.lease, ended.ending.clone())).collect();
     let talkers = group.iter().filter(|ended| !ended.log.is_empty());
     let lines: Vec<(Lease, Vec<LogLine>)> = talkers.map(|ended| (ended.lease, ended.log.clone())).collect();
+    let mut refusals = match group {
+        [_] if lines.is_empty() => MAX_REFUSALS,
+        [_] => MAX_REFUSALS_WITH_LOG,
+        _ => 0,
+    };
     let mut failing = false;
-    let mut refusals = 0;
     let mut pause = Growing::new(AFTER_ERROR.0, AFTER_ERROR.1);
     loop {
-        let connection = shared.config.control.get();
-        let outcome = connection.and_then(|mut connection| finish::end_with_log(&mut connection, &endings, &lines));
+        let outcome = match shared.config.control.get() {
+            Ok(mut connection) => {
+                let outcome = finish::end_with_log(&mut connection, &endings, &lines);
+                if let (Err(DbError::Busy(_)), Some(left)) = (&outcome, &mut timeouts) {
+                    *left -= 1;
+                }
+                outcome
+            }
+            Err(error) => Err(error),
+        };
         match outcome {
+            Err(DbError::Busy(_)) if timeouts.is_some_and(|left| left <= 0) => return outcome,
             Err(error @ (DbError::Unavailable(_) | DbError::Busy(_))) => {
                 if !std::mem::replace(&mut failing, true) {
                     log::warn!("the ends of attempts can't be written, and are tried again: {error}");
@@ -130,8 +180,8 @@ fn write_group(shared: &Shared, group: &[Ended]) -> Result<HashSet<Uuid>, DbErro
                     return Err(error);
                 }
             }
-            Err(error) if group.len() == 1 && (passes(&error) || refusals < MAX_REFUSALS) => {
-                refusals += i32::from(!passes(&error));
+            Err(error) if group.len() == 1 && (passes(&error) || refusals > 0) => {
+                refusals -= i32::from(!passes(&error));
                 log::warn!("the end of an attempt was refused, and is tried again: {error}");
                 if shared.stop.wait(pause.next_pause()) {
                     return Err(error);

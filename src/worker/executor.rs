@@ -81,7 +81,7 @@ fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let job = &attempt.job;
     let performed = perform(shared, attempt);
     attempt.control.end();
-    end_lost_session(shared, job, &performed.outcome);
+    end_lost_session(shared, attempt, &performed.outcome);
     let ending = ending(shared, attempt, performed);
     match shared.running.leave(&job.lease) {
         Some(_) => {
@@ -127,10 +127,11 @@ struct Performed {
 
 /// A connection that broke on our side may still be at work on the server's: nothing of this attempt is to run when
 /// the next one begins, or when the job is said to have ended.
-fn end_lost_session(shared: &Shared, job: &ClaimedJob, outcome: &Result<RawJson, WorkError>) {
+fn end_lost_session(shared: &Shared, attempt: &Attempt, outcome: &Result<RawJson, WorkError>) {
+    let job = &attempt.job;
     let lost = matches!(outcome, Err(WorkError::Retry(e) | WorkError::Fail(e)) if e.code == CONNECTION_LOST);
     let Some(target) = shared.config.targets.get(&job.target).filter(|_| lost) else { return };
-    if let Err(error) = target.end_sessions(&job.lease.application_name(), None) {
+    if let Err(error) = target.end_sessions(&job.lease.application_name(), &attempt.control.sessions()) {
         log::warn!(job = job.lease.job_id.to_string(); "whether a lost session has ended isn't known: {error}");
     }
 }

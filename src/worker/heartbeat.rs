@@ -3,6 +3,7 @@
 //! A process that was declared dead learns it here: it stops what it runs, and goes on under a new id. What its rows
 //! say that it runs is compared with what it does run.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -48,12 +49,62 @@ fn put_back(connection: &mut PgConnection, held: &Held, repeatable: bool) -> Res
     Ok(!finish::end(connection, &[(held.lease, ending)])?.is_empty())
 }
 
-/// A line stays with its attempt until it is stored: what fails here comes again, or with the attempt's end.
+/// Stores what attempts said, as much of it as can be stored within a moment: beats come first. A line stays with its
+/// attempt until it is stored: what fails here, or is too much, comes again, or with the attempt's end.
 fn store_lines(connection: &mut PgConnection, said: &[(Attempt, Vec<LogLine>)]) -> Result<(), DbError> {
+    let until = Instant::now() + LOOK_EVERY;
+    let mut refused = Ok(());
+    let mut portions = VecDeque::from(job_log::portions(said));
+    while let Some(portion) = portions.pop_front().filter(|_| Instant::now() < until) {
+        match store(connection, &portion) {
+            Ok(()) => {}
+            // One attempt's line that can't be stored holds up no other attempt's.
+            Err(DbError::Query(_)) if portion.len() > 1 => {
+                portion.into_iter().for_each(|one| portions.push_front(vec![one]));
+            }
+            Err(error @ DbError::Query(_)) => refused = refused.and(Err(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    refused
+}
+
+fn store(connection: &mut PgConnection, said: &[(Attempt, Vec<LogLine>)]) -> Result<(), DbError> {
     let lines: Vec<_> = said.iter().map(|(attempt, lines)| (attempt.job.lease, lines.clone())).collect();
     job_log::write(connection, &lines)?;
     said.iter().for_each(|(attempt, lines)| attempt.said.log().stored(lines));
     Ok(())
+}
+
+/// Something beside the beats that the database may refuse. That is complained of once, until it works again.
+struct Errand {
+    what: &'static str,
+    refused: bool,
+}
+
+impl Errand {
+    fn new(what: &'static str) -> Errand {
+        Errand { what, refused: false }
+    }
+
+    /// The value, or `None` after a refusal. A lost connection alone is an error.
+    fn done<T>(&mut self, outcome: Result<T, DbError>) -> Result<Option<T>, DbError> {
+        match outcome {
+            Ok(value) => {
+                if std::mem::take(&mut self.refused) {
+                    log::info!("{} works again", self.what);
+                }
+                Ok(Some(value))
+            }
+            Err(error) if error.is_unavailable() => Err(error),
+            Err(error) => {
+                if !std::mem::replace(&mut self.refused, true) {
+                    log::warn!("{} is refused, and is tried again: {error}", self.what);
+                }
+                Ok(None)
+            }
+        }
+    }
 }
 
 struct Heartbeat<'s> {
@@ -61,32 +112,46 @@ struct Heartbeat<'s> {
     connection: Option<PgConnection>,
     registered: bool,
     failing: bool,
+    /// When the next beat is due.
+    due: Instant,
+    cancels: Errand,
+    progress: Errand,
+    lines: Errand,
+    rows: Errand,
 }
 
 impl<'s> Heartbeat<'s> {
     fn new(shared: &'s Shared) -> Heartbeat<'s> {
-        Heartbeat { shared, connection: None, registered: false, failing: false }
+        Heartbeat {
+            shared,
+            connection: None,
+            registered: false,
+            failing: false,
+            due: Instant::now(),
+            cancels: Errand::new("reading cancel requests"),
+            progress: Errand::new("writing progress"),
+            lines: Errand::new("storing what jobs say"),
+            rows: Errand::new("looking for rows that are ours and not run"),
+        }
     }
 
     fn serve(&mut self) {
-        let mut due = Instant::now();
         while !self.shared.stop.is_set() {
-            let now = Instant::now();
-            let beating = now >= due;
-            match self.tick(beating) {
-                Ok(()) if beating => due = now + BEAT_EVERY,
-                Ok(()) => {}
-                Err(error) => self.failed(&error),
+            if let Err(error) = self.tick() {
+                self.failed(&error);
             }
             self.shared.stop.wait(if self.failing { jittered(LOOK_EVERY) } else { LOOK_EVERY });
         }
     }
 
-    fn tick(&mut self, beating: bool) -> Result<(), DbError> {
+    fn tick(&mut self) -> Result<(), DbError> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.shared.heartbeat_manager().open()?,
         };
+        // Before the beat: its answer may take seconds.
+        let now = Instant::now();
+        let beating = now >= self.due;
         if !self.registered {
             let id = self.shared.worker_id();
             liveness::register(&mut connection, &self.shared.identity(id))?;
@@ -95,17 +160,26 @@ impl<'s> Heartbeat<'s> {
             self.declared_dead(&mut connection)?;
         }
         if beating {
-            self.beaten();
+            self.beaten(now);
         }
-        for id in cancel::requested(&mut connection, &self.shared.running.job_ids())? {
-            self.shared.running.stop(id, StopReason::Cancel);
-        }
-        progress::write(&mut connection, &self.shared.running.take_reports())?;
-        store_lines(&mut connection, &self.shared.running.unstored_lines())?;
-        if beating {
-            self.put_back_what_is_not_run(&mut connection)?;
-        }
+        self.run_errands(&mut connection, beating)?;
         self.connection = Some(connection);
+        Ok(())
+    }
+
+    /// What the database refuses of these is tried again with the next tick, and takes nothing from the beats. `beating`:
+    /// also what is done with each beat alone.
+    fn run_errands(&mut self, connection: &mut PgConnection, beating: bool) -> Result<(), DbError> {
+        let running = &self.shared.running;
+        for id in self.cancels.done(cancel::requested(connection, &running.job_ids()))?.into_iter().flatten() {
+            running.stop(id, StopReason::Cancel);
+        }
+        self.progress.done(progress::write(connection, &running.take_reports()))?;
+        self.lines.done(store_lines(connection, &running.unstored_lines()))?;
+        if beating {
+            let outcome = self.put_back_what_is_not_run(connection);
+            self.rows.done(outcome)?;
+        }
         Ok(())
     }
 
@@ -151,8 +225,9 @@ impl<'s> Heartbeat<'s> {
         Ok(())
     }
 
-    fn beaten(&mut self) {
-        self.shared.config.health.beat();
+    fn beaten(&mut self, at: Instant) {
+        self.due = at + BEAT_EVERY;
+        self.shared.config.health.beat(at);
         if std::mem::take(&mut self.failing) {
             log::info!("the queue can be reached again");
         }

@@ -81,10 +81,18 @@ fn is_present(shared: &Shared) -> bool {
 }
 
 /// One look for jobs whose owner is dead. Where their sessions on the target can't be ended, they wait for the next
-/// look.
+/// look. Finding that out takes time: targets that are known to be away come last.
 fn rescue_orphans(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
-    let mut targets = shared.target_names();
-    loop {
+    let targets = shared.config.targets.iter();
+    let (well, away): (Vec<_>, Vec<_>) = targets.partition(|(_, target)| target.trouble().is_none());
+    for some in [well, away] {
+        rescue_on(shared, connection, some.into_iter().map(|(name, _)| name.clone()).collect())?;
+    }
+    Ok(())
+}
+
+fn rescue_on(shared: &Shared, connection: &mut PgConnection, mut targets: Vec<String>) -> Result<(), DbError> {
+    while !targets.is_empty() {
         let orphans = liveness::orphans(connection, &shared.kinds(), &targets, BATCH)?;
         let mut unreachable = None;
         for orphan in &orphans {
@@ -115,6 +123,7 @@ fn rescue_orphans(shared: &Shared, connection: &mut PgConnection) -> Result<(), 
             None => return Ok(()),
         }
     }
+    Ok(())
 }
 
 enum Obstacle {
@@ -144,7 +153,7 @@ fn end_sessions(shared: &Shared, orphan: &Orphan) -> Result<(), DbError> {
         Some(target) => {
             let backend = orphan.backend_pid.zip(orphan.backend_start);
             let backend = backend.map(|(pid, backend_start)| TargetBackend { pid, backend_start });
-            target.end_sessions(&orphan.lease.application_name(), backend.as_ref())
+            target.end_sessions(&orphan.lease.application_name(), backend.as_slice())
         }
         None => Err(DbError::Unavailable(format!("this process has no target {}", orphan.target))),
     }

@@ -3,10 +3,12 @@
 //! The deadline is owned here, outside the session that does the work: a statement that ignores its own timeout, a
 //! COMMIT that hangs and a kind that forgets to look all end.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::kinds::StopReason;
+use crate::kinds::{JobControl, StopReason};
 use crate::queue::liveness::STOP_WORK_AFTER;
 use crate::worker::Shared;
 use crate::worker::running::Attempt;
@@ -26,9 +28,10 @@ pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Res
 }
 
 fn serve(shared: &Arc<Shared>) {
-    let mut pressed: Vec<Attempt> = Vec::new();
+    let mut pressed: Vec<Pressed> = Vec::new();
     while !shared.stop.is_set() {
-        pressed.retain(|attempt| !attempt.control.is_over());
+        // One whose thread died is pressed by another.
+        pressed.retain(|pressed| !pressed.control.is_over() && !pressed.thread.is_finished());
         let mut next = Instant::now() + IDLE;
         stop_what_nobody_fences(shared);
         let (attempts, changes) = shared.running.all();
@@ -40,7 +43,7 @@ fn serve(shared: &Arc<Shared>) {
                 next = next.min(attempt.control.deadline());
             } else if !pressed.iter().any(|known| Arc::ptr_eq(&known.control, &attempt.control)) {
                 match press_on_a_thread(shared, &attempt) {
-                    Ok(()) => pressed.push(attempt),
+                    Ok(thread) => pressed.push(Pressed { control: attempt.control, thread }),
                     Err(error) => log::error!("a thread that stops an attempt could not be started: {error}"),
                 }
             }
@@ -49,11 +52,22 @@ fn serve(shared: &Arc<Shared>) {
     }
 }
 
+/// An attempt that is to stop, and the thread that sees to it.
+struct Pressed {
+    control: Arc<JobControl>,
+    thread: JoinHandle<()>,
+}
+
 /// Each attempt that is to stop has a thread of its own, so that a target which answers no more holds up nobody
-/// else's cancel.
-fn press_on_a_thread(shared: &Arc<Shared>, attempt: &Attempt) -> std::io::Result<()> {
+/// else's cancel. It ends when the attempt has: one that ends earlier has panicked.
+fn press_on_a_thread(shared: &Arc<Shared>, attempt: &Attempt) -> std::io::Result<JoinHandle<()>> {
     let (shared, attempt) = (Arc::clone(shared), attempt.clone());
-    std::thread::Builder::new().name("slowlane-stop".to_owned()).spawn(move || press(&shared, &attempt)).map(drop)
+    let work = move || {
+        if catch_unwind(AssertUnwindSafe(|| press(&shared, &attempt))).is_err() {
+            log::error!(job = attempt.job.lease.job_id.to_string(); "a thread that stops an attempt panicked, and another goes on");
+        }
+    };
+    std::thread::Builder::new().name("slowlane-stop".to_owned()).spawn(work)
 }
 
 /// A process whose beats don't arrive is about to lose its leases. Looked at here, because the thread that beats may
@@ -86,7 +100,7 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let Some(target) = shared.config.targets.get(&attempt.job.target) else {
         return true;
     };
-    if let Err(error) = target.end_sessions(&lease.application_name(), None) {
+    if let Err(error) = target.end_sessions(&lease.application_name(), &attempt.control.sessions()) {
         log::warn!(job = lease.job_id.to_string(); "the sessions of a stuck attempt could not be ended, and are tried again: {error}");
         return false;
     }

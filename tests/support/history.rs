@@ -4,7 +4,7 @@ use super::postgres::Database;
 
 /// What is wrong with jobs, as one statement for each rule: it returns a text for every job that breaks it. `$ids` is
 /// replaced by the accepted ids.
-const RULES: [(&str, &str); 8] = [
+const RULES: [(&str, &str); 7] = [
     (
         "an accepted job has exactly one record",
         "SELECT a.id || ' has ' || (SELECT count(*) FROM finished_jobs f WHERE f.id = a.id) || ' ends and '
@@ -14,9 +14,8 @@ const RULES: [(&str, &str); 8] = [
              OR EXISTS (SELECT FROM jobs j WHERE j.id = a.id)",
     ),
     (
-        "nothing ended that nobody was told of, unless its answer was lost",
-        "SELECT f.id || ' was never accepted twice' FROM finished_jobs f
-          WHERE f.id = ANY('$ids'::uuid[]) GROUP BY f.id HAVING count(*) > 1",
+        "nothing ended that nobody was told of",
+        "SELECT f.id || ' ended as ' || f.state FROM finished_jobs f WHERE f.id <> ALL('$ids'::uuid[])",
     ),
     (
         "the last attempt ended as the job did",
@@ -25,12 +24,6 @@ const RULES: [(&str, &str); 8] = [
                 SELECT * FROM all_attempts a WHERE a.job_id = f.id ORDER BY a.lease DESC LIMIT 1) l ON true
           WHERE f.id = ANY('$ids'::uuid[]) AND f.lease > 0
             AND (l.outcome IS DISTINCT FROM f.state OR l.lease IS DISTINCT FROM f.lease)",
-    ),
-    (
-        "an attempt ends a job once",
-        "SELECT a.job_id || ' was ended ' || count(*) || ' times' FROM all_attempts a
-          WHERE a.job_id = ANY('$ids'::uuid[]) AND a.outcome IN ('succeeded', 'failed', 'cancelled')
-          GROUP BY a.job_id HAVING count(*) > 1",
     ),
     (
         "every lease has its attempt",
@@ -62,7 +55,8 @@ const RULES: [(&str, &str); 8] = [
     ),
 ];
 
-/// Fails the test unless each of these jobs has ended in exactly one way, and everything kept of it says the same.
+/// Fails the test unless each of these jobs has ended in exactly one way, everything kept of it says the same, and no
+/// other has ended. An answer that was lost has to be asked for again, by its Idempotency-Key, as [`super::load`] does.
 #[track_caller]
 pub fn check(queue: &Database, accepted: &[String]) {
     assert!(!accepted.is_empty(), "nothing was accepted");

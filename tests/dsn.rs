@@ -1,9 +1,14 @@
 //! Connection strings as people paste them: read rightly or refused, and never repeated.
 
-use serde_json::Value;
-use slowlane::dsn::Dsn;
+use std::io::Write;
+use std::process::Stdio;
+
+use rand::RngExt;
+use serde_json::{Value, json};
+use slowlane::dsn::{self, Code, Dsn, DsnError, Reading, Secret, Surroundings, dialects};
 use slowlane::pq::{self, Session};
 
+use crate::support::child::program;
 use crate::support::postgres::Postgres;
 
 fn cases() -> Vec<Value> {
@@ -11,39 +16,471 @@ fn cases() -> Vec<Value> {
     file["cases"].as_array().unwrap().clone()
 }
 
+fn word(outcome: &Result<Reading, DsnError>) -> &'static str {
+    match outcome {
+        Ok(reading) if reading.changes.is_empty() => "accept",
+        Ok(_) => "translate",
+        Err(_) => "refuse",
+    }
+}
+
 #[test]
-fn only_what_is_understood_is_accepted() {
+fn every_string_that_people_paste_has_its_outcome() {
     let cases = cases();
     assert!(cases.len() > 100);
     let mut wrong = Vec::new();
     for case in &cases {
-        let text = case["dsn"].as_str().unwrap();
-        let outcome = Dsn::parse(text, pq::parameters());
-        if case["id"].as_str().unwrap().starts_with("misc:service") {
-            // What a service stands for isn't looked up yet.
-            assert_eq!(outcome.unwrap_err().code, "unknown_parameter");
-            continue;
-        }
-        if outcome.is_ok() != (case["outcome"] == "accept") {
-            wrong.push(format!("{}: {} {outcome:?}", case["id"], case["outcome"]));
+        let outcome = dsn::read(case["dsn"].as_str().unwrap(), pq::parameters());
+        let code = outcome.as_ref().err().map(|error| error.code.as_str());
+        if case["outcome"] != word(&outcome) || case["code"].as_str() != code {
+            wrong.push(format!("{}: {} {}, but {outcome:?}", case["id"], case["outcome"], case["code"]));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
-fn no_message_repeats_a_secret() {
+fn what_was_understood_is_understood_again() {
     for case in cases() {
-        let text = case["dsn"].as_str().unwrap();
-        let secret = case["secret"].as_str().unwrap_or("S3cr3t@pw");
-        let shown = match Dsn::parse(text, pq::parameters()) {
-            Ok(dsn) => format!("{dsn} {dsn:?} {:?} {}", dsn.conninfo(), dsn.to_url()),
-            Err(error) => format!("{error} {error:?}"),
-        };
-        for form in [secret.to_owned(), secret.replace('@', "%40")] {
-            assert!(form.is_empty() || !shown.contains(&form), "{}: {shown}", case["id"]);
+        let Ok(reading) = dsn::read(case["dsn"].as_str().unwrap(), pq::parameters()) else { continue };
+        for text in [reading.dsn.to_url(), reading.dsn.conninfo()] {
+            let again = dsn::read(text.expose(), pq::parameters()).unwrap_or_else(|e| panic!("{}: {e}", case["id"]));
+            assert_eq!(again.dsn, reading.dsn, "{}", case["id"]);
+            assert_eq!(again.changes, [], "{}", case["id"]);
         }
     }
+}
+
+#[test]
+fn every_dialect_means_the_same_database() {
+    let rich = [
+        "postgresql://u:p%40%2B%25@h:1/d?sslmode=require&application_name=a%20b&connect_timeout=7",
+        "postgresql://u:p@h1:1,h2:2/d?target_session_attrs=primary&load_balance_hosts=random",
+        "postgresql://u:p@h/d?options=-c%20search_path%3Da%2Cb%20-c%20statement_timeout%3D5000",
+        "postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=%2Fetc%2Fca.pem&channel_binding=require&keepalives=1",
+        "postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=system",
+        "postgresql://u:p@%2Frun%2Fpostgresql/d",
+        "postgresql://u@[::1]:5433/d",
+        "dbname=d user=u password='p w' host=h sslmode=disable",
+    ];
+    let cases = cases();
+    let texts = cases.iter().map(|case| case["dsn"].as_str().unwrap()).chain(rich);
+    for text in texts {
+        let Ok(reading) = dsn::read(text, pq::parameters()) else { continue };
+        for rendering in dialects::all(&reading.dsn, true) {
+            let Some(rendered) = &rendering.text else { continue };
+            let again = dsn::read(rendered, pq::parameters()).unwrap_or_else(|e| panic!("{}: {e}", rendering.name));
+            let kept = |dsn: &Dsn, keyword: &str| dsn.get(keyword).map(str::to_owned);
+            for parameter in pq::parameters() {
+                let keyword = parameter.keyword.as_str();
+                // pgjdbc's own default is written out, and a driver may not have the word at all.
+                if rendering.lost.iter().any(|lost| lost == keyword) || (rendering.name == "JDBC" && keyword == "host")
+                {
+                    continue;
+                }
+                // The server takes a blank behind -c, or none.
+                let plain = |value: Option<String>| value.map(|value| value.replace("-c ", "-c"));
+                let (again, before) = (plain(kept(&again.dsn, keyword)), plain(kept(&reading.dsn, keyword)));
+                assert_eq!(again, before, "{keyword} in {}: {rendered}", rendering.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn tls_is_never_weaker_than_what_was_asked_for() {
+    for (text, mode, roots) in [
+        ("jdbc:postgresql://h/d?ssl=true", Some("verify-full"), None),
+        ("jdbc:postgresql://h/d?ssl=true&sslmode=require", Some("verify-full"), None),
+        ("jdbc:postgresql://h/d?ssl=true&sslfactory=org.postgresql.ssl.NonValidatingFactory", Some("require"), None),
+        ("postgresql://h/d?ssl=true", Some("require"), None),
+        ("postgresql+asyncpg://h/d?ssl=verify-full", Some("verify-full"), None),
+        ("postgresql://h/d?ssl=true&connectionTimeoutMillis=1", Some("verify-full"), Some("system")),
+        ("postgresql://h/d?sslmode=require&connectionTimeoutMillis=1", Some("verify-full"), Some("system")),
+        ("postgresql://h/d?sslmode=require&uselibpqcompat=true", Some("require"), None),
+        ("postgresql://h/d?sslmode=no-verify", Some("require"), None),
+        ("postgresql://h/d?sslaccept=strict", Some("verify-full"), Some("system")),
+        ("postgresql://h/d?sslaccept=strict&sslcert=/ca.pem", Some("verify-full"), Some("/ca.pem")),
+        ("postgresql://h/d?sslmode=disable&ssl=require", Some("require"), None),
+        ("postgresql://h/d?sslmode=require", Some("require"), None),
+    ] {
+        let dsn = dsn::read(text, pq::parameters()).unwrap_or_else(|e| panic!("{text}: {e}")).dsn;
+        assert_eq!((dsn.get("sslmode"), dsn.get("sslrootcert")), (mode, roots), "{text}");
+    }
+    assert!(dsn::read("postgresql://h/d?sslmode=require&sslrootcert=system", pq::parameters()).is_err());
+}
+
+#[test]
+fn parameters_of_other_drivers_find_their_place() {
+    for (text, keyword, value) in [
+        ("postgresql+asyncpg://h/d?command_timeout=2.5", "options", "-c statement_timeout=2500"),
+        ("postgresql://h/d?server_settings=%7B%22jit%22%3A%22off%22%7D", "options", "-c jit=off"),
+        ("postgresql+asyncpg://h/d?work_mem=64MB&search_path=a b", "options", ""),
+        ("postgresql+asyncpg://h/d?work_mem=64MB&search_path=a+b", "options", "-c work_mem=64MB -c search_path=a\\ b"),
+        ("postgresql+pg8000://h/d?timeout=1.2", "connect_timeout", "2"),
+        ("postgresql+pg8000://h/d?unix_sock=/run/pg/.s.PGSQL.5433", "host", "/run/pg"),
+        ("postgresql+psycopg2://u@/d?host=a:1&host=b:2", "port", "1,2"),
+        (
+            "jdbc:postgresql://h/d?currentSchema=x&readOnly=true",
+            "options",
+            "-c search_path=x -c default_transaction_read_only=on",
+        ),
+        ("jdbc:postgresql://a,b/d?targetServerType=preferSecondary", "target_session_attrs", "prefer-standby"),
+        ("jdbc:postgresql:d", "host", "localhost"),
+        ("jdbc:postgresql://h/d?ApplicationName=my+app", "application_name", "my app"),
+        ("postgresql://h/d?application_name=my+app", "application_name", "my+app"),
+        ("postgresql://h/d?connectionTimeoutMillis=1500", "connect_timeout", "2"),
+        ("postgresql://h/d?client_encoding=latin1", "client_encoding", "UTF8"),
+        ("\u{feff}\u{201c}postgresql://h/d\u{201d}\u{200b}\r\n", "dbname", "d"),
+        ("PGSQL://h/d", "dbname", "d"),
+        ("postgis://h/d", "dbname", "d"),
+    ] {
+        match dsn::read(text, pq::parameters()) {
+            Ok(reading) => {
+                assert_eq!(reading.dsn.get(keyword), Some(value), "{text}");
+                assert!(!reading.changes.is_empty() || text.contains("application_name"), "{text}");
+            }
+            Err(error) => assert!(value.is_empty() && error.code == Code::Malformed, "{text}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn refusals_say_for_whom_it_was_written_and_what_would_be_right() {
+    for (text, code, words) in [
+        ("asyncpg://u:hunter2@h/d", "unsupported_scheme", "asyncpg, which is asynchronous"),
+        ("PostgreSQL+AsyncPG://u:hunter2@h/d", "unsupported_scheme", "right would be postgresql://u:***@h/d"),
+        (
+            "asyncpg://u:hunter2@h/d?ssl=require",
+            "unsupported_scheme",
+            "right would be postgresql://u:***@h/d?sslmode=require",
+        ),
+        (
+            "postgresql+asyncpg://u:hunter2@h/d?sslmod=require",
+            "unknown_parameter",
+            "SQLAlchemy with asyncpg, which is asynchronous",
+        ),
+        ("postgresql://u:hunter2@h/d?ssl-mode=require&application_name=a", "unknown_parameter", "the name is sslmode"),
+        (
+            "postgresql://u:hunter2@h/d?nope=1&application_name=a",
+            "unknown_parameter",
+            "right would be postgresql://u:***@h/d?application_name=a",
+        ),
+        (
+            "postgresql://h/d?sslmode=disable&sslmode=require",
+            "duplicate_parameter",
+            "right would be postgresql://h/d?sslmode=require",
+        ),
+        ("cockroachdb://u:hunter2@h/d", "unsupported_scheme", "CockroachDB"),
+        ("Host=h;Username=u;Password=hunter2;Database=d", "foreign_syntax", "right would be postgresql://u:***@h/d"),
+        ("pgsql:host=h;dbname=d;password=hunter2", "foreign_syntax", "PDO"),
+        (
+            "export DATABASE_URL='postgresql://u:hunter2@h/d'",
+            "pasted_assignment",
+            "right would be postgresql://u:***@h/d",
+        ),
+        ("url: postgres://u:hunter2@h/d", "pasted_assignment", "the value alone"),
+        ("psql postgresql://u:hunter2@h/d", "pasted_command", "without the command"),
+        ("postgresql://u:hun/ter2@h/d", "unescaped_password", "%2F"),
+        ("postgresql://u:$DB_PASSWORD@h/d", "unexpanded_variable", "variable"),
+        ("postgresql://u:{{ password }}@h/d", "unexpanded_variable", "variable"),
+        ("postgresql://u:[YOUR-PASSWORD]@h/d", "redacted_password", "masked"),
+        ("localhost:5432/d", "missing_scheme", "postgresql://"),
+        ("postgresql://h/d?sslkeylogfile=/tmp/x", "unknown_parameter", "keys of every session"),
+        ("dbname=postgresql://u:hunter2@h/d", "malformed", "another connection string"),
+        ("postgresql://u@h/d;password=hunter2", "malformed", "another parameter"),
+    ] {
+        let error = dsn::read(text, pq::parameters()).unwrap_err();
+        let shown = error.to_string();
+        assert_eq!(error.code.as_str(), code, "{text}: {shown}");
+        assert!(shown.contains(words) && shown.contains("right would be"), "{text}: {shown}");
+        assert!(!shown.contains("hunter2"), "{text}: {shown}");
+    }
+}
+
+#[test]
+fn services_and_variables_are_expanded_and_none_weakens_tls() {
+    let around = |variables: &[(&str, &str)], file: &str| Surroundings {
+        variables: variables.iter().map(|(name, value)| ((*name).to_owned(), Secret::new(*value))).collect(),
+        service_files: vec![Secret::new(file)],
+    };
+    let within = |text: &str, around: &Surroundings| {
+        let mut changes = Vec::new();
+        let dsn = dsn::read(text, pq::parameters()).unwrap().dsn;
+        dsn.within(around, pq::parameters(), &mut changes).map(|dsn| (dsn, changes))
+    };
+    let file =
+        "# comment\n[other]\nhost=no\n[app]\nhost=h1\nuser = u\npassword=p w'x\nsslmode=require\n\n[last]\nhost=no\n";
+    let (dsn, changes) =
+        within("service=app dbname=d host=h2", &around(&[("PGUSER", "x"), ("PGPORT", "7")], file)).unwrap();
+    assert_eq!(dsn.conninfo().expose(), "dbname='d' host='h2' password='p w\\'x' port='7' sslmode='require' user='u'");
+    let names: Vec<&str> = changes.iter().map(|change| change.name).collect();
+    assert_eq!(names, ["service", "variable"]);
+    assert!(within("service=nope", &around(&[], file)).is_err());
+    let (dsn, _) = within("postgresql:///d", &around(&[("PGSERVICE", "app")], file)).unwrap();
+    assert_eq!(dsn.get("host"), Some("h1"));
+    for (text, variable, value, keyword, expected) in [
+        ("postgresql://h/d", "PGSSLMODE", "disable", "sslmode", None),
+        ("postgresql://h/d", "PGSSLMODE", "verify-full", "sslmode", Some("verify-full")),
+        ("postgresql://h/d?sslmode=require", "PGSSLMODE", "disable", "sslmode", Some("require")),
+        ("postgresql://h/d?sslrootcert=system", "PGSSLMODE", "require", "sslmode", None),
+        ("postgresql://h/d", "PGCHANNELBINDING", "disable", "channel_binding", None),
+        ("postgresql://h/d", "PGSSLMINPROTOCOLVERSION", "TLSv1", "ssl_min_protocol_version", None),
+        ("postgresql://h/d", "PGHOSTADDR", "10.0.0.1", "hostaddr", None),
+        ("postgresql:///d", "PGHOST", "h3", "host", Some("h3")),
+        ("postgresql://h/d", "PGPASSWORD", "hunter2", "password", Some("hunter2")),
+    ] {
+        let (dsn, changes) = within(text, &around(&[(variable, value)], "")).unwrap();
+        assert_eq!(dsn.get(keyword), expected, "{variable}={value} and {text}");
+        let named = changes.iter().any(|change| change.text.contains(variable));
+        assert!(named || text.contains("sslmode"), "{variable}: {changes:?}");
+        assert!(!format!("{changes:?}").contains("hunter2"));
+    }
+}
+
+/// Letters that stand in no connection string of these tests, and in none of our texts in a row.
+const ALPHABET: [char; 8] = ['Q', 'X', 'Z', 'J', '\u{416}', '\u{429}', '7', '9'];
+/// Marks with which a password breaks a string, or seems to end.
+const MARKS: [&str; 22] = [
+    "@", "/", ":", "?", "#", "&", "=", "%", "+", " ", "'", "\"", "\\", ";", ",", "[", "]", "|", "%zz", "$", "\n",
+    "\u{200b}",
+];
+/// Places where a password stands, rightly or wrongly, `S` being the password and `|` any mark between.
+const PLACES: [&str; 52] = [
+    "postgresql://u:S@h/d",
+    "postgres://u:S@h:5432/d?sslmode=require",
+    "postgresql+asyncpg://u:S@h/d",
+    "POSTGRESQL://u:S@h/d",
+    "PostgreSQL+AsyncPG://u:S@h/d",
+    "postgresql+nope://u:S@h/d",
+    "mysql://u:S@h/d",
+    "asyncpg://u:S@h/d",
+    "nope://u:S@h/d",
+    "postgresql:u:S@h/d",
+    "postgresql:/u:S@h/d",
+    "u:S@h/d",
+    "//u:S@h/d",
+    "postgresql://u:S",
+    "postgresql://u:S@",
+    "postgresql://:S@h/d",
+    "postgresql://u:S@h:x/d",
+    "postgresql://u:S@[::1/d",
+    "postgresql://u:S@h/d?nope=1",
+    "postgresql://u:S@h/d?sslmode=nope",
+    "postgresql://h/d?user=u&password=S",
+    "postgresql://h/d?password=S&sslmode=require",
+    "postgresql://h/d?password=S",
+    "postgresql://h/d?user=u|password=S",
+    "postgresql://h/d|password=S",
+    "postgresql://h/d?sslpassword=S",
+    "postgresql://h/d?passwd=S",
+    "postgresql://h/d?scram_client_key=S",
+    "postgresql://h/d?password=S&password=S",
+    "jdbc:postgresql://h/d?user=u&password=S",
+    "jdbc:postgresql://u:S@h/d",
+    "jdbc:postgresql:u:S@h",
+    "jdbc:mysql://u:S@h/d",
+    "jdbc:postgresql://h/d|user=u|password=S",
+    "host=h user=u password=S",
+    "host=h password=S user=u",
+    "host=h password='S' user=u",
+    "host=h password='S",
+    "password=S|host=h",
+    "host=h|password=S",
+    "host=h user=u|password=S",
+    "host=h user=u password:S",
+    "dbname=postgresql://u:S@h/d",
+    "pgsql:host=h;user=u;password=S",
+    "Host=h;Username=u;Password=S",
+    "Server=h;Pwd=S;Database=d",
+    "psql postgresql://u:S@h/d",
+    "DATABASE_URL=postgresql://u:S@h/d",
+    "export X='postgresql://u:S@h/d",
+    "\"postgresql://u:S@h/d",
+    "postgresql://u|S@h/d",
+    "postgresql://u:S@h/d?options=-c nope",
+];
+
+fn broken(random: &mut rand::rngs::StdRng) -> (String, String) {
+    let mut piece = |least: usize| -> String {
+        let length = random.random_range(least..least + 6);
+        (0..length).map(|_| ALPHABET[random.random_range(0..ALPHABET.len())]).collect()
+    };
+    let (first, second) = (piece(4), piece(4));
+    let mark = |random: &mut rand::rngs::StdRng| MARKS[random.random_range(0..MARKS.len())];
+    let secret = match random.random_range(0..3) {
+        0 => first,
+        1 => format!("{first}{}{second}", mark(random)),
+        _ => format!("{}{first}{}{second}{}", mark(random), mark(random), mark(random)),
+    };
+    let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02X}")).collect::<String>();
+    let written = match random.random_range(0..5) {
+        0 => encoded(&secret),
+        1 => encoded(&secret).to_lowercase(),
+        2 => encoded(&encoded(&secret)),
+        _ => secret.clone(),
+    };
+    let place = PLACES[random.random_range(0..PLACES.len())].replace('|', mark(random));
+    let mut text = place.replace('S', "\u{0}").replace('\u{0}', &written);
+    if random.random_range(0..8) == 0 {
+        // Cut off anywhere.
+        let end = random.random_range(0..=text.chars().count());
+        text = text.chars().take(end).collect();
+    }
+    (text, secret)
+}
+
+/// No four characters of the secret in a row, and no two bytes of it encoded.
+#[track_caller]
+fn clean(shown: &str, secret: &str, text: &str) {
+    // Without the `@` that ended it, this is rightly another database's string.
+    let cut = text.matches('@').count() <= secret.matches('@').count();
+    if cut && (secret.contains(['@', '/']) || text.contains(',')) {
+        return;
+    }
+    let ours = |c: &char| ALPHABET.contains(c);
+    let chars: Vec<char> = secret.chars().collect();
+    for four in chars.windows(4).filter(|four| four.iter().filter(|c| ours(c)).count() >= 3) {
+        let four: String = four.iter().collect();
+        assert!(!shown.contains(&four), "{four} of {secret} in {text} is shown: {shown}");
+    }
+    let bytes = secret.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>();
+    let upper = shown.to_uppercase();
+    for two in bytes.windows(3) {
+        assert!(!upper.contains(&two.concat()), "{secret} in {text} is shown encoded: {shown}");
+    }
+}
+
+#[test]
+fn no_piece_of_a_password_is_ever_shown() {
+    use rand::SeedableRng;
+    let mut random = rand::rngs::StdRng::seed_from_u64(20_261_125);
+    let mut outcomes = [0_u32; 3];
+    for _ in 0..60_000 {
+        let (text, secret) = broken(&mut random);
+        let outcome = dsn::read(&text, pq::parameters());
+        let mut shown = format!("{outcome:?}");
+        match &outcome {
+            Ok(Reading { dsn, changes, driver }) => {
+                shown += &format!(
+                    "{dsn} {dsn:?} {} {:?} {} {changes:?} {driver}",
+                    dsn.masked_conninfo(),
+                    dsn.conninfo(),
+                    dsn.to_url()
+                );
+                shown += &format!("{:?}", dialects::all(dsn, false));
+            }
+            Err(error) => shown += &error.to_string(),
+        }
+        outcomes[["accept", "translate", "refuse"].iter().position(|w| *w == word(&outcome)).unwrap()] += 1;
+        clean(&shown, &secret, &text);
+    }
+    assert!(outcomes.iter().all(|count| *count > 1_000), "{outcomes:?}");
+}
+
+#[test]
+fn the_program_shows_no_piece_of_a_password_either() {
+    use rand::SeedableRng;
+    let mut random = rand::rngs::StdRng::seed_from_u64(4_711);
+    let broken: Vec<(String, String)> = (0..2_000).map(|_| broken(&mut random)).collect();
+    let lines: String = broken.iter().map(|(text, _)| json!(text).to_string() + "\n").collect();
+    let mut child = program()
+        .args(["dsn", "--lines", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let writing = std::thread::spawn(move || stdin.write_all(lines.as_bytes()).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writing.join().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(shown.lines().count(), broken.len());
+    for (line, (text, secret)) in shown.lines().zip(&broken) {
+        clean(line, secret, text);
+    }
+    // A setting, with everything logged, and an argument that is none.
+    for (text, secret) in broken.iter().filter(|(text, _)| !text.contains('\0')).take(25) {
+        let serve = program()
+            .args(["serve", "--print-config", "--target", "default=T"])
+            .env("SLOWLANE_DATABASE_URL", text)
+            .env("T", text)
+            .env("SLOWLANE_LOG", "trace")
+            .output()
+            .unwrap();
+        let misplaced = program()
+            .args(["serve", &format!("--x=postgresql://u:{}@h/d", secret.replace('\0', ""))])
+            .output()
+            .unwrap();
+        for output in [serve, misplaced] {
+            clean(&(String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr)), secret, text);
+        }
+    }
+}
+
+fn explain(arguments: &[&str], text: &str) -> (i32, String) {
+    let output = program().arg("dsn").args(arguments).env("SOME_URL", text).output().unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
+    )
+}
+
+#[test]
+fn a_person_and_a_program_are_told() {
+    let text = "postgresql+asyncpg://app:hunter2@db.example/app?ssl=require";
+    let (status, told) = explain(&["--env", "SOME_URL"], text);
+    assert_eq!(status, 3, "{told}");
+    for words in [
+        "outcome: translate",
+        "SQLAlchemy with asyncpg, which is asynchronous",
+        "postgresql+psycopg2://app:***@db.example/app?sslmode=require",
+        "jdbc:postgresql://db.example/app?sslmode=require&user=app&password=***",
+        "uselibpqcompat=true",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    assert!(!told.contains("hunter2") && !told.contains('\u{1b}'), "{told}");
+    assert!(explain(&["--env", "SOME_URL", "--show-password"], text).1.contains("hunter2"));
+    let (status, told) = explain(&["--env", "SOME_URL", "--json"], text);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((status, &told["outcome"], &told["code"]), (3, &json!("translate"), &Value::Null));
+    assert_eq!(
+        (&told["family"], &told["driver"], &told["asynchronous"]),
+        (&json!("SQLAlchemy"), &json!("asyncpg"), &json!(true))
+    );
+    assert_eq!(told["conninfo"], "dbname='app' host='db.example' password='***' sslmode='require' user='app'");
+    assert_eq!(told["changes"].as_array().unwrap().len(), 2);
+    assert_eq!(explain(&["--env", "SOME_URL"], "postgresql://h/d").0, 0);
+    let (status, told) = explain(&["--env", "SOME_URL", "--json"], "mysql://u:hunter2@h/d");
+    assert_eq!(status, 4);
+    assert!(
+        told.contains(r#""code":"unsupported_scheme""#) && told.contains("MySQL") && !told.contains("hunter2"),
+        "{told}"
+    );
+    let (status, told) = explain(&["--env", "NO_SUCH_VARIABLE"], "");
+    assert!(status == 1 && told.contains("is not set"), "{told}");
+}
+
+#[test]
+fn a_translation_is_logged_once_by_its_setting_and_refused_when_that_is_wanted() {
+    let database = Postgres::shared().work();
+    let asynchronous = database.dsn.to_url().expose().replace("postgresql://", "postgresql+asyncpg://");
+    let start = |strict: &str| {
+        let mut serve = program();
+        serve.args(["serve", "--print-config", "--target", "default=T"]).env("T", database.dsn.to_url().expose());
+        serve.env("SLOWLANE_DATABASE_URL", &asynchronous).env("SLOWLANE_DSN_STRICT", strict);
+        let output = serve.output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (started, log) = start("false");
+    assert!(started, "{log}");
+    assert_eq!(log.matches("SLOWLANE_DATABASE_URL was written for SQLAlchemy with asyncpg").count(), 1, "{log}");
+    let (started, log) = start("true");
+    assert!(!started && log.contains("SLOWLANE_DATABASE_URL") && log.contains("dsn_strict"), "{log}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod claims;
 mod demo;
 mod dev;
 mod dsn;
+mod dsn_docs;
 mod execute;
 mod faults;
 mod http_threads;

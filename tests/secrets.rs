@@ -100,7 +100,11 @@ fn a_start_that_fails_says_why_and_no_secret() {
     let database = Postgres::shared().work();
     let good = database.dsn.to_url().expose().to_owned();
     for (url, word) in [
-        ("postgresql+asyncpg://app:hunter2@localhost/app", "SLOWLANE_DATABASE_URL: unsupported_scheme"),
+        ("PostgreSQL+AsyncPG://app:hunter2@localhost/app", "SLOWLANE_DATABASE_URL: unsupported_scheme"),
+        (
+            "postgresql+asyncpg://app:hunter2@127.0.0.1:1/app",
+            "SLOWLANE_DATABASE_URL was written for SQLAlchemy with asyncpg",
+        ),
         ("mysql://app:hunter2@localhost/app", "unsupported_scheme"),
         ("postgres://app:hunter2@localhost:99999/app", "invalid_port"),
         ("postgres://app:x@hunter2@localhost/app", "unescaped_password"),

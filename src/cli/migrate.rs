@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use crate::cli::Failure;
+use crate::cli::{Failure, dsn_reader, strict_by_variable};
 use crate::config::{Connections, File};
 use crate::db::pool::{Manager, Purpose};
 use crate::db::{migrations, roles};
 use crate::dsn::Dsn;
-use crate::pq;
 use crate::queue::partitions;
 
 /// A migration may rewrite a table.
@@ -50,7 +49,7 @@ impl Where {
     fn manager(self) -> Result<Manager, Failure> {
         let file = File::read(self.config.as_deref())?;
         let connections = Connections { database_url: self.database_url, ..Connections::default() };
-        Ok(manager(&connections.queue(&file, pq::parameters())?))
+        Ok(manager(&connections.queue(&file, dsn_reader(strict_by_variable()?))?))
     }
 }
 

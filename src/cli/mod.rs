@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod dev;
+pub mod dsn;
 pub mod logging;
 pub mod migrate;
 pub mod probe;
@@ -11,11 +12,14 @@ pub mod serve;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::builder::Resettable;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{self, Config, Connections, File, Settings};
+use crate::config::{self, Config, Connections, DsnReader, File, Settings};
+use crate::dsn::Surroundings;
+use crate::pq;
 
 /// What a subcommand fails with: one line for people.
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -40,6 +44,8 @@ enum Command {
     /// Load the demo's data into a database of yours
     #[command(subcommand)]
     Demo(demo::Demo),
+    /// Explain a connection string: for whom it was written, what it means to libpq, and how others write it
+    Dsn(dsn::Explain),
     /// Ask a running slowlane how it is: ends with 0 when it is well, and with 1 otherwise
     Probe(probe::Probe),
     /// Say which version this is
@@ -79,15 +85,57 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_subcommands(without_empty_variables)
 }
 
+/// What stood around the process when it began.
+fn surroundings() -> &'static Surroundings {
+    static SURROUNDINGS: OnceLock<Surroundings> = OnceLock::new();
+    SURROUNDINGS.get_or_init(pq::take_surroundings)
+}
+
+fn dsn_reader(strict: bool) -> DsnReader<'static> {
+    DsnReader { table: pq::parameters(), surroundings: surroundings(), strict }
+}
+
+/// `SLOWLANE_DSN_STRICT`, for subcommands without settings.
+fn strict_by_variable() -> Result<bool, Failure> {
+    match config::variable("SLOWLANE_DSN_STRICT") {
+        Some(text) => text.parse().map_err(|_| "SLOWLANE_DSN_STRICT: expected true or false".into()),
+        None => Ok(false),
+    }
+}
+
+/// clap repeats what it doesn't understand, which may be a connection string in the wrong place.
+fn refuse_arguments(error: &clap::Error) -> ! {
+    let holds_a_secret = std::env::args_os().skip(1).any(|argument| {
+        let argument = argument.to_string_lossy().to_ascii_lowercase();
+        argument.contains("://") || argument.contains("password") || argument.contains('@')
+    });
+    if error.use_stderr() && holds_a_secret {
+        eprintln!(
+            "slowlane: the arguments can't be understood ({}); they aren't repeated, because one may be a connection \
+             string. A connection string belongs into a variable; see --help",
+            error.kind()
+        );
+        std::process::exit(2);
+    }
+    error.exit()
+}
+
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
-    let matches = without_empty_variables(Cli::command()).get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    // Before there is a second thread.
+    surroundings();
+    let command = without_empty_variables(Cli::command());
+    let matches = command.try_get_matches().unwrap_or_else(|error| refuse_arguments(&error));
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| refuse_arguments(&error));
     let outcome = match cli.command {
         Command::Serve(serve) => serve.run(),
         Command::Dev(dev) => dev.run(),
         Command::Migrate(migrate) => migrate.run(),
         Command::Demo(demo) => demo.run(),
+        Command::Dsn(explain) => match explain.run() {
+            Ok(status) => return status,
+            Err(failure) => Err(failure),
+        },
         Command::Probe(probe) => probe.run(),
         Command::Version => {
             println!("slowlane {} (libpq {})", env!("CARGO_PKG_VERSION"), crate::pq::libpq_version() / 10_000);

@@ -3,10 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::cli::process::{self, Addresses, Listeners, Parts};
-use crate::cli::{Failure, Sources, warn_of_unknown_variables};
+use crate::cli::{Failure, Sources, dsn_reader, warn_of_unknown_variables};
 use crate::config::Connections;
 use crate::kinds::Registry;
-use crate::pq;
 
 /// The arguments of `slowlane serve`.
 #[derive(clap::Args)]
@@ -28,11 +27,12 @@ impl Serve {
     pub fn run(self) -> Result<(), Failure> {
         let (config, file) = self.sources.read()?;
         warn_of_unknown_variables(&self.connections);
-        let queue = self.connections.queue(&file, pq::parameters())?;
+        let reader = dsn_reader(config.dsn_strict);
+        let queue = self.connections.queue(&file, reader)?;
         let target_names = self.connections.target_names(&file)?;
         // Who runs no jobs needs no way to where they run.
         let targets = match config.roles.workers {
-            true => self.connections.targets(&file, pq::parameters())?,
+            true => self.connections.targets(&file, reader)?,
             false => BTreeMap::new(),
         };
         if self.print_config {

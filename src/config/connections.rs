@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::config::{ConfigError, File, variable};
-use crate::dsn::{Dsn, Parameter};
+use crate::config::{ConfigError, DsnReader, File, variable};
+use crate::dsn::Dsn;
 
 /// Where the databases are. Given apart from the other settings because `dev` has its own.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -66,19 +66,19 @@ impl TargetConfig {
 ///
 /// # Errors
 /// When neither says it, or what it says is refused.
-pub fn demo_database(flag: Option<&str>, table: &[Parameter]) -> Result<Dsn, ConfigError> {
+pub fn demo_database(flag: Option<&str>, reader: DsnReader<'_>) -> Result<Dsn, ConfigError> {
     if let Some(text) = flag {
-        return from_flag(text, DEMO_VARIABLE, table);
+        return from_flag(text, DEMO_VARIABLE, reader);
     }
     match variable(DEMO_VARIABLE) {
-        Some(text) => parse_dsn(DEMO_VARIABLE, &text, table),
+        Some(text) => reader.read(DEMO_VARIABLE, &text),
         None => Err(ConfigError::Missing(format!("no database is named for the demo's data: set {DEMO_VARIABLE}"))),
     }
 }
 
 /// `--database-url`. A DSN with a password belongs into `variable`.
-fn from_flag(text: &str, variable: &str, table: &[Parameter]) -> Result<Dsn, ConfigError> {
-    let dsn = parse_dsn("--database-url", text, table)?;
+fn from_flag(text: &str, variable: &str, reader: DsnReader<'_>) -> Result<Dsn, ConfigError> {
+    let dsn = reader.read("--database-url", text)?;
     if dsn.has_password() {
         let why = format!("a password in a flag can be seen by every user of this machine: use {variable}");
         return Err(ConfigError::Invalid("--database-url", why));
@@ -86,26 +86,22 @@ fn from_flag(text: &str, variable: &str, table: &[Parameter]) -> Result<Dsn, Con
     Ok(dsn)
 }
 
-fn parse_dsn(setting: &str, text: &str, table: &[Parameter]) -> Result<Dsn, ConfigError> {
-    Dsn::parse(text, table).map_err(|error| ConfigError::Dsn(setting.to_owned(), error))
-}
-
 impl Connections {
     /// The queue's database: the flag, `SLOWLANE_DATABASE_URL`, `DATABASE_URL`, then the file.
     ///
     /// # Errors
     /// When none of them says it, or what it says is refused.
-    pub fn queue(&self, file: &File, table: &[Parameter]) -> Result<Dsn, ConfigError> {
+    pub fn queue(&self, file: &File, reader: DsnReader<'_>) -> Result<Dsn, ConfigError> {
         if let Some(text) = &self.database_url {
-            return from_flag(text, "SLOWLANE_DATABASE_URL", table);
+            return from_flag(text, "SLOWLANE_DATABASE_URL", reader);
         }
         for name in ["SLOWLANE_DATABASE_URL", "DATABASE_URL"] {
             if let Some(text) = variable(name) {
-                return parse_dsn(name, &text, table);
+                return reader.read(name, &text);
             }
         }
         match &file.database_url {
-            Some(text) => parse_dsn("database_url", text, table),
+            Some(text) => reader.read("database_url", text),
             None => Err(ConfigError::Missing(
                 "no database is named for the queue: set SLOWLANE_DATABASE_URL, or database_url in slowlane.toml"
                     .to_owned(),
@@ -117,13 +113,13 @@ impl Connections {
     ///
     /// # Errors
     /// When there is none, or a connection string is missing or refused.
-    pub fn targets(&self, file: &File, table: &[Parameter]) -> Result<BTreeMap<String, TargetConfig>, ConfigError> {
+    pub fn targets(&self, file: &File, reader: DsnReader<'_>) -> Result<BTreeMap<String, TargetConfig>, ConfigError> {
         let mut targets = BTreeMap::new();
         for (name, source) in self.target_sources(file)? {
             let target = match source {
-                TargetSource::File(entry) => entry.resolve(&name, table)?,
+                TargetSource::File(entry) => entry.resolve(&name, reader)?,
                 TargetSource::Variable(variable) => {
-                    TargetConfig::at(from_variable(&format!("target {name}"), variable, table)?)
+                    TargetConfig::at(from_variable(&format!("target {name}"), variable, reader)?)
                 }
             };
             targets.insert(name, target);
@@ -177,7 +173,7 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     Err(ConfigError::Invalid("target", "a target's name has letters, digits, `_` and `-` only".to_owned()))
 }
 
-fn from_variable(setting: &str, name: &str, table: &[Parameter]) -> Result<Dsn, ConfigError> {
+fn from_variable(setting: &str, name: &str, reader: DsnReader<'_>) -> Result<Dsn, ConfigError> {
     // A connection string in the place of a variable's name would be shown by the message.
     let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
     if !is_name {
@@ -186,17 +182,17 @@ fn from_variable(setting: &str, name: &str, table: &[Parameter]) -> Result<Dsn, 
         )));
     }
     match variable(name) {
-        Some(text) => parse_dsn(&format!("{setting} ({name})"), &text, table),
+        Some(text) => reader.read(&format!("{setting} ({name})"), &text),
         None => Err(ConfigError::Missing(format!("{setting}: the environment variable {name} is not set"))),
     }
 }
 
 impl TargetEntry {
-    fn resolve(&self, name: &str, table: &[Parameter]) -> Result<TargetConfig, ConfigError> {
+    fn resolve(&self, name: &str, reader: DsnReader<'_>) -> Result<TargetConfig, ConfigError> {
         let setting = format!("targets.{name}");
         let dsn = match (&self.dsn, &self.dsn_env) {
-            (Some(text), None) => parse_dsn(&setting, text, table)?,
-            (None, Some(source)) => from_variable(&setting, source, table)?,
+            (Some(text), None) => reader.read(&setting, text)?,
+            (None, Some(source)) => from_variable(&setting, source, reader)?,
             _ => {
                 return Err(ConfigError::Missing(format!("{setting}: expected either dsn or dsn_env")));
             }

@@ -7,10 +7,12 @@
 //! | --- | --- |
 //! | [`settings`] | the list of settings, and how they become a [`Config`] |
 //! | [`connections`] | where the databases are |
+//! | [`reader`] | how a connection string is read |
 //! | [`mod@file`] | what slowlane.toml says |
 
 pub mod connections;
 pub mod file;
+pub mod reader;
 pub mod settings;
 
 use std::collections::BTreeMap;
@@ -20,6 +22,7 @@ use std::time::Duration;
 
 pub use connections::{Connections, TargetConfig, demo_database};
 pub use file::File;
+pub use reader::DsnReader;
 pub use settings::{DEFAULT_LISTEN, LogFormat, Settings, Span};
 
 use crate::dsn::{Dsn, DsnError, Secret};
@@ -43,6 +46,7 @@ pub struct Config {
     pub notify: bool,
     pub retention: Duration,
     pub result_store_bytes: i64,
+    pub dsn_strict: bool,
     pub log: String,
     pub log_format: LogFormat,
 }
@@ -68,6 +72,9 @@ pub enum ConfigError {
     /// A connection string was refused.
     #[error("{0}: {1}")]
     Dsn(String, DsnError),
+    /// A connection string isn't libpq's own, and has to be.
+    #[error("{0}: it would be translated, and dsn_strict forbids that: {1}; write {2}")]
+    Translated(String, String, String),
     /// A setting that must be there isn't.
     #[error("{0}")]
     Missing(String),
@@ -119,6 +126,7 @@ impl Config {
             format!("notify = {}", self.notify),
             format!("retention = {}", span(self.retention)),
             format!("result_store_bytes = {}", self.result_store_bytes),
+            format!("dsn_strict = {}", self.dsn_strict),
             format!("log = {}", text(&self.log)),
             format!(
                 "log_format = {}",
@@ -187,7 +195,7 @@ mod tests {
     #[test]
     fn what_is_printed_can_be_read_back_and_holds_no_secret() {
         let table = [("host", false), ("user", false), ("password", true), ("dbname", false)]
-            .map(|(keyword, secret)| Parameter { keyword: keyword.to_owned(), secret });
+            .map(|(keyword, secret)| Parameter { keyword: keyword.to_owned(), secret, variable: None });
         let dsn = Dsn::parse("postgres://u:hunter2@h/d", &table).unwrap();
         let mut config = Settings::default().resolve(&File::default()).unwrap();
         config.api_token = Some(Secret::new("hunter2"));

@@ -130,6 +130,9 @@ settings! {
     retention: Span, "SLOWLANE_RETENTION";
     /// Bytes of stored results above which jobs with results are refused [default: 20 GiB]
     result_store_bytes: i64, "SLOWLANE_RESULT_STORE_BYTES";
+    /// Refuse a connection string that would have to be translated [default: false]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    dsn_strict: bool, "SLOWLANE_DSN_STRICT";
     /// What is logged: a level, or levels by module as env_logger reads them [default: info]
     #[arg(value_name = "FILTER")]
     log: String, "SLOWLANE_LOG";
@@ -200,6 +203,7 @@ impl Settings {
             notify: given.notify.unwrap_or(true),
             retention: longer_than_nothing("retention", given.retention, DEFAULT_RETENTION)?,
             result_store_bytes,
+            dsn_strict: given.dsn_strict.unwrap_or(false),
             log: given.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
             log_format: given.log_format.unwrap_or(LogFormat::Plain),
         })

@@ -1,14 +1,41 @@
-//! What a connection string means: parsed into parts, checked against libpq's parameter table, and rebuilt.
+//! What a connection string means: read as its driver would, translated for libpq, or refused by name.
 //!
-//! Pure: no I/O, no environment, no libpq. The table is handed in (see [`crate::pq::parameters`]). Only a string
-//! that this room rebuilt is ever given to libpq, because libpq reads what it doesn't understand as something else,
-//! and repeats it, password included, in its errors.
+//! Pure: no I/O, no environment, no libpq. The table of parameters is handed in (see [`crate::pq::parameters`]), and so is
+//! what stands around a string ([`Surroundings`]). Only a string that this room rebuilt is ever given to libpq, because
+//! libpq reads what it doesn't understand as something else, and repeats it, password included, in its errors.
+//!
+//! | file | what it has |
+//! | --- | --- |
+//! | [`driver`] | whom a string was written for |
+//! | `tidy` | what surrounds a pasted string |
+//! | `scheme` | what kind of string it is |
+//! | `raw` | text to pairs |
+//! | [`foreign`] | other drivers' parameters |
+//! | `translate` | pairs to libpq's parameters |
+//! | [`environment`] | services and libpq's variables |
+//! | [`refusal`] | why a string is refused |
+//! | `render` | parameters to text |
+//! | [`dialects`] | the same database in every driver's words |
 
-mod parse;
+pub mod dialects;
+pub mod driver;
+pub mod environment;
+pub mod foreign;
+mod raw;
+pub mod refusal;
 mod render;
+mod scheme;
+mod tidy;
+mod translate;
 
 use std::collections::BTreeMap;
 use std::fmt;
+
+pub use driver::Driver;
+pub use environment::Surroundings;
+pub use refusal::{Code, DsnError};
+
+use scheme::Syntax;
 
 /// A string that can't be printed: `Debug` and `Display` write `***`.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,8 +70,101 @@ impl fmt::Display for Secret {
 pub struct Parameter {
     /// Its name in a connection string.
     pub keyword: String,
-    /// libpq marks it as not to be shown.
+    /// It is not to be shown.
     pub secret: bool,
+    /// The variable that gives it where a string doesn't.
+    pub variable: Option<String>,
+}
+
+/// Something that was read otherwise than it stands there. Never holds a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// A stable word: `trimmed`, `unquoted`, `scheme`, `host`, `encoded`, `renamed`, `dropped`, `tls`, `service`,
+    /// `variable`.
+    pub name: &'static str,
+    /// What was done, for people.
+    pub text: String,
+}
+
+impl Change {
+    fn new(name: &'static str, text: impl Into<String>) -> Change {
+        Change { name, text: text.into() }
+    }
+}
+
+/// A string that was understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// What it means to libpq.
+    pub dsn: Dsn,
+    /// Whom it was written for.
+    pub driver: Driver,
+    /// What was changed on the way; nothing when libpq would have read it so itself.
+    pub changes: Vec<Change>,
+}
+
+/// Reads a connection string, whoever it was written for.
+///
+/// # Errors
+/// [`DsnError`] for what can't be understood without a guess, and for what no Postgres understands.
+///
+/// ```
+/// let table = slowlane::pq::parameters();
+/// let read = slowlane::dsn::read("postgresql+asyncpg://app:s3cret@db.example/app?ssl=require", table)?;
+/// assert_eq!(read.driver.asynchronous(), Some(true));
+/// assert_eq!(read.changes.len(), 2);
+/// assert_eq!(read.dsn.masked(), "postgresql://app:***@db.example/app?sslmode=require");
+/// # Ok::<(), slowlane::dsn::DsnError>(())
+/// ```
+pub fn read(text: &str, table: &[Parameter]) -> Result<Reading, DsnError> {
+    let mut changes = Vec::new();
+    let text = tidy::tidy(text, &mut changes)?;
+    tidy::check_pasted(text, table).map_err(|(error, within)| error.right_is(within, table))?;
+    tidy::check_variables(text)?;
+    let (driver, syntax) =
+        scheme::classify(text, &mut changes).map_err(|error| with_what_would_be_right(error, text, table))?;
+    let raw = match syntax {
+        Syntax::Url(rest) => tidy::check_quotes(text).and_then(|()| raw::url(rest, driver.plus_is_a_blank())),
+        Syntax::Database(rest) => {
+            tidy::check_quotes(text).and_then(|()| raw::url(&format!("/{rest}"), driver.plus_is_a_blank()))
+        }
+        Syntax::KeyValue(rest) => raw::key_value(rest),
+    };
+    let raw = raw.map_err(|error| error.written_for(driver))?;
+    let translated = translate::translate(raw, driver, table, &mut changes)?;
+    let mut dsn = translated.dsn;
+    if translated.driver == Driver::Jdbc && !dsn.parameters.contains_key("host") {
+        dsn.parameters.insert("host".to_owned(), "localhost".to_owned());
+    }
+    Ok(Reading { dsn, driver: translated.driver, changes })
+}
+
+/// A string whose scheme alone is wrong is right with another one.
+fn with_what_would_be_right(error: DsnError, text: &str, table: &[Parameter]) -> DsnError {
+    match (error.code, error.driver) {
+        (
+            Code::UnsupportedScheme,
+            Driver::SqlAlchemy(_) | Driver::Other("asyncpg" | "aiopg" | "psycopg" | "psycopg2" | "pg8000"),
+        ) => {
+            let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+            error.right_is(&format!("postgresql://{rest}"), table)
+        }
+        (Code::ForeignSyntax, _) => match scheme::as_key_value(text) {
+            Some(pairs) => error.right_is(&pairs, table),
+            None => error,
+        },
+        _ => error,
+    }
+}
+
+impl DsnError {
+    /// What would be right is this, as far as it can be read.
+    fn right_is(self, text: &str, table: &[Parameter]) -> DsnError {
+        match read(text, table) {
+            Ok(reading) => self.with_right(reading.dsn.masked()).written_for(reading.driver),
+            Err(_) => self,
+        }
+    }
 }
 
 /// A connection string taken apart. Printing it shows no secret.
@@ -54,29 +174,16 @@ pub struct Dsn {
     secrets: Vec<String>,
 }
 
-/// Why a connection string was refused. The text is fixed: it never repeats the string.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{code}: {message}")]
-pub struct DsnError {
-    /// A stable word: `empty`, `unsupported_scheme`, `malformed`, `invalid_host`, `invalid_port`,
-    /// `invalid_percent_encoding`, `unknown_parameter`, `duplicate_parameter`, `unexpanded_variable`,
-    /// `redacted_password`, `unescaped_password`.
-    pub code: &'static str,
-    /// What is wrong, and what to do about it.
-    pub message: &'static str,
-}
-
-impl DsnError {
-    fn new(code: &'static str, message: &'static str) -> DsnError {
-        DsnError { code, message }
-    }
-}
-
 impl Dsn {
-    /// Parses `postgres://…`, `postgresql://…` or `key=value …` by libpq's own rules.
+    fn of(parameters: BTreeMap<String, String>, table: &[Parameter]) -> Dsn {
+        let secrets = table.iter().filter(|known| known.secret).map(|known| known.keyword.clone()).collect();
+        Dsn { parameters, secrets }
+    }
+
+    /// What [`read()`] understands, without the rest of what it says.
     ///
     /// # Errors
-    /// [`DsnError`] for everything else, and for anything that libpq would misread.
+    /// As [`read()`].
     ///
     /// ```
     /// let table = slowlane::pq::parameters();
@@ -86,9 +193,7 @@ impl Dsn {
     /// # Ok::<(), slowlane::dsn::DsnError>(())
     /// ```
     pub fn parse(text: &str, table: &[Parameter]) -> Result<Dsn, DsnError> {
-        let parameters = parse::parameters(text, table)?;
-        let secrets = table.iter().filter(|known| known.secret).map(|known| known.keyword.clone()).collect();
-        Ok(Dsn { parameters, secrets })
+        Ok(read(text, table)?.dsn)
     }
 
     /// A parameter's value.
@@ -111,10 +216,15 @@ impl Dsn {
     }
 
     /// The same string with what every connection of ours has: a bound on connecting, and a way to notice a peer
-    /// that is gone without a word.
+    /// that is gone without a word. One without a host means the socket of this machine, where Debian and where
+    /// PostgreSQL itself put it.
     #[must_use]
     pub fn for_connecting(self) -> Dsn {
-        self.with_default("connect_timeout", "5")
+        let dsn = match self.get("hostaddr") {
+            Some(_) => self,
+            None => self.with_default("host", "/var/run/postgresql,/tmp"),
+        };
+        dsn.with_default("connect_timeout", "5")
             .with_default("keepalives", "1")
             .with_default("keepalives_idle", "10")
             .with_default("keepalives_interval", "5")
@@ -141,9 +251,27 @@ impl Dsn {
 
     /// The string as a URL for people, secrets replaced by `***`.
     pub fn masked(&self) -> String {
-        render::url(&self.parameters, |keyword, value| {
-            if self.secrets.iter().any(|secret| secret == keyword) { "***".to_owned() } else { value.to_owned() }
-        })
+        render::url(&self.parameters, |keyword, value| self.shown(keyword, value))
+    }
+
+    /// The string as `keyword='value'` for people, secrets replaced by `***`.
+    pub fn masked_conninfo(&self) -> String {
+        let shown = self.parameters.iter().map(|(keyword, value)| (keyword.clone(), self.shown(keyword, value)));
+        render::conninfo(&shown.collect())
+    }
+
+    /// A value as people may see it. A name with marks in it may be a name and a password with the wrong mark between.
+    fn shown(&self, keyword: &str, value: &str) -> String {
+        let plain = |extra: &[char]| {
+            value.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '_' | '-') || extra.contains(&c))
+        };
+        let visible = match keyword {
+            _ if self.secrets.iter().any(|secret| secret == keyword) => false,
+            "user" | "dbname" => plain(&['@']),
+            "host" | "hostaddr" => plain(&['/', ':', ',', '%', '@']),
+            _ => true,
+        };
+        if visible { value.to_owned() } else { "***".to_owned() }
     }
 }
 

@@ -31,14 +31,14 @@ pub(super) fn parameter_table() -> Vec<Parameter> {
     let mut option = options;
     while !option.is_null() {
         // SAFETY: `option` points into the array, at or before its end mark.
-        let (keyword, dispchar) = unsafe { ((*option).keyword, (*option).dispchar) };
+        let (keyword, dispchar, variable) = unsafe { ((*option).keyword, (*option).dispchar, (*option).envvar) };
         if keyword.is_null() {
             break;
         }
         let keyword = text(keyword).unwrap_or_default();
         let secret = text(dispchar).is_some_and(|mark| mark == "*")
             || matches!(keyword.as_str(), "scram_client_key" | "scram_server_key");
-        table.push(Parameter { keyword, secret });
+        table.push(Parameter { keyword, secret, variable: text(variable) });
         // SAFETY: the end mark was not reached, so there is another element.
         option = unsafe { option.add(1) };
     }

@@ -516,3 +516,12 @@ fn a_failed_connection_names_the_cause_and_no_secret() {
         assert!(!error.contains("hunter2") && !error.contains("s3cret"), "{error}");
     }
 }
+
+#[test]
+fn a_string_without_a_host_means_the_socket_of_this_machine() {
+    let read = |text: &str| dsn::read(text, pq::parameters()).unwrap().dsn.for_connecting();
+    assert_eq!(read("postgresql:///d").get("host"), Some("/var/run/postgresql,/tmp"));
+    assert_eq!(read("hostaddr=10.0.0.1 dbname=d").get("host"), None);
+    assert_eq!(read("postgresql://h/d").get("connect_timeout"), Some("5"));
+    assert_eq!(read("postgresql://h/d?connect_timeout=30").get("connect_timeout"), Some("30"));
+}

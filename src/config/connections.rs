@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::config::{ConfigError, DsnReader, File, variable};
-use crate::dsn::Dsn;
+use crate::dsn::{self, Dsn};
 
 /// Where the databases are. Given apart from the other settings because `dev` has its own.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -78,12 +78,12 @@ pub fn demo_database(flag: Option<&str>, reader: DsnReader<'_>) -> Result<Dsn, C
 
 /// `--database-url`. A DSN with a password belongs into `variable`.
 fn from_flag(text: &str, variable: &str, reader: DsnReader<'_>) -> Result<Dsn, ConfigError> {
-    let dsn = reader.read("--database-url", text)?;
-    if dsn.has_password() {
+    // The string's own: one from PGPASSWORD is where it belongs.
+    if dsn::read(text, reader.table).is_ok_and(|reading| reading.dsn.has_password()) {
         let why = format!("a password in a flag can be seen by every user of this machine: use {variable}");
         return Err(ConfigError::Invalid("--database-url", why));
     }
-    Ok(dsn)
+    reader.read("--database-url", text)
 }
 
 impl Connections {

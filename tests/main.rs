@@ -6,6 +6,7 @@ mod accept;
 mod bad_input;
 mod cancel;
 mod claims;
+mod connect;
 mod demo;
 mod dev;
 mod dsn;

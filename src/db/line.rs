@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use diesel::connection::{Connection, Instrumentation, InstrumentationEvent};
 use diesel::pg::PgConnection;
-use diesel::result::ConnectionResult;
+use diesel::result::ConnectionError;
 
 use crate::db::error::tells_of_loss;
 use crate::dsn::Dsn;
-use crate::pq::{Line, Mark, Patience};
+use crate::pq::{self, ConnectFailure, Line, Mark, Patience};
 
 /// libpq's `connect_timeout` bounds each address; what Diesel asks right after isn't bounded by it.
 const AFTER_CONNECTING: Duration = Duration::from_secs(5);
@@ -58,17 +58,21 @@ impl Instrumentation for Watch {
 }
 
 /// Opens a connection that waits no longer for answers than `patience` says.
-pub(super) fn establish(dsn: &Dsn, patience: Patience) -> ConnectionResult<PgConnection> {
+///
+/// # Errors
+/// The class of what is in the way.
+pub(super) fn establish(dsn: &Dsn, patience: Patience) -> Result<PgConnection, ConnectFailure> {
+    let dsn = &pq::with_addresses(dsn)?;
     let name = dsn.get("application_name").unwrap_or("slowlane");
     let connecting = Patience::Within(connecting(dsn));
     let (line, mut connection) = if is_local(dsn) {
         let line = Line::new(name, connecting);
-        (line, PgConnection::establish(dsn.conninfo().expose())?)
+        (line, connect(dsn)?)
     } else {
         let mark = Mark::fresh();
         let line = Line::marked(name, mark, connecting);
         let marked = dsn.clone().with("tcp_user_timeout", &mark.millis().to_string());
-        let connection = PgConnection::establish(marked.conninfo().expose())?;
+        let connection = connect(&marked)?;
         if !line.settle(Duration::from_millis(number(dsn, "tcp_user_timeout").unwrap_or(0))) {
             say_once();
         }
@@ -77,6 +81,15 @@ pub(super) fn establish(dsn: &Dsn, patience: Patience) -> ConnectionResult<PgCon
     line.allow(patience);
     connection.set_instrumentation(Watch { line, depth: 0, lost: false });
     Ok(connection)
+}
+
+fn connect(dsn: &Dsn) -> Result<PgConnection, ConnectFailure> {
+    PgConnection::establish(dsn.conninfo().expose()).map_err(|error| match error {
+        ConnectionError::BadConnection(text) => pq::connect_failure(dsn, &text),
+        // What Diesel asks right after.
+        ConnectionError::CouldntSetupConfiguration(_) => ConnectFailure::Closed,
+        _ => ConnectFailure::Other,
+    })
 }
 
 /// From now on `connection` waits for answers so long. `false` when somebody put their own instrumentation in the
@@ -105,13 +118,13 @@ fn is_local(dsn: &Dsn) -> bool {
     host.split(',').all(|host| host.is_empty() || host.starts_with(['/', '@']))
 }
 
-/// The longest that connecting takes by libpq's own rules: each host may have two addresses.
+/// The longest that connecting takes by libpq's own rules, which give each address its time.
 fn connecting(dsn: &Dsn) -> Duration {
-    let hosts = dsn.get("host").unwrap_or_default().split(',').count();
+    let addresses = dsn.get("hostaddr").or_else(|| dsn.get("host")).unwrap_or_default().split(',').count();
     match number(dsn, "connect_timeout") {
         Some(seconds @ 1..) => {
-            let each = Duration::from_secs(seconds.max(2));
-            each.saturating_mul(u32::try_from(hosts.saturating_mul(2)).unwrap_or(u32::MAX)) + AFTER_CONNECTING
+            let each = Duration::from_secs(seconds);
+            each.saturating_mul(u32::try_from(addresses).unwrap_or(u32::MAX)).saturating_add(AFTER_CONNECTING)
         }
         _ => CONNECTING,
     }
@@ -138,8 +151,8 @@ mod tests {
     fn connecting_is_bounded_by_the_strings_own_timeout() {
         let dsn = |text: &str| Dsn::parse(text, crate::pq::parameters()).unwrap();
         let bound = |text: &str| connecting(&dsn(text).for_connecting()).as_secs();
-        assert_eq!(bound("host=a"), 15);
-        assert_eq!(bound("host=a,b connect_timeout=3"), 17);
+        assert_eq!(bound("host=a"), 10);
+        assert_eq!(bound("host=a,b connect_timeout=3"), 11);
         assert_eq!(bound("host=a connect_timeout=0"), 60);
         assert!(is_local(&dsn("host=/tmp")) && !is_local(&dsn("host=a,/tmp")));
     }

@@ -14,9 +14,6 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 /// Two processes that migrate take turns: the key of the advisory lock that they take.
 const LOCK_KEY: i64 = 0x736c_6f77_6c61_6e65;
 
-/// The oldest server that is supported.
-const OLDEST_SERVER: i32 = 140_000;
-
 /// How the database's schema stands to this build's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -41,9 +38,6 @@ pub enum MigrateError {
     /// The database was migrated by a newer slowlane.
     #[error("the database has migrations that this slowlane doesn't know ({0}): run the newer slowlane")]
     Newer(String),
-    /// The server is too old.
-    #[error("Postgres {0} is too old: slowlane needs 14 or newer")]
-    ServerTooOld(i32),
     /// A migration failed; it was rolled back.
     #[error("a migration failed and was rolled back: {0}")]
     Failed(String),
@@ -68,12 +62,6 @@ struct Version {
 struct Present {
     #[diesel(sql_type = diesel::sql_types::Bool)]
     present: bool,
-}
-
-#[derive(QueryableByName)]
-struct ServerVersion {
-    #[diesel(sql_type = diesel::sql_types::Integer)]
-    number: i32,
 }
 
 /// Compares the database's schema with this build's. Reads only, and works before the first migration.
@@ -108,7 +96,6 @@ pub fn status(connection: &mut PgConnection) -> Result<Status, MigrateError> {
 /// # Errors
 /// [`MigrateError::Newer`] when the database is ahead of this build; nothing is changed then.
 pub fn up(connection: &mut PgConnection) -> Result<Vec<String>, MigrateError> {
-    check_server(connection)?;
     diesel::sql_query(format!("SELECT pg_advisory_lock({LOCK_KEY})")).execute(connection)?;
     let applied = locked_up(connection);
     diesel::sql_query(format!("SELECT pg_advisory_unlock({LOCK_KEY})")).execute(connection)?;
@@ -144,13 +131,6 @@ pub fn speaks_english(connection: &mut PgConnection) -> Result<bool, MigrateErro
         "SELECT current_setting('lc_messages') ~* '^(c|posix|en)([._-]|$)' OR current_setting('lc_messages') = '' AS present",
     );
     Ok(row.get_result::<Present>(connection)?.present)
-}
-
-fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    let number = diesel::sql_query("SELECT current_setting('server_version_num')::int AS number")
-        .get_result::<ServerVersion>(connection)?
-        .number;
-    if number < OLDEST_SERVER { Err(MigrateError::ServerTooOld(number / 10_000)) } else { Ok(()) }
 }
 
 fn known() -> Result<Vec<String>, MigrateError> {

@@ -1,5 +1,6 @@
-//! How the queue's database is reached: pools, when to connect, silence that is noticed, the async doorway, migrations, the schema as Diesel sees it, the
-//! targets that work runs on, and the private development cluster.
+//! How the queue's database is reached: pools, when to connect, what a server is looked at for first, silence that is
+//! noticed, the async doorway, migrations, the schema as Diesel sees it, the targets that work runs on, and the private
+//! development cluster.
 //!
 //! Knows no job and no HTTP. [`doorway::Doorway`] is the only way by which an async thread meets a connection.
 
@@ -16,6 +17,7 @@ pub mod schema;
 pub mod sessions;
 mod supervisor;
 pub mod targets;
+mod vet;
 
 pub use doorway::Doorway;
 pub use error::DbError;

@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::r2d2::R2D2Connection;
-use diesel::{Connection, ConnectionError, RunQueryDsl};
+use diesel::{Connection, RunQueryDsl};
 
 use crate::db::error::DbError;
 use crate::db::line;
 use crate::db::reach::Source;
+use crate::db::vet::vet;
 use crate::dsn::Dsn;
 use crate::metrics::{Metrics, PoolUse};
-use crate::pq::Patience;
+use crate::pq::{ConnectFailure, Patience};
 
 /// How long a statement may stay without an answer beyond the time that the server gives it.
 pub const ANSWER_SLACK: Duration = Duration::from_secs(2);
@@ -104,20 +105,14 @@ impl Manager {
     }
 
     fn connect_to(&self, dsn: &Dsn) -> Result<PgConnection, DbError> {
-        let mut connection = line::establish(dsn, self.patience).map_err(|e| self.refused(&e))?;
+        self.source.once(|| vet(dsn))?;
+        let refused = |failure: ConnectFailure| DbError::Unavailable(failure.explain(dsn));
+        let mut connection = line::establish(dsn, self.patience).map_err(refused)?;
         if !self.cached_statements {
             connection.set_prepared_statement_cache_size(diesel::connection::CacheSize::Disabled);
         }
         connection.batch_execute(&self.setup)?;
         Ok(connection)
-    }
-
-    fn refused(&self, error: &ConnectionError) -> DbError {
-        let reason = match error {
-            ConnectionError::BadConnection(text) => crate::pq::explain_connect_failure(self.source.dsn(), text),
-            _ => format!("could not connect to {}", self.source.dsn().masked()),
-        };
-        DbError::Unavailable(reason)
     }
 }
 

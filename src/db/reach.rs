@@ -5,6 +5,7 @@
 //! with the last reason. Then one tries, and the first success lets everybody in, one after the other in a moment's
 //! time. So a database that is away, starting or full isn't stormed, and is found again within about two seconds.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,18 @@ impl Source {
         self.reach.connect(patience, || connect(&self.dsn))
     }
 
+    /// Does what is to be done before the first connection of this process, until it succeeds.
+    ///
+    /// # Errors
+    /// What it fails with.
+    pub(super) fn once<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+        if !self.reach.vetted.load(Ordering::Relaxed) {
+            work()?;
+            self.reach.vetted.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Why the database can't be reached, as far as is known.
     pub fn trouble(&self) -> Option<String> {
         let inner = self.reach.lock();
@@ -125,6 +138,8 @@ impl ConnectError for PqError {
 struct Reach {
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// It was looked at, and is fit.
+    vetted: AtomicBool,
 }
 
 #[derive(Debug, Default)]

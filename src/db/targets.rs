@@ -71,14 +71,6 @@ pub enum TargetError {
         /// The right that is too much.
         what: String,
     },
-    /// The server is older than 14.
-    #[error("target {name}: Postgres {version} is too old: slowlane needs 14 or newer")]
-    ServerTooOld {
-        /// Its name in the settings.
-        name: String,
-        /// The server's version.
-        version: i32,
-    },
 }
 
 /// A connection on loan that is closed instead of returned when something was left behind on it.
@@ -137,7 +129,7 @@ pub struct Target {
 pub type Targets = BTreeMap<String, Arc<Target>>;
 
 impl Target {
-    /// Tries one connection, checks server and role, and makes pools of `size`.
+    /// Tries one connection, checks the role, and makes pools of `size`.
     ///
     /// # Errors
     /// [`TargetError`], with what to do about it.
@@ -325,8 +317,6 @@ fn no_session(name: &str) -> DbError {
 
 #[derive(QueryableByName)]
 struct RoleRow {
-    #[diesel(sql_type = Integer)]
-    version: i32,
     #[diesel(sql_type = Bool)]
     superuser: bool,
     #[diesel(sql_type = Bool)]
@@ -342,8 +332,7 @@ struct RoleRow {
 /// A read-only transaction is no wall: a superuser's `COPY … TO PROGRAM` starts its program inside one. Grants are.
 fn check(name: &str, settings: &TargetSettings, connection: &mut PgConnection) -> Result<(), TargetError> {
     let row = diesel::sql_query(
-        "SELECT current_setting('server_version_num')::int AS version, rolsuper AS superuser,
-                rolcreaterole AS creates_roles,
+        "SELECT rolsuper AS superuser, rolcreaterole AS creates_roles,
                 EXISTS (SELECT FROM pg_roles g WHERE g.rolsuper AND NOT r.rolsuper
                            AND pg_has_role(r.oid, g.oid, 'MEMBER')) AS may_become_superuser,
                 coalesce((SELECT string_agg(g.rolname, ', ' ORDER BY g.rolname) FROM pg_roles g
@@ -356,9 +345,6 @@ fn check(name: &str, settings: &TargetSettings, connection: &mut PgConnection) -
     )
     .get_result::<RoleRow>(connection)
     .map_err(|error| TargetError::Unreachable { name: name.to_owned(), source: error.into() })?;
-    if row.version < 140_000 {
-        return Err(TargetError::ServerTooOld { name: name.to_owned(), version: row.version / 10_000 });
-    }
     let what = if row.superuser {
         "is a superuser".to_owned()
     } else if row.may_become_superuser {

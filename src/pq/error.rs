@@ -1,7 +1,5 @@
 //! What can go wrong with a session, in our words, and with the server's fields.
 
-use crate::dsn::Dsn;
-
 /// Which side failed, and how far it got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PqErrorKind {
@@ -69,32 +67,4 @@ pub struct Notice {
     pub sqlstate: String,
     /// What it says.
     pub message: String,
-}
-
-/// Says in fixed words why a connection could not be opened. libpq's own text is only looked at, never repeated.
-pub fn explain_connect_failure(dsn: &Dsn, raw: &str) -> String {
-    const CLASSES: [(&str, &str); 20] = [
-        ("password authentication failed", "the server refused the password"),
-        ("no password supplied", "the server asks for a password, and there is none"),
-        ("no pg_hba.conf entry", "the server's pg_hba.conf has no entry that lets this user in from here"),
-        ("certificate verify failed", "the server's certificate is not trusted"),
-        ("root certificate file", "the file with trusted certificates (sslrootcert) can't be read"),
-        ("server does not support SSL", "the server has no TLS, and sslmode asks for it"),
-        ("too many clients", "the server has no free connection slot"),
-        ("remaining connection slots", "the server has no free connection slot"),
-        ("too many connections", "the role or the database has no free connection slot"),
-        ("is starting up", "the server is starting up"),
-        ("is shutting down", "the server is shutting down"),
-        ("in recovery mode", "the server is in recovery"),
-        ("role \"", "the server has no such role, or it may not log in"),
-        ("database \"", "the server has no such database, or it may not be connected to"),
-        ("could not translate host name", "the host name can't be resolved"),
-        ("Connection refused", "nobody listens there: the connection was refused"),
-        ("No such file or directory", "no server listens on that socket"),
-        ("timeout expired", "no answer came within connect_timeout"),
-        ("server closed the connection", "the server closed the connection at once"),
-        ("authentication", "the server refused the authentication"),
-    ];
-    let known = CLASSES.iter().find(|(words, _)| raw.contains(words)).map(|(_, text)| *text);
-    format!("could not connect to {}: {}", dsn.masked(), known.unwrap_or("connecting failed"))
 }

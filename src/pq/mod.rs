@@ -2,21 +2,26 @@
 //!
 //! For what Diesel can't do: rows of unknown shape, in bounded memory; parameters described by the server; LISTEN
 //! with a blocking wait; cancelling through libpq; libpq's own parameter table; giving up a connection, Diesel's
-//! too, whose peer stays silent ([`Line`]); taking libpq's variables away. Knows no job and no pool. A failure is always an error: libpq's
+//! too, whose peer stays silent ([`Line`]); saying why connecting failed ([`ConnectFailure`]); taking libpq's variables
+//! away. Knows no job and no pool. A failure is always an error: libpq's
 //! `PQgetResult` is read to its end, so a stream that stops early never looks complete.
 
 mod error;
+mod failure;
 mod line;
 mod raw;
+mod resolve;
 mod session;
 mod socket;
 mod stream;
 mod surroundings;
 
-pub use error::{Notice, PqError, PqErrorKind, explain_connect_failure};
+pub use error::{Notice, PqError, PqErrorKind};
+pub use failure::ConnectFailure;
 pub use line::{Line, Patience};
 pub use raw::NoticeSink;
-pub use session::{Canceller, Column, Notification, Rows, Session, Statement, TransactionStatus};
+pub use resolve::with_addresses;
+pub use session::{Canceller, Column, Notification, Rows, Session, Statement, TransactionStatus, connect_failure};
 pub use socket::Mark;
 pub use stream::{Chunk, RowStream};
 pub use surroundings::take_surroundings;

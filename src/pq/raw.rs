@@ -13,7 +13,7 @@ use pq_sys as pq;
 
 use crate::dsn::Parameter;
 use crate::pq::error::{Notice, PqError, PqErrorKind};
-use crate::pq::line::Line;
+use crate::pq::line::{Line, Patience};
 use crate::pq::socket;
 
 /// Notices that a session keeps until they are taken; more are dropped.
@@ -45,6 +45,35 @@ pub(super) fn parameter_table() -> Vec<Parameter> {
     // SAFETY: from PQconndefaults above; null is allowed.
     unsafe { pq::PQconninfoFree(options) };
     table
+}
+
+/// The SQLSTATE with which a server refuses a connection, in whatever language. `None` when it doesn't, or not in time.
+pub(super) fn refusal(conninfo: &CStr, within: Duration) -> Option<String> {
+    // SAFETY: a NUL-terminated string.
+    let pointer = NonNull::new(unsafe { pq::PQconnectStart(conninfo.as_ptr()) })?;
+    let conn = Conn { pointer, notices: Box::default(), line: Line::new("slowlane", Patience::Endless) };
+    let micros = i64::try_from(within.as_micros()).unwrap_or(i64::MAX / 2);
+    // SAFETY: the connection lives; libpq then says the state alone.
+    let until = unsafe {
+        pq::PQsetErrorVerbosity(conn.as_ptr(), pq::PGVerbosity::PQERRORS_SQLSTATE);
+        pq::PQgetCurrentTimeUSec().saturating_add(micros)
+    };
+    let mut wants = pq::PostgresPollingStatusType::PGRES_POLLING_WRITING;
+    loop {
+        let (reads, writes) = match wants {
+            pq::PostgresPollingStatusType::PGRES_POLLING_READING => (1, 0),
+            pq::PostgresPollingStatusType::PGRES_POLLING_WRITING => (0, 1),
+            _ => break,
+        };
+        // SAFETY: the connection lives; the socket is its own.
+        if unsafe { pq::PQsocketPoll(pq::PQsocket(conn.as_ptr()), reads, writes, until) } <= 0 {
+            return None;
+        }
+        // SAFETY: the connection lives and is ours.
+        wants = unsafe { pq::PQconnectPoll(conn.as_ptr()) };
+    }
+    let is_state = |word: &&str| word.len() == 5 && word.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
+    conn.error_message().split_whitespace().rev().find(is_state).map(str::to_owned)
 }
 
 /// A C string's text; `None` for null.

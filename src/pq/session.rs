@@ -6,10 +6,15 @@ use std::time::{Duration, Instant};
 use pq_sys::{ExecStatusType, PGTransactionStatusType};
 
 use crate::dsn::Dsn;
-use crate::pq::error::{Notice, PqError, PqErrorKind, explain_connect_failure};
+use crate::pq::error::{Notice, PqError, PqErrorKind};
+use crate::pq::failure::ConnectFailure;
 use crate::pq::line::{Line, Patience};
-use crate::pq::raw::{CancelConn, Conn, NoticeSink, PgResult};
+use crate::pq::raw::{self, CancelConn, Conn, NoticeSink, PgResult};
+use crate::pq::resolve::with_addresses;
 use crate::pq::stream::RowStream;
+
+/// How long a server that refused a connection has to say so again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where a session is in a transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,17 +88,17 @@ pub struct Session {
 }
 
 impl Session {
-    /// Connects, for at most the string's `connect_timeout` for each host. Answers are waited for without end, until
-    /// [`Session::allow`] says otherwise.
+    /// Connects, for at most the string's `connect_timeout` for each address, 5 s where it says nothing. Answers are
+    /// waited for without end, until [`Session::allow`] says otherwise.
     ///
     /// # Errors
     /// [`PqErrorKind::Connect`] with a text that names host, database and user, and never the password.
     pub fn connect(dsn: &Dsn) -> Result<Session, PqError> {
-        let conninfo = CString::new(dsn.conninfo().expose())
-            .map_err(|_| PqError::of(PqErrorKind::Usage, "the connection string holds a NUL"))?;
+        let refused = |failure: ConnectFailure| PqError::of(PqErrorKind::Connect, failure.explain(dsn));
+        let reachable = with_addresses(&dsn.clone().with_default("connect_timeout", "5")).map_err(refused)?;
+        let conninfo = c_string(reachable.conninfo().expose())?;
         let line = Line::new(dsn.get("application_name").unwrap_or("slowlane"), Patience::Endless);
-        let conn = Conn::connect(&conninfo, line)
-            .map_err(|raw| PqError::of(PqErrorKind::Connect, explain_connect_failure(dsn, &raw)))?;
+        let conn = Conn::connect(&conninfo, line).map_err(|raw| refused(connect_failure(&reachable, &raw)))?;
         Ok(Session { conn })
     }
 
@@ -254,6 +259,18 @@ impl Session {
             Some(error) => Err(error),
             None => last,
         }
+    }
+}
+
+/// The class of a failed connect by this string, from libpq's text. Where the server says it in a language that isn't
+/// understood, it is asked once more, for its SQLSTATE.
+pub fn connect_failure(dsn: &Dsn, raw: &str) -> ConnectFailure {
+    match ConnectFailure::of(raw) {
+        ConnectFailure::Other => {
+            let state = CString::new(dsn.conninfo().expose()).ok().and_then(|text| raw::refusal(&text, ASK_AGAIN));
+            state.map_or(ConnectFailure::Other, |state| ConnectFailure::of_sqlstate(&state))
+        }
+        class => class,
     }
 }
 

@@ -7,6 +7,7 @@ pub mod client;
 pub mod history;
 pub mod kinds;
 pub mod load;
+pub mod pooler;
 pub mod postgres;
 pub mod proxy;
 

@@ -80,6 +80,11 @@ impl Postgres {
         SHARED.get_or_init(Postgres::start)
     }
 
+    /// A login that may do anything.
+    pub fn superuser(&self) -> Dsn {
+        self.superuser.clone()
+    }
+
     /// A client program such as `psql`: beside the server's own, or in PATH.
     pub fn program(&self, name: &str) -> PathBuf {
         let server = self.cluster.lock().unwrap().binaries().path("postgres").canonicalize().unwrap();

@@ -1,0 +1,83 @@
+//! What a server is looked at for before a process relies on its sessions: its age, and whether they stay its sessions.
+//!
+//! A pooler that gives each transaction another session breaks everything that belongs to one: settings, prepared
+//! statements, LISTEN, locks, cancels. One is noticed by the process number that libpq was told at the start, which is
+//! the server's own only where nothing is in between. Then a second session is opened, and both are asked in turn
+//! whose process answers.
+
+use std::time::Duration;
+
+use crate::db::error::DbError;
+use crate::dsn::Dsn;
+use crate::pq::{ConnectFailure, Patience, PqError, PqErrorKind, Session};
+
+/// The oldest server that is supported.
+const OLDEST_SERVER: i32 = 140_000;
+/// How long an answer may take. A pooler of whole sessions that has none left holds a statement up: it breaks none.
+const ANSWER: Duration = Duration::from_secs(2);
+/// How often both are asked, in case others use the pooler meanwhile.
+const ROUNDS: u32 = 3;
+
+/// Opens a session by `dsn` and looks at it.
+///
+/// # Errors
+/// [`DbError::Unavailable`] with what to do about it: no session came about, the server is too old, or its sessions
+/// don't stay.
+pub(super) fn vet(dsn: &Dsn) -> Result<(), DbError> {
+    let refused = |failure: ConnectFailure| Err(DbError::Unavailable(failure.explain(dsn)));
+    let mut session = open(dsn)?;
+    if (1..OLDEST_SERVER).contains(&session.server_version()) {
+        return refused(ConnectFailure::ServerTooOld);
+    }
+    let told = session.backend_pid();
+    let process = process(&mut session).map_err(lost)?;
+    if process == told {
+        return Ok(());
+    }
+    let mut other = open(dsn)?;
+    match changes_hands(&mut session, &mut other, process) {
+        Ok(true) => refused(ConnectFailure::Pooler),
+        Ok(false) => Ok(()),
+        // Such as a pooler by statements, which refuses BEGIN.
+        Err(error) if error.kind == PqErrorKind::Server => refused(ConnectFailure::Pooler),
+        Err(error) => {
+            log::debug!("whether a pooler in between keeps sessions could not be found out: {error}");
+            Ok(())
+        }
+    }
+}
+
+fn open(dsn: &Dsn) -> Result<Session, DbError> {
+    let session = Session::connect(dsn).map_err(lost)?;
+    session.allow(Patience::Each(ANSWER));
+    Ok(session)
+}
+
+fn lost(error: PqError) -> DbError {
+    DbError::Unavailable(error.message)
+}
+
+/// The number of the server process that answers.
+fn process(session: &mut Session) -> Result<i32, PqError> {
+    let rows = session.query("SELECT pg_backend_pid()", &[])?;
+    Ok(rows.get(0, 0).and_then(|text| text.parse().ok()).unwrap_or_default())
+}
+
+/// `session`, which `first` answered, is answered by another process, or shares its own. A pooler takes up again what
+/// was given back last, or what was given back first: the one shows while another session holds a process, the other
+/// when one asks twice in a row.
+fn changes_hands(session: &mut Session, other: &mut Session, first: i32) -> Result<bool, PqError> {
+    for _ in 0..ROUNDS {
+        if process(session)? != first || process(session)? != first {
+            return Ok(true);
+        }
+        other.execute_batch("BEGIN")?;
+        let held = process(other)?;
+        let answers = process(session)?;
+        other.execute_batch("ROLLBACK")?;
+        if held == first || answers != first {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,4 +1,5 @@
-//! Connections that can't be opened: each for its reason, in time, in one message that shows no secret.
+//! Connections that can't be opened: each for its reason, in time, in one message that shows no secret. And what is said
+//! when a database goes away later.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -18,6 +19,7 @@ use crate::support::child::{Server, program};
 use crate::support::eventually;
 use crate::support::pooler::{Pooler, Pooling, message, read_startup};
 use crate::support::postgres::{Database, Postgres};
+use crate::support::proxy::{Mode, Proxy};
 
 /// `connect_timeout`, and what a busy machine needs beside it.
 const IN_TIME: Duration = Duration::from_secs(7);
@@ -281,4 +283,68 @@ fn the_program_says_once_and_in_time_why_it_cannot_start() {
         assert_eq!(text.lines().count(), 1, "{text}");
         assert!(text.contains("(timed_out)") && !text.contains("hunter2"), "{text}");
     }
+}
+
+/// A warning without its time and its reason.
+fn what_was_said(line: &str) -> Option<&str> {
+    line.contains(" WARN ").then(|| line.split_once("] ")?.1.split(": ").next()).flatten()
+}
+
+#[test]
+fn a_loss_is_logged_once_and_so_is_the_return() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let proxies = [Proxy::before(&queue.dsn), Proxy::before(&target.dsn)];
+    let through = |proxy: &Proxy, database: &Database| Database {
+        dsn: proxy.dsn(&database.dsn),
+        superuser: database.superuser.clone(),
+    };
+    let server = Server::serve(&through(&proxies[0], &queue), &through(&proxies[1], &target), &[]);
+    assert_eq!(server.client.query("SELECT 1", &json!([]))["state"], "succeeded");
+    let (lost, back) = ("a database can't be reached any more", "a database can be reached again");
+    for (n, proxy) in proxies.iter().enumerate().rev() {
+        let count = |words: &str| server.log().lines().filter(|line| line.contains(words)).count();
+        let before = (count(lost), count(back));
+        proxy.set(Mode::Refuse);
+        proxy.cut();
+        let job = json!({"kind": "query", "args": {"sql": "SELECT 1"}});
+        let mut ids = Vec::new();
+        eventually("the loss is noticed", || {
+            if n == 1 {
+                ids.push(server.client.submit(&job));
+            }
+            server.client.get("/v1/jobs");
+            count(lost) > before.0
+        });
+        let (tries, since) = (proxy.accepted(), Instant::now());
+        eventually("it was tried again and again", || {
+            server.client.get("/v1/jobs");
+            proxy.accepted() > tries + 8 || (n == 1 && since.elapsed() > Duration::from_secs(12))
+        });
+        proxy.set(Mode::Pass);
+        eventually("the return is noticed", || {
+            if n == 1 {
+                queue.run("UPDATE jobs SET run_at = now() WHERE state = 'scheduled'");
+            }
+            server.client.get("/v1/jobs");
+            count(back) > before.1
+        });
+        eventually("it serves again", || server.client.get("/readyz").status == 200);
+        for id in ids {
+            eventually("the job runs", || {
+                queue.run("UPDATE jobs SET run_at = now() WHERE state = 'scheduled'");
+                server.client.job(&id)["state"] == "succeeded"
+            });
+        }
+        assert_eq!((count(lost), count(back)), (before.0 + 1, before.1 + 1), "{}", server.log());
+    }
+    // Each part of the process says once what it means for it, at most twice when it met a dead connection afterwards.
+    let log = server.log();
+    let heads: Vec<&str> = log.lines().filter_map(what_was_said).collect();
+    for head in &heads {
+        let count = heads.iter().filter(|other| *other == head).count();
+        assert!(count <= 2, "{count} times {head}: {log}");
+    }
+    assert_eq!(heads.iter().filter(|head| head.contains("a request failed")).count(), 1, "{log}");
+    assert!(!log.contains("connecting fails") && !log.contains("s3cret"), "{log}");
 }

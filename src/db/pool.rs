@@ -12,7 +12,7 @@ use diesel::{Connection, RunQueryDsl};
 
 use crate::db::error::DbError;
 use crate::db::line;
-use crate::db::reach::Source;
+use crate::db::reach::{ConnectError, Source};
 use crate::db::vet::vet;
 use crate::dsn::Dsn;
 use crate::metrics::{Metrics, PoolUse};
@@ -191,7 +191,7 @@ pub fn build(manager: Manager, size: u32, name: &str, wait: Duration, metrics: &
 }
 
 /// As [`build()`], of any connections; who asks says how long it waits.
-pub(super) fn build_any<M: r2d2::ManageConnection>(
+pub(super) fn build_any<M: r2d2::ManageConnection<Error: ConnectError>>(
     manager: M,
     size: u32,
     name: &str,
@@ -201,7 +201,7 @@ pub(super) fn build_any<M: r2d2::ManageConnection>(
     builder(size, name).event_handler(Box::new(counts)).build_unchecked(manager)
 }
 
-fn builder<M: r2d2::ManageConnection>(size: u32, name: &str) -> r2d2::Builder<M> {
+fn builder<M: r2d2::ManageConnection<Error: ConnectError>>(size: u32, name: &str) -> r2d2::Builder<M> {
     r2d2::Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
@@ -210,16 +210,19 @@ fn builder<M: r2d2::ManageConnection>(size: u32, name: &str) -> r2d2::Builder<M>
         .error_handler(Box::new(LogRarely { name: name.to_owned(), last: Mutex::new(None) }))
 }
 
-/// r2d2's own handler logs each failed attempt, connection string included. This one says at most once a minute
-/// that connecting fails; the pool's users say what it means for them.
+/// r2d2's own handler logs each failed attempt, connection string included. That a database can't be reached is said by
+/// its [`Source`]; of what else fails, this one says at most once a minute that it does.
 #[derive(Debug)]
 struct LogRarely {
     name: String,
     last: Mutex<Option<Instant>>,
 }
 
-impl<E: std::fmt::Display> r2d2::HandleError<E> for LogRarely {
+impl<E: std::fmt::Display + ConnectError> r2d2::HandleError<E> for LogRarely {
     fn handle_error(&self, error: E) {
+        if error.trouble().is_some() {
+            return;
+        }
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_none_or(|at| at.elapsed() >= Duration::from_secs(60)) {
             *last = Some(Instant::now());

@@ -4,6 +4,8 @@
 //! After a failure nobody tries before a jittered, growing pause is over; whoever asks meanwhile is refused at once,
 //! with the last reason. Then one tries, and the first success lets everybody in, one after the other in a moment's
 //! time. So a database that is away, starting or full isn't stormed, and is found again within about two seconds.
+//!
+//! Once it was reached, its loss is logged, and its return: one line each, however many connections find out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,6 +25,8 @@ const ALONE: Duration = Duration::from_millis(1_500);
 const RUSH: Duration = Duration::from_secs(1);
 /// How far.
 const STAGGER: Duration = Duration::from_millis(100);
+/// For so long after a return a new loss isn't logged: a server without free slots comes and goes.
+const SETTLING: Duration = Duration::from_secs(10);
 
 /// A database, and how this process reaches it.
 #[derive(Clone, Debug)]
@@ -153,6 +157,42 @@ struct Inner {
     not_before: Option<Instant>,
     trying: Option<Instant>,
     recovered: Option<Instant>,
+    log: Log,
+}
+
+/// What was said of the database.
+#[derive(Debug, Default)]
+enum Log {
+    /// Nothing: it was never reached. Whoever starts says so.
+    #[default]
+    New,
+    /// It could be reached, since then.
+    Reached(Instant),
+    /// That it is away, since then.
+    Lost(Instant),
+}
+
+impl Log {
+    fn failed(&mut self, now: Instant, reason: &str) {
+        if let Log::Reached(since) = self
+            && now.saturating_duration_since(*since) >= SETTLING
+        {
+            *self = Log::Lost(now);
+            log::warn!("a database can't be reached any more, and is tried again: {reason}");
+        }
+    }
+
+    fn succeeded(&mut self, now: Instant, reason: &str) {
+        match self {
+            Log::Reached(_) => {}
+            Log::New => *self = Log::Reached(now.checked_sub(SETTLING).unwrap_or(now)),
+            Log::Lost(since) => {
+                let seconds = now.saturating_duration_since(*since).as_secs();
+                *self = Log::Reached(now);
+                log::info!(seconds = seconds; "a database can be reached again; before, {reason}");
+            }
+        }
+    }
 }
 
 /// The right to try once.
@@ -190,27 +230,32 @@ impl Reach {
     }
 
     fn failed(&self, turn: &Turn, reason: String) {
+        let now = Instant::now();
         let mut inner = self.lock();
         inner.trying = None;
         // Those that began together fail together: that is one failure.
         if inner.outcomes == turn.outcomes {
             inner.outcomes += 1;
             inner.failures = inner.failures.saturating_add(1);
+            inner.log.failed(now, &reason);
             inner.reason = reason;
-            inner.not_before = Some(Instant::now() + pause(inner.failures));
+            inner.not_before = Some(now + pause(inner.failures));
         }
         drop(inner);
         self.changed.notify_all();
     }
 
     fn succeeded(&self) {
-        let mut inner = self.lock();
+        let now = Instant::now();
+        let mut locked = self.lock();
+        let inner = &mut *locked;
         inner.trying = None;
         inner.outcomes += 1;
         if std::mem::take(&mut inner.failures) > 0 {
-            inner.recovered = Some(Instant::now());
+            inner.recovered = Some(now);
         }
-        drop(inner);
+        inner.log.succeeded(now, &inner.reason);
+        drop(locked);
         self.changed.notify_all();
     }
 
@@ -280,6 +325,26 @@ mod tests {
         reach.lock().not_before = Some(Instant::now() + Duration::from_secs(60));
         let outcome = reach.connect(Duration::ZERO, || -> Result<(), DbError> { panic!("it was tried") });
         assert!(matches!(outcome, Err(DbError::Unavailable(reason)) if reason == "it is away"));
+    }
+
+    #[test]
+    fn a_loss_is_said_once_and_only_of_what_was_there() {
+        let start = Instant::now();
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        let lost = |log: &Log| matches!(log, Log::Lost(_));
+        let mut log = Log::New;
+        log.failed(after(0), "it never was");
+        assert!(!lost(&log));
+        log.succeeded(after(1), "");
+        log.failed(after(1), "gone");
+        log.failed(after(2), "gone");
+        assert!(matches!(log, Log::Lost(since) if since == after(1)));
+        log.succeeded(after(60), "gone");
+        // It comes and goes: that is said when it stays away.
+        log.failed(after(61), "gone");
+        assert!(!lost(&log));
+        log.failed(after(71), "gone");
+        assert!(lost(&log));
     }
 
     #[test]

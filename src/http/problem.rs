@@ -265,20 +265,21 @@ impl From<DbError> for Problem {
     }
 }
 
-/// Between two lines about the same outage.
-const OUTAGE_LOG_EVERY: Duration = Duration::from_secs(10);
+/// So long without a failed request, and the next one belongs to another outage.
+const OUTAGE_IS_OVER_AFTER: Duration = Duration::from_secs(10);
 
-/// Warns of a request that failed because the database is away. In an outage every request does, at once: one line in
-/// ten seconds says so, with how many there were.
+/// Warns of a request that failed because the database is away. In an outage every request does, at once: the first one
+/// is said, and with the first one of the next outage how many weren't.
 pub(super) fn warn_of_outage(what: &str, reason: &str) {
     static LAST: Mutex<(Option<Instant>, u64)> = Mutex::new((None, 0));
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    let (at, silent) = *last;
-    if at.is_some_and(|at| at.elapsed() < OUTAGE_LOG_EVERY) {
-        last.1 = silent.saturating_add(1);
+    let goes_on = last.0.is_some_and(|at| at.elapsed() < OUTAGE_IS_OVER_AFTER);
+    last.0 = Some(Instant::now());
+    if goes_on {
+        last.1 = last.1.saturating_add(1);
         return;
     }
-    *last = (Some(Instant::now()), 0);
+    let silent = std::mem::take(&mut last.1);
     drop(last);
     log::warn!(unlogged = silent; "{what}: {reason}");
 }

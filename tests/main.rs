@@ -26,3 +26,4 @@ mod query;
 mod results;
 mod roles;
 mod secrets;
+mod tls;

@@ -61,6 +61,9 @@ fn every_dialect_means_the_same_database() {
         "postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=system",
         "postgresql://u:p@%2Frun%2Fpostgresql/d",
         "postgresql://u@[::1]:5433/d",
+        "postgresql://u@[::1],[::2]/d",
+        "postgresql://u@[fe80::1%25eth0]/d",
+        "postgresql://u@%2Fcloudsql%2Fp%3Ar%3Ai/d",
         "dbname=d user=u password='p w' host=h sslmode=disable",
     ];
     let cases = cases();
@@ -91,7 +94,10 @@ fn every_dialect_means_the_same_database() {
 fn tls_is_never_weaker_than_what_was_asked_for() {
     for (text, mode, roots) in [
         ("jdbc:postgresql://h/d?ssl=true", Some("verify-full"), None),
-        ("jdbc:postgresql://h/d?ssl=true&sslmode=require", Some("verify-full"), None),
+        ("jdbc:postgresql://h/d?ssl=true&sslmode=require", Some("require"), None),
+        ("jdbc:postgresql://h/d?sslmode=REQUIRE", None, None),
+        ("postgresql://h/d?sslrootcert=/ca.pem&connectionTimeoutMillis=1000", Some("verify-full"), Some("/ca.pem")),
+        ("postgresql+asyncpg://h/d?direct_tls=true", Some("require"), None),
         ("jdbc:postgresql://h/d?ssl=true&sslfactory=org.postgresql.ssl.NonValidatingFactory", Some("require"), None),
         ("postgresql://h/d?ssl=true", Some("require"), None),
         ("postgresql+asyncpg://h/d?ssl=verify-full", Some("verify-full"), None),
@@ -104,7 +110,10 @@ fn tls_is_never_weaker_than_what_was_asked_for() {
         ("postgresql://h/d?sslmode=disable&ssl=require", Some("require"), None),
         ("postgresql://h/d?sslmode=require", Some("require"), None),
     ] {
-        let dsn = dsn::read(text, pq::parameters()).unwrap_or_else(|e| panic!("{text}: {e}")).dsn;
+        let Ok(Reading { dsn, .. }) = dsn::read(text, pq::parameters()) else {
+            assert_eq!(mode, None, "{text} is refused");
+            continue;
+        };
         assert_eq!((dsn.get("sslmode"), dsn.get("sslrootcert")), (mode, roots), "{text}");
     }
     assert!(dsn::read("postgresql://h/d?sslmode=require&sslrootcert=system", pq::parameters()).is_err());
@@ -127,6 +136,15 @@ fn parameters_of_other_drivers_find_their_place() {
         ),
         ("jdbc:postgresql://a,b/d?targetServerType=preferSecondary", "target_session_attrs", "prefer-standby"),
         ("jdbc:postgresql:d", "host", "localhost"),
+        ("jdbc:postgresql:/", "host", "localhost"),
+        ("postgresql+psycopg2://u@/d?host=::1&host=fe80::1", "host", "::1,fe80::1"),
+        ("postgresql+asyncpg://u:p@/d?host=/cloudsql/p:r:i/.s.PGSQL.5432", "host", "/cloudsql/p:r:i"),
+        ("postgresql://u:p@localhost/d?host=/var/run/postgresql&schema=s", "host", "/var/run/postgresql"),
+        ("postgresql://h/d?schema=Sales", "options", "-c search_path=\"Sales\""),
+        ("postgresql://h/d?statement_timeout=5&options=-c%20jit%3Doff", "options", "-c jit=off -c statement_timeout=5"),
+        ("postgresql://u@h/d?password=a+b&command_timeout=5", "password", "a b"),
+        ("postgresql://h/d?options=-c%20search_path=x", "options", "-c search_path=x"),
+        ("host=h\nuser=u\tdbname=d", "user", "u"),
         ("jdbc:postgresql://h/d?ApplicationName=my+app", "application_name", "my app"),
         ("postgresql://h/d?application_name=my+app", "application_name", "my+app"),
         ("postgresql://h/d?connectionTimeoutMillis=1500", "connect_timeout", "2"),
@@ -138,7 +156,8 @@ fn parameters_of_other_drivers_find_their_place() {
         match dsn::read(text, pq::parameters()) {
             Ok(reading) => {
                 assert_eq!(reading.dsn.get(keyword), Some(value), "{text}");
-                assert!(!reading.changes.is_empty() || text.contains("application_name"), "{text}");
+                let own = text.contains("application_name") || text.starts_with("host=");
+                assert!(!reading.changes.is_empty() || own, "{text}");
             }
             Err(error) => assert!(value.is_empty() && error.code == Code::Malformed, "{text}: {error}"),
         }
@@ -246,7 +265,7 @@ const MARKS: [&str; 22] = [
     "\u{200b}",
 ];
 /// Places where a password stands, rightly or wrongly, `S` being the password and `|` any mark between.
-const PLACES: [&str; 52] = [
+const PLACES: [&str; 59] = [
     "postgresql://u:S@h/d",
     "postgres://u:S@h:5432/d?sslmode=require",
     "postgresql+asyncpg://u:S@h/d",
@@ -299,9 +318,24 @@ const PLACES: [&str; 52] = [
     "\"postgresql://u:S@h/d",
     "postgresql://u|S@h/d",
     "postgresql://u:S@h/d?options=-c nope",
+    "host=//u:S@h/d",
+    "postgresql://?host=//u:S@h/d",
+    "host=u:S",
+    "hostaddr=u:S@h",
+    "service=u:S@h",
+    "host=h application_name=a;pass=S",
+    "host=h application_name=x|password=S",
 ];
 
-fn broken(random: &mut rand::rngs::StdRng) -> (String, String) {
+/// A string with a password somewhere.
+struct Broken {
+    text: String,
+    secret: String,
+    /// The `@` that ended a password was cut off.
+    cut: bool,
+}
+
+fn broken(random: &mut rand::rngs::StdRng) -> Broken {
     let mut piece = |least: usize| -> String {
         let length = random.random_range(least..least + 6);
         (0..length).map(|_| ALPHABET[random.random_range(0..ALPHABET.len())]).collect()
@@ -322,19 +356,23 @@ fn broken(random: &mut rand::rngs::StdRng) -> (String, String) {
     };
     let place = PLACES[random.random_range(0..PLACES.len())].replace('|', mark(random));
     let mut text = place.replace('S', "\u{0}").replace('\u{0}', &written);
+    let mut cut = false;
     if random.random_range(0..8) == 0 {
         // Cut off anywhere.
         let end = random.random_range(0..=text.chars().count());
+        cut = place.contains("S@") || place.contains("@h");
         text = text.chars().take(end).collect();
     }
-    (text, secret)
+    // Without an end of its own: whatever `@` is in it, ends it.
+    cut |= place == "postgresql://u:S";
+    Broken { text, secret, cut }
 }
 
-/// No four characters of the secret in a row, and no two bytes of it encoded.
+/// No four characters of the secret in a row, and no three bytes of it encoded.
 #[track_caller]
-fn clean(shown: &str, secret: &str, text: &str) {
+fn clean(shown: &str, Broken { text, secret, cut }: &Broken) {
+    let cut = *cut;
     // Without the `@` that ended it, this is rightly another database's string.
-    let cut = text.matches('@').count() <= secret.matches('@').count();
     if cut && (secret.contains(['@', '/']) || text.contains(',')) {
         return;
     }
@@ -346,8 +384,8 @@ fn clean(shown: &str, secret: &str, text: &str) {
     }
     let bytes = secret.bytes().map(|byte| format!("%{byte:02X}")).collect::<Vec<_>>();
     let upper = shown.to_uppercase();
-    for two in bytes.windows(3) {
-        assert!(!upper.contains(&two.concat()), "{secret} in {text} is shown encoded: {shown}");
+    for three in bytes.windows(3) {
+        assert!(!upper.contains(&three.concat()), "{secret} in {text} is shown encoded: {shown}");
     }
 }
 
@@ -357,8 +395,8 @@ fn no_piece_of_a_password_is_ever_shown() {
     let mut random = rand::rngs::StdRng::seed_from_u64(20_261_125);
     let mut outcomes = [0_u32; 3];
     for _ in 0..60_000 {
-        let (text, secret) = broken(&mut random);
-        let outcome = dsn::read(&text, pq::parameters());
+        let broken = broken(&mut random);
+        let outcome = dsn::read(&broken.text, pq::parameters());
         let mut shown = format!("{outcome:?}");
         match &outcome {
             Ok(Reading { dsn, changes, driver }) => {
@@ -373,7 +411,7 @@ fn no_piece_of_a_password_is_ever_shown() {
             Err(error) => shown += &error.to_string(),
         }
         outcomes[["accept", "translate", "refuse"].iter().position(|w| *w == word(&outcome)).unwrap()] += 1;
-        clean(&shown, &secret, &text);
+        clean(&shown, &broken);
     }
     assert!(outcomes.iter().all(|count| *count > 1_000), "{outcomes:?}");
 }
@@ -382,8 +420,8 @@ fn no_piece_of_a_password_is_ever_shown() {
 fn the_program_shows_no_piece_of_a_password_either() {
     use rand::SeedableRng;
     let mut random = rand::rngs::StdRng::seed_from_u64(4_711);
-    let broken: Vec<(String, String)> = (0..2_000).map(|_| broken(&mut random)).collect();
-    let lines: String = broken.iter().map(|(text, _)| json!(text).to_string() + "\n").collect();
+    let broken: Vec<Broken> = (0..2_000).map(|_| broken(&mut random)).collect();
+    let lines: String = broken.iter().map(|broken| json!(broken.text).to_string() + "\n").collect();
     let mut child = program()
         .args(["dsn", "--lines", "-"])
         .stdin(Stdio::piped())
@@ -399,11 +437,12 @@ fn the_program_shows_no_piece_of_a_password_either() {
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
     let shown = String::from_utf8(output.stdout).unwrap();
     assert_eq!(shown.lines().count(), broken.len());
-    for (line, (text, secret)) in shown.lines().zip(&broken) {
-        clean(line, secret, text);
+    for (line, broken) in shown.lines().zip(&broken) {
+        clean(line, broken);
     }
     // A setting, with everything logged, and an argument that is none.
-    for (text, secret) in broken.iter().filter(|(text, _)| !text.contains('\0')).take(25) {
+    for broken in broken.iter().take(25) {
+        let (text, secret) = (&broken.text, &broken.secret);
         let serve = program()
             .args(["serve", "--print-config", "--target", "default=T"])
             .env("SLOWLANE_DATABASE_URL", text)
@@ -415,8 +454,17 @@ fn the_program_shows_no_piece_of_a_password_either() {
             .args(["serve", &format!("--x=postgresql://u:{}@h/d", secret.replace('\0', ""))])
             .output()
             .unwrap();
-        for output in [serve, misplaced] {
-            clean(&(String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr)), secret, text);
+        // A setting that is none of them, and a string that the shell took apart.
+        let setting = |name: &str| program().args(["serve", "--print-config"]).env(name, text).output().unwrap();
+        let split = program().arg("dsn").args(["host=h", &format!("pwd={secret}")]).output().unwrap();
+        let wrong =
+            ["SLOWLANE_LISTEN", "SLOWLANE_WORKERS", "SLOWLANE_CONFIG", "SLOWLANE_LOG", "SLOWLANE_API_TOKEN_FILE"]
+                .map(setting);
+        for output in [serve, misplaced, split].into_iter().chain(wrong) {
+            clean(
+                &format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+                broken,
+            );
         }
     }
 }

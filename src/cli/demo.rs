@@ -8,7 +8,7 @@ use diesel::pg::{CopyFormat, CopyHeader, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 
-use crate::cli::{Failure, dsn_reader, strict_by_variable};
+use crate::cli::{Failure, plain_dsn_reader};
 use crate::config;
 use crate::db::pool::Manager;
 use crate::dsn::Dsn;
@@ -96,7 +96,7 @@ impl Demo {
     /// When the database can't be used, or holds tables of the same names that aren't the demo's.
     pub fn run(self) -> Result<(), Failure> {
         let Demo::Load(place) = self;
-        let target = config::demo_database(place.database_url.as_deref(), dsn_reader(strict_by_variable()?))?;
+        let target = config::demo_database(place.database_url.as_deref(), plain_dsn_reader(&config::File::default())?)?;
         match load(&target)? {
             Some(rows) => println!("loaded {rows} rows"),
             None => println!("already there"),

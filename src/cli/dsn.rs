@@ -2,7 +2,7 @@
 //!
 //! Opens no connection. Prints a password only when it is asked for by name.
 
-use std::io::{self, BufRead, IsTerminal, Read};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -30,10 +30,10 @@ pub struct Explain {
     #[arg(long, value_name = "NAME")]
     env: Option<String>,
     /// Print one JSON object
-    #[arg(long)]
+    #[arg(long, conflicts_with = "show_password")]
     json: bool,
     /// With `-`: one string a line, as a JSON string; one JSON object a line comes out
-    #[arg(long)]
+    #[arg(long, conflicts_with = "show_password")]
     lines: bool,
     /// Print the password too
     #[arg(long)]
@@ -120,7 +120,7 @@ impl Looked {
         }
     }
 
-    fn print(&self, with_password: bool) {
+    fn print(&self, out: &mut impl Write, with_password: bool) -> io::Result<()> {
         let paint = Paint(io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
         let report = self.report();
         let colour = match report.outcome {
@@ -128,32 +128,35 @@ impl Looked {
             "translate" => "33",
             _ => "31",
         };
-        println!("{} {}", paint.of("1", "outcome:"), paint.of(colour, report.outcome));
+        writeln!(out, "{} {}", paint.of("1", "outcome:"), paint.of(colour, report.outcome))?;
         match &self.outcome {
-            Ok(reading) => println!("{} {}", paint.of("1", "written for:"), reading.driver),
+            Ok(reading) => writeln!(out, "{} {}", paint.of("1", "written for:"), reading.driver)?,
             Err(error) => {
-                println!("{} {}", paint.of("1", "code:"), error.code.as_str());
-                println!("{} {}", paint.of("1", "written for:"), error.driver);
-                println!("{} {}", paint.of("1", "what is wrong:"), error.message);
-                println!("{} {}", paint.of("1", "right would be:"), error.right);
-                return;
+                writeln!(out, "{} {}", paint.of("1", "code:"), error.code.as_str())?;
+                writeln!(out, "{} {}", paint.of("1", "written for:"), error.driver)?;
+                writeln!(out, "{} {}", paint.of("1", "what is wrong:"), error.message)?;
+                writeln!(out, "{} {}", paint.of("1", "right would be:"), error.right)?;
+                return Ok(());
             }
         }
         if !report.changes.is_empty() {
-            println!("{}", paint.of("1", "changes:"));
-            report.changes.iter().for_each(|change| println!("  {}: {}", change.name, change.text));
-        }
-        if let Some(trouble) = &self.trouble {
-            println!("{} {}", paint.of("31", "but:"), trouble.message);
-        }
-        println!("{}", paint.of("1", "the same database:"));
-        for rendering in self.outcome.iter().flat_map(|reading| dialects::all(&reading.dsn, with_password)) {
-            let text = rendering.text.as_deref().unwrap_or("(can't be reached by it)");
-            println!("  {}\n    {text}", rendering.name);
-            if !rendering.lost.is_empty() && rendering.text.is_some() {
-                println!("    without {}, for which it has no words", rendering.lost.join(", "));
+            writeln!(out, "{}", paint.of("1", "changes:"))?;
+            for change in &report.changes {
+                writeln!(out, "  {}: {}", change.name, change.text)?;
             }
         }
+        if let Some(trouble) = &self.trouble {
+            writeln!(out, "{} {}", paint.of("31", "but:"), trouble.message)?;
+        }
+        writeln!(out, "{}", paint.of("1", "the same database:"))?;
+        for rendering in self.outcome.iter().flat_map(|reading| dialects::all(&reading.dsn, with_password)) {
+            let text = rendering.text.as_deref().unwrap_or("(can't be reached by it)");
+            writeln!(out, "  {}\n    {text}", rendering.name)?;
+            if !rendering.lost.is_empty() && rendering.text.is_some() {
+                writeln!(out, "    without {}, for which it has no words", rendering.lost.join(", "))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -189,16 +192,26 @@ impl Explain {
             (None, text) => text.clone().unwrap_or_default(),
         };
         let looked = Looked::at(&text);
-        match self.json {
-            true => println!("{}", serde_json::to_string(&looked.report())?),
-            false => looked.print(self.show_password),
-        }
-        Ok(ExitCode::from(looked.status()))
+        let mut out = io::stdout().lock();
+        let written = match self.json {
+            true => writeln!(out, "{}", serde_json::to_string(&looked.report())?),
+            false => looked.print(&mut out, self.show_password),
+        };
+        ended(written, looked.status())
+    }
+}
+
+/// Whoever reads no more has seen enough.
+fn ended(written: io::Result<()>, status: u8) -> Result<ExitCode, Failure> {
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::from(status)),
     }
 }
 
 fn lines() -> Result<ExitCode, Failure> {
     let mut highest = 0;
+    let mut out = io::stdout().lock();
     for line in io::stdin().lock().lines() {
         let line = line.map_err(|_| "standard input is no text")?;
         if line.trim().is_empty() {
@@ -206,8 +219,10 @@ fn lines() -> Result<ExitCode, Failure> {
         }
         let text: String = serde_json::from_str(&line).map_err(|_| "a line isn't a JSON string")?;
         let looked = Looked::at(&text);
-        println!("{}", serde_json::to_string(&looked.report())?);
         highest = highest.max(looked.status());
+        if let Err(error) = writeln!(out, "{}", serde_json::to_string(&looked.report())?) {
+            return ended(Err(error), highest);
+        }
     }
     Ok(ExitCode::from(highest))
 }

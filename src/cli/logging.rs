@@ -30,8 +30,17 @@ pub fn start(config: &Config) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Starts to log warnings to standard error, for subcommands without settings.
+pub fn start_plain() {
+    // Started twice, it goes on as it was.
+    let _ = env_logger::Builder::new().filter_level(log::LevelFilter::Warn).try_init();
+}
+
 /// env_logger only prints what it can't read, and goes on without it.
 fn env_filter(filter: &str) -> Result<&str, Failure> {
+    if filter.contains("://") || filter.contains('@') {
+        return Err("log: expected levels; a connection string belongs elsewhere".into());
+    }
     let directives = filter.split('/').next().unwrap_or_default().split(',').filter(|part| !part.trim().is_empty());
     for directive in directives {
         let level = directive.rsplit('=').next().unwrap_or_default().trim();
@@ -39,7 +48,8 @@ fn env_filter(filter: &str) -> Result<&str, Failure> {
         let is_module =
             !directive.contains('=') && level.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c));
         if !is_level && (!is_module || directive == filter) {
-            return Err(format!("log: {level:?} is no level; expected off, error, warn, info, debug or trace").into());
+            // Not repeated: whatever stands there may be meant for another setting.
+            return Err("log: expected off, error, warn, info, debug or trace, or such levels by module".into());
         }
     }
     Ok(filter)

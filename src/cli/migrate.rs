@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use crate::cli::{Failure, dsn_reader, strict_by_variable};
+use crate::cli::{Failure, plain_dsn_reader};
 use crate::config::{Connections, File};
 use crate::db::pool::{Manager, Purpose};
 use crate::db::{migrations, roles};
@@ -49,7 +49,7 @@ impl Where {
     fn manager(self) -> Result<Manager, Failure> {
         let file = File::read(self.config.as_deref())?;
         let connections = Connections { database_url: self.database_url, ..Connections::default() };
-        Ok(manager(&connections.queue(&file, dsn_reader(strict_by_variable()?))?))
+        Ok(manager(&connections.queue(&file, plain_dsn_reader(&file)?)?))
     }
 }
 

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use clap::builder::Resettable;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config, Connections, DsnReader, File, Settings};
@@ -95,29 +96,45 @@ fn dsn_reader(strict: bool) -> DsnReader<'static> {
     DsnReader { table: pq::parameters(), surroundings: surroundings(), strict }
 }
 
-/// `SLOWLANE_DSN_STRICT`, for subcommands without settings.
-fn strict_by_variable() -> Result<bool, Failure> {
-    match config::variable("SLOWLANE_DSN_STRICT") {
-        Some(text) => text.parse().map_err(|_| "SLOWLANE_DSN_STRICT: expected true or false".into()),
-        None => Ok(false),
-    }
+/// For subcommands without settings of their own: `SLOWLANE_DSN_STRICT`, then the file; what is read is logged.
+fn plain_dsn_reader(file: &File) -> Result<DsnReader<'static>, Failure> {
+    logging::start_plain();
+    let strict = match config::variable("SLOWLANE_DSN_STRICT") {
+        Some(text) => text.parse().map_err(|_| "SLOWLANE_DSN_STRICT: expected true or false")?,
+        None => file.settings.dsn_strict.unwrap_or(false),
+    };
+    Ok(dsn_reader(strict))
 }
 
-/// clap repeats what it doesn't understand, which may be a connection string in the wrong place.
+/// clap repeats what it doesn't understand, and the values of variables that it can't use: any of them may be a connection
+/// string, or a piece of one, in the wrong place. What is known to be ours is named, and nothing else.
 fn refuse_arguments(error: &clap::Error) -> ! {
-    let holds_a_secret = std::env::args_os().skip(1).any(|argument| {
-        let argument = argument.to_string_lossy().to_ascii_lowercase();
-        argument.contains("://") || argument.contains("password") || argument.contains('@')
-    });
-    if error.use_stderr() && holds_a_secret {
-        eprintln!(
-            "slowlane: the arguments can't be understood ({}); they aren't repeated, because one may be a connection \
-             string. A connection string belongs into a variable; see --help",
-            error.kind()
-        );
-        std::process::exit(2);
-    }
-    error.exit()
+    let named = |kind: ContextKind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let flag = named(ContextKind::InvalidArg);
+    let text = match error.kind() {
+        ErrorKind::UnknownArgument => {
+            let is_flag = |text: &&str| {
+                text.strip_prefix("--").is_some_and(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
+            };
+            let what = flag.filter(is_flag).map_or("an argument".to_owned(), |flag| format!("the flag {flag}"));
+            format!("{what} isn't known here; a connection string is one argument, in quotes, or better a variable")
+        }
+        ErrorKind::InvalidSubcommand => "there is no such subcommand".to_owned(),
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::InvalidUtf8 => {
+            let why = error.source().map_or(String::new(), |why| format!(": {why}"));
+            format!("the value of {} (or of its variable) can't be used{why}", flag.unwrap_or("an argument"))
+        }
+        ErrorKind::TooManyValues | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues | ErrorKind::NoEquals => {
+            format!("{} has too many values, or too few", flag.unwrap_or("an argument"))
+        }
+        // These name arguments as they are defined, and repeat none.
+        _ => error.exit(),
+    };
+    eprintln!("slowlane: {text}; see --help");
+    std::process::exit(2);
 }
 
 /// Reads the command line and does what it says.

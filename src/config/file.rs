@@ -12,7 +12,7 @@ pub const DEFAULT_FILE: &str = "slowlane.toml";
 /// What slowlane.toml says.
 #[derive(Default)]
 pub struct File {
-    pub(super) settings: Settings,
+    pub(crate) settings: Settings,
     pub(super) database_url: Option<String>,
     pub(super) api_token: Option<String>,
     data_dir: Option<String>,

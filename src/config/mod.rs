@@ -64,7 +64,7 @@ pub struct Roles {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("{0}: {1}")]
+    #[error("{shown}: {1}", shown = shown(.0))]
     File(PathBuf, String),
     /// A setting has no valid value.
     #[error("{0}: {1}")]
@@ -78,6 +78,12 @@ pub enum ConfigError {
     /// A setting that must be there isn't.
     #[error("{0}")]
     Missing(String),
+}
+
+/// A path for people; a connection string in its place isn't shown.
+fn shown(path: &std::path::Path) -> String {
+    let text = path.display().to_string();
+    if text.contains("://") || text.contains(['@', '=']) { "the file that is named".to_owned() } else { text }
 }
 
 /// What a variable holds. One that is set to nothing counts as unset.

@@ -22,16 +22,20 @@ impl DsnReader<'_> {
     pub fn read(&self, setting: &str, text: &str) -> Result<Dsn, ConfigError> {
         let refused = |error| ConfigError::Dsn(setting.to_owned(), error);
         let reading = dsn::read(text, self.table).map_err(refused)?;
-        if self.strict && !reading.changes.is_empty() {
-            let changes: Vec<&str> = reading.changes.iter().map(|change| change.text.as_str()).collect();
-            return Err(ConfigError::Translated(setting.to_owned(), changes.join("; "), reading.dsn.masked()));
+        let mut changes = Vec::new();
+        let within = reading.dsn.within(self.surroundings, self.table, &mut changes);
+        // A variable in effect, and a service that is looked up, are no other driver's words.
+        let foreign =
+            reading.changes.iter().chain(changes.iter().filter(|c| !["service", "variable"].contains(&c.name)));
+        let foreign: Vec<&str> = foreign.map(|change| change.text.as_str()).collect();
+        if self.strict && !foreign.is_empty() {
+            return Err(ConfigError::Translated(setting.to_owned(), foreign.join("; "), reading.dsn.masked()));
         }
         if !reading.changes.is_empty() {
             let (driver, masked) = (reading.driver, reading.dsn.masked());
             log::warn!("{setting} was written for {driver}, and is read as {masked}");
         }
-        let mut changes = Vec::new();
-        let dsn = reading.dsn.within(self.surroundings, self.table, &mut changes).map_err(refused)?;
+        let dsn = within.map_err(refused)?;
         for change in reading.changes.iter().chain(&changes) {
             log::info!("{setting}: {}", change.text);
         }

@@ -109,6 +109,7 @@ fn alchemy(
         parameters.remove("host");
         parameters.remove("port");
         for (host, port) in hosts {
+            let host = if host.contains(':') { format!("[{host}]") } else { host };
             let host = if port.is_empty() { host } else { format!("{host}:{port}") };
             pairs.push(("host".to_owned(), host));
         }
@@ -190,7 +191,6 @@ fn jdbc(parameters: &BTreeMap<String, String>) -> Rendering {
         "application_name" => Word::As("ApplicationName"),
         "connect_timeout" => Word::As("connectTimeout"),
         "channel_binding" => Word::As("channelBinding"),
-        "gssencmode" => Word::As("gssEncMode"),
         "krbsrvname" => Word::As("kerberosServerName"),
         "sslnegotiation" => Word::As("sslNegotiation"),
         "require_auth" => Word::As("requireAuth"),

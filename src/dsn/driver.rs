@@ -125,7 +125,7 @@ impl Driver {
 
     /// Its query parameters have `+` for a blank, as forms do.
     pub(super) fn plus_is_a_blank(self) -> bool {
-        !matches!(self, Driver::Libpq | Driver::Unknown | Driver::Prisma)
+        !matches!(self, Driver::Libpq | Driver::Unknown)
     }
 
     /// It verifies the server's certificate when it is only told to use TLS.

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use crate::dsn::foreign::strength;
-use crate::dsn::{Change, Dsn, DsnError, Parameter, Secret};
+use crate::dsn::raw::Raw;
+use crate::dsn::translate::translate;
+use crate::dsn::{Change, Driver, Dsn, DsnError, Parameter, Secret};
 
 /// libpq's surroundings of a process.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +89,11 @@ impl Dsn {
             let Some(value) = surroundings.variable(variable) else { continue };
             dsn.add_variable(&parameter.keyword, variable, value, changes);
         }
+        for variable in ["PGTZ", "PGDATESTYLE", "PGGEQO"] {
+            if surroundings.variable(variable).is_some() {
+                changes.push(Change::new("variable", format!("{variable} has no effect: say it in options")));
+            }
+        }
         super::translate::check(&dsn.parameters)?;
         Ok(dsn)
     }
@@ -103,11 +110,8 @@ impl Dsn {
                 "its service is defined nowhere: libpq looks into PGSERVICEFILE or ~/.pg_service.conf, then into PGSYSCONFDIR",
             ));
         };
-        // A value with a blank or a quote is whole on its line.
-        let quote = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
-        let text: String = pairs.iter().map(|(keyword, value)| format!("{keyword}='{}' ", quote(value))).collect();
-        let service = super::read(text.trim_end(), table)?;
-        changes.extend(service.changes);
+        let raw = Raw { parameters: pairs, ..Raw::default() };
+        let service = translate(raw, Driver::Libpq, table, changes)?;
         let mut added = Vec::new();
         for (keyword, value) in service.dsn.parameters {
             if keyword == "service" {

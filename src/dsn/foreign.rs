@@ -133,6 +133,9 @@ pub const TABLE: &[Foreign] = &[
     of("pool_pre_ping", ANY, How::Pool),
     of("connection_limit", PRISMA, How::Pool),
     of("conn_max_age", DJANGO, How::Pool),
+    of("conn_health_checks", DJANGO, How::Pool),
+    of("max_connection_lifetime", PRISMA, How::Pool),
+    of("max_idle_connection_lifetime", PRISMA, How::Pool),
     of("max", NODE, How::Pool),
     of("min", NODE, How::Pool),
     of("idleTimeoutMillis", NODE, How::Pool),
@@ -168,7 +171,7 @@ pub const TABLE: &[Foreign] = &[
     of("readOnly", JDBC, How::Setting("default_transaction_read_only")),
     of("readOnlyMode", JDBC, CLIENT),
     of("kerberosServerName", JDBC, How::Renamed("krbsrvname")),
-    of("gssEncMode", JDBC, How::Renamed("gssencmode")),
+    of("gssEncMode", JDBC, How::Setting("gssencmode")),
     of("gssLib", JDBC, How::Renamed("gsslib")),
     of("channelBinding", JDBC, How::Renamed("channel_binding")),
     of("sslNegotiation", JDBC, How::Renamed("sslnegotiation")),
@@ -247,6 +250,44 @@ pub const SETTINGS: &[&str] = &[
     "max_parallel_workers_per_gather",
     "plan_cache_mode",
     "random_page_cost",
+    "seq_page_cost",
+    "cursor_tuple_fraction",
+    "default_statistics_target",
+    "geqo",
+    "enable_seqscan",
+    "enable_hashjoin",
+    "enable_mergejoin",
+    "enable_nestloop",
+    "enable_partitionwise_join",
+    "enable_partitionwise_aggregate",
+    "from_collapse_limit",
+    "join_collapse_limit",
+    "hash_mem_multiplier",
+    "max_parallel_workers",
+    "max_parallel_maintenance_workers",
+    "parallel_setup_cost",
+    "parallel_tuple_cost",
+    "constraint_exclusion",
+    "default_tablespace",
+    "temp_tablespaces",
+    "default_text_search_config",
+    "default_toast_compression",
+    "gin_fuzzy_search_limit",
+    "log_statement",
+    "log_min_duration_statement",
+    "session_replication_role",
+    "statement_timeout",
+    "temp_file_limit",
+    "xmloption",
+    "lc_messages",
+    "lc_monetary",
+    "lc_numeric",
+    "lc_time",
+    "deadlock_timeout",
+    "commit_delay",
+    "tcp_keepalives_idle",
+    "tcp_keepalives_interval",
+    "tcp_keepalives_count",
     "effective_cache_size",
 ];
 
@@ -274,6 +315,10 @@ pub(super) struct Tls {
     pub accept: Option<String>,
     /// node-postgres' `uselibpqcompat`.
     pub libpq_words: Option<String>,
+    /// asyncpg's `direct_tls`.
+    pub direct: bool,
+    /// It names a certificate, a key, or whom to trust.
+    pub files: bool,
     /// pgjdbc's `sslfactory` is one that checks nothing.
     pub unchecked: bool,
 }
@@ -308,6 +353,10 @@ impl Tls {
         let verifies = driver.verifies_by_default() && !libpq_words;
         for (name, word) in [("sslmode", &self.mode), ("ssl", &self.flag)] {
             let Some(word) = word else { continue };
+            // pgjdbc looks at ssl only where there is no sslmode.
+            if name == "ssl" && driver == Driver::Jdbc && self.mode.is_some() {
+                continue;
+            }
             match (word.as_str(), flag(word)) {
                 ("no-verify", _) => raise("require", false),
                 ("prefer" | "require" | "verify-ca" | "verify-full", _) if verifies => raise("verify-full", true),
@@ -327,6 +376,13 @@ impl Tls {
                 }
             }
         }
+        if self.direct {
+            raise("require", false);
+        }
+        // node-postgres turns TLS on as soon as it is given a file for it.
+        if verifies && self.files && self.mode.is_none() && self.flag.is_none() {
+            raise("verify-full", true);
+        }
         match self.accept.as_deref() {
             Some("strict") => raise("verify-full", true),
             Some("accept_invalid_certs") | None => {}
@@ -344,7 +400,7 @@ pub(super) fn seconds(value: &str, milliseconds: bool) -> Result<String, DsnErro
     if !(0.0..=1e6).contains(&seconds) {
         return Err(wrong());
     }
-    Ok(format!("{:.0}", seconds.ceil()))
+    Ok(format!("{:.0}", seconds.abs().ceil()))
 }
 
 /// Milliseconds from seconds.
@@ -411,6 +467,8 @@ pub(super) fn server_type(value: &str) -> Result<&'static str, DsnError> {
         "primary" | "master" => Ok("primary"),
         "secondary" | "slave" => Ok("standby"),
         "preferSecondary" | "preferSlave" => Ok("prefer-standby"),
+        // libpq has no such preference: every server will do, as it will for pgjdbc.
+        "preferPrimary" => Ok("any"),
         _ => Err(DsnError::malformed("targetServerType is any, primary, secondary or preferSecondary")),
     }
 }

@@ -120,23 +120,30 @@ pub fn read(text: &str, table: &[Parameter]) -> Result<Reading, DsnError> {
     let mut changes = Vec::new();
     let text = tidy::tidy(text, &mut changes)?;
     tidy::check_pasted(text, table).map_err(|(error, within)| error.right_is(within, table))?;
-    tidy::check_variables(text)?;
+    tidy::check_variables(text).map_err(|error| match scheme::classify(text, &mut Vec::new()) {
+        Ok((driver, _)) => error.written_for(driver),
+        Err(_) => error,
+    })?;
     let (driver, syntax) =
         scheme::classify(text, &mut changes).map_err(|error| with_what_would_be_right(error, text, table))?;
-    let raw = match syntax {
-        Syntax::Url(rest) => tidy::check_quotes(text).and_then(|()| raw::url(rest, driver.plus_is_a_blank())),
-        Syntax::Database(rest) => {
-            tidy::check_quotes(text).and_then(|()| raw::url(&format!("/{rest}"), driver.plus_is_a_blank()))
-        }
-        Syntax::KeyValue(rest) => raw::key_value(rest),
+    let take_apart = |driver: Driver| {
+        let raw = match syntax {
+            Syntax::Url(rest) => tidy::check_quotes(text).and_then(|()| raw::url(rest, driver.plus_is_a_blank())),
+            Syntax::Database(rest) => {
+                tidy::check_quotes(text).and_then(|()| raw::url(&format!("/{rest}"), driver.plus_is_a_blank()))
+            }
+            Syntax::KeyValue(rest) => raw::key_value(rest),
+        };
+        raw.map_err(|error| error.written_for(driver))
     };
-    let raw = raw.map_err(|error| error.written_for(driver))?;
+    let raw = take_apart(driver)?;
+    // Its parameters may show another driver, which reads the query by other rules.
+    let (raw, driver) = match translate::shown_by(&raw, driver) {
+        shown if shown == driver => (raw, driver),
+        shown => (take_apart(shown)?, shown),
+    };
     let translated = translate::translate(raw, driver, table, &mut changes)?;
-    let mut dsn = translated.dsn;
-    if translated.driver == Driver::Jdbc && !dsn.parameters.contains_key("host") {
-        dsn.parameters.insert("host".to_owned(), "localhost".to_owned());
-    }
-    Ok(Reading { dsn, driver: translated.driver, changes })
+    Ok(Reading { dsn: translated.dsn, driver: translated.driver, changes })
 }
 
 /// A string whose scheme alone is wrong is right with another one.
@@ -268,8 +275,9 @@ impl Dsn {
         let visible = match keyword {
             _ if self.secrets.iter().any(|secret| secret == keyword) => false,
             "user" | "dbname" => plain(&['@']),
+            "service" => plain(&[]),
             "host" | "hostaddr" => plain(&['/', ':', ',', '%', '@']),
-            _ => true,
+            _ => !value.contains(char::is_control),
         };
         if visible { value.to_owned() } else { "***".to_owned() }
     }

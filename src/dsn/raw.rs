@@ -22,6 +22,8 @@ pub(super) enum Oddity {
     RawBlank,
     /// A `+` in `options` that stands for a blank.
     PlusInOptions,
+    /// A second `=`, which libpq refuses.
+    RawEquals,
     /// A raw `@` behind the `?`: the host before it may be a piece of a password that has both.
     AtInQuery,
 }
@@ -57,6 +59,9 @@ pub(super) fn url(rest: &str, plus_is_a_blank: bool) -> Result<Raw, DsnError> {
             pair.split_once('=').ok_or_else(|| DsnError::malformed("a parameter behind the `?` has no value"))?;
         if value.contains(char::is_whitespace) || keyword.contains(char::is_whitespace) {
             return Err(DsnError::malformed("a blank in a URL is written %20"));
+        }
+        if value.contains('=') {
+            raw.oddities.push(Oddity::RawEquals);
         }
         let keyword = decode(keyword, &mut Vec::new())?;
         let in_options = keyword == "options" && value.contains('+');
@@ -166,7 +171,8 @@ fn decode(text: &str, oddities: &mut Vec<Oddity>) -> Result<String, DsnError> {
         let value = digit()? * 16 + digit()?;
         bytes.push(u8::try_from(value).ok().filter(|value| *value != 0).ok_or_else(invalid)?);
     }
-    String::from_utf8(bytes).map_err(|_| invalid())
+    String::from_utf8(bytes)
+        .map_err(|_| DsnError::new(Code::InvalidPercentEncoding, "the bytes behind `%` are no UTF-8"))
 }
 
 /// Anything with a scheme would be read by libpq as a parameter of a strange name.

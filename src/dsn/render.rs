@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use crate::dsn::translate::is_ipv6;
+
 /// `key='value' …`, with `\` and `'` escaped.
 pub(super) fn conninfo(parameters: &BTreeMap<String, String>) -> String {
     let quoted = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
@@ -66,7 +68,7 @@ pub(super) fn hosts_and_ports(parameters: &BTreeMap<String, String>) -> Vec<(Str
 
 fn hosts(parameters: &BTreeMap<String, String>) -> String {
     let rendered = hosts_and_ports(parameters).into_iter().map(|(host, port)| {
-        let host = if host.contains(':') { format!("[{host}]") } else { encode(&host) };
+        let host = if is_ipv6(&host) { format!("[{}]", encode(&host).replace("%3A", ":")) } else { encode(&host) };
         if port.is_empty() { host } else { format!("{host}:{port}") }
     });
     rendered.collect::<Vec<_>>().join(",")

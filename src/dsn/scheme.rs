@@ -17,7 +17,7 @@ pub(super) enum Syntax<'t> {
 }
 
 /// Databases, protocols and drivers whose names people write as a scheme, and what to say of them.
-const OTHERS: [(&str, &str); 34] = [
+const OTHERS: [(&str, &str); 35] = [
     ("mysql", "MySQL"),
     ("mariadb", "MariaDB"),
     ("sqlite", "SQLite"),
@@ -50,7 +50,8 @@ const OTHERS: [(&str, &str); 34] = [
     ("psycopg", "psycopg"),
     ("psycopg2", "psycopg2"),
     ("pg8000", "pg8000"),
-    ("pg", "an abbreviation"),
+    ("pg", "a short form"),
+    ("r2dbc", "R2DBC"),
     ("timescaledb", "TimescaleDB"),
 ];
 
@@ -169,8 +170,6 @@ fn jdbc<'t>(rest: &'t str, changes: &mut Vec<Change>) -> Result<(Driver, Syntax<
             DsnError::malformed("two slashes come before the host: jdbc:postgresql://").written_for(Driver::Jdbc)
         );
     }
-    // Without a host, pgjdbc takes this machine's.
-    changes.push(Change::new("host", "the host is localhost, which pgjdbc takes where none is named"));
     Ok((Driver::Jdbc, Syntax::Database(rest.trim_start_matches('/'))))
 }
 

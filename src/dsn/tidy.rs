@@ -42,7 +42,10 @@ pub(super) fn tidy<'t>(text: &'t str, changes: &mut Vec<Change>) -> Result<&'t s
     if rest.is_empty() {
         return Err(DsnError::new(Code::Empty, "the connection string is empty"));
     }
-    if rest.contains(|c: char| c.is_control() || is_invisible(c)) {
+    // Pairs may stand on lines of their own.
+    let pairs = !rest.contains("://") && super::raw::looks_like_key_value(rest);
+    let is_wrong = |c: char| is_invisible(c) || (c.is_control() && !(pairs && c.is_ascii_whitespace()));
+    if rest.contains(is_wrong) {
         return Err(DsnError::malformed("a line end or an invisible character stands within it"));
     }
     Ok(rest)
@@ -93,7 +96,8 @@ fn assigned<'t>(text: &'t str, table: &[Parameter]) -> Option<&'t str> {
     });
     let keyword = rest.starts_with('=')
         && value.split_once('=').is_some_and(|(word, _)| table.iter().any(|known| known.keyword == word));
-    let is_one = (scheme || keyword) && !name.eq_ignore_ascii_case("jdbc");
+    let other = ["jdbc", "r2dbc"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    let is_one = (scheme || keyword) && !other;
     is_one.then(|| value.trim_end_matches(['"', '\'', ';', ',']))
 }
 
@@ -104,7 +108,7 @@ pub(super) fn check_variables(text: &str) -> Result<(), DsnError> {
         .iter()
         .any(|(open, close)| text.find(open).is_some_and(|at| text.get(at..).is_some_and(|rest| rest.contains(close))));
     // What was cut off within a variable is one too.
-    if has || text.contains("${") || text.contains("$(") || names_a_variable(text) {
+    if has || text.contains("${") || names_a_variable(text) {
         return Err(DsnError::new(
             Code::UnexpandedVariable,
             "a variable in it was not replaced by its value: whatever was to do that didn't run, or doesn't know it",

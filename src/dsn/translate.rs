@@ -1,6 +1,7 @@
 //! Pairs to libpq's parameters: each foreign one is renamed, converted, dropped by name, or refused.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::dsn::foreign::{self, How, Tls};
 use crate::dsn::raw::{self, Oddity, Raw};
@@ -43,11 +44,11 @@ pub(super) fn translate(
     table: &[Parameter],
     changes: &mut Vec<Change>,
 ) -> Result<Translated, DsnError> {
-    let driver = shown_by(&raw, driver);
     let mut translation = Translation {
         parameters: Parameters::new(),
         tls: Tls::default(),
         options: String::new(),
+        given_options: None,
         refused: None,
         driver,
         table,
@@ -69,7 +70,7 @@ pub(super) fn translate(
 }
 
 /// A plain URL is somebody's when it has a parameter that only theirs have.
-fn shown_by(raw: &Raw, driver: Driver) -> Driver {
+pub(super) fn shown_by(raw: &Raw, driver: Driver) -> Driver {
     if driver != Driver::Libpq {
         return driver;
     }
@@ -78,10 +79,25 @@ fn shown_by(raw: &Raw, driver: Driver) -> Driver {
     shown.or(node.then_some(Driver::NodePostgres)).unwrap_or(driver)
 }
 
+/// `name`, `name:port`, an IPv6 address, or one in brackets with a port; a socket's folder is whole.
+fn host_and_port(text: &str) -> (&str, Option<&str>) {
+    if let Some((address, rest)) = text.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+        return (address, rest.strip_prefix(':'));
+    }
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    match text.rsplit_once(':') {
+        Some((name, port)) if is_port(port) && !name.contains([':', '/']) => (name, Some(port)),
+        _ => (text, None),
+    }
+}
+
 struct Translation<'t> {
     parameters: Parameters,
     tls: Tls,
+    /// Settings of the server's.
     options: String,
+    /// The string's own `options`, to which they are added.
+    given_options: Option<String>,
     /// The first parameter that can't stay: the others are read all the same, to say what would be right.
     refused: Option<DsnError>,
     driver: Driver,
@@ -93,6 +109,9 @@ impl Translation<'_> {
     fn note(&mut self, oddities: &[Oddity]) {
         if oddities.contains(&Oddity::RawBlank) {
             self.change("encoded", "a blank is written %20");
+        }
+        if oddities.contains(&Oddity::RawEquals) {
+            self.change("encoded", "a `=` in a value is written %3D");
         }
         if oddities.contains(&Oddity::PlusInOptions) {
             self.change("encoded", "a blank in options is written %20: libpq takes `+` as it is");
@@ -109,6 +128,17 @@ impl Translation<'_> {
         if matches!(self.driver, Driver::SqlAlchemy(_)) {
             self.several_hosts(&mut parts, &mut parameters)?;
         }
+        for keyword in ["host", "port", "user", "password", "dbname"] {
+            let again = parameters.iter().any(|(name, value)| name == keyword && !value.is_empty());
+            let before = parts.len();
+            parts.retain(|(part, _)| !(again && *part == keyword));
+            if parts.len() < before {
+                self.change(
+                    "host",
+                    format!("{keyword} behind the `?` takes the place of the one before it, as in libpq"),
+                );
+            }
+        }
         for (keyword, value) in parts {
             self.put(keyword, value)?;
         }
@@ -121,9 +151,15 @@ impl Translation<'_> {
             }
         }
         self.decide_tls()?;
-        if !self.options.is_empty() {
-            let options = std::mem::take(&mut self.options);
-            self.put("options", options)?;
+        let given = self.given_options.take().into_iter();
+        let options = given.chain([std::mem::take(&mut self.options)]).filter(|options| !options.is_empty());
+        let options = options.collect::<Vec<_>>().join(" ");
+        self.put("options", options)?;
+        if self.driver == Driver::Jdbc
+            && !["host", "hostaddr", "service"].iter().any(|k| self.parameters.contains_key(*k))
+        {
+            self.change("host", "the host is localhost, which pgjdbc takes where none is named");
+            self.put("host", "localhost".to_owned())?;
         }
         self.own_encoding();
         if self.parameters.is_empty() && self.refused.is_none() {
@@ -139,18 +175,14 @@ impl Translation<'_> {
         parameters: &mut Vec<(String, String)>,
     ) -> Result<(), DsnError> {
         let given: Vec<String> = parameters.iter().filter(|(n, _)| n == "host").map(|(_, v)| v.clone()).collect();
-        let with_port = given.iter().any(|host| !host.starts_with('/') && host.contains(':'));
-        if given.len() < 2 && !with_port {
+        if given.len() < 2 && !given.iter().any(|host| host_and_port(host).1.is_some()) {
             return Ok(());
         }
         let (mut hosts, mut ports) = (Vec::new(), Vec::new());
         for host in &given {
-            let (host, port) = match host.rsplit_once(':') {
-                Some((host, port)) if !host.starts_with('/') => (host, port),
-                _ => (host.as_str(), ""),
-            };
-            hosts.push(host.trim_start_matches('[').trim_end_matches(']').to_owned());
-            ports.push(port.to_owned());
+            let (host, port) = host_and_port(host);
+            hosts.push(host.to_owned());
+            ports.push(port.unwrap_or_default().to_owned());
         }
         parts.retain(|(keyword, _)| *keyword != "host" && *keyword != "port");
         parameters.retain(|(name, _)| name != "host");
@@ -189,9 +221,23 @@ impl Translation<'_> {
                 self.tls.mode = Some(value);
                 return Ok(());
             }
-            "options" if self.options.is_empty() => {
-                self.options = value;
+            "options" if self.given_options.is_none() => {
+                self.given_options = Some(value);
                 return Ok(());
+            }
+            "replication" if !["false", "off", "no", "0"].contains(&value.as_str()) => {
+                return Err(DsnError::new(
+                    Code::UnknownParameter,
+                    "a replication connection runs no queries of slowlane's: leave replication out",
+                ));
+            }
+            "host" if value.contains("/.s.PGSQL.") => {
+                self.change("renamed", "the socket's file becomes host, its folder, and port");
+                let (folder, port) = foreign::socket(&value)?;
+                self.parameters.remove("host");
+                self.parameters.remove("port");
+                self.put("host", folder)?;
+                return self.put("port", port);
             }
             "sslkeylogfile" => {
                 return Err(DsnError::new(
@@ -257,7 +303,16 @@ impl Translation<'_> {
                 self.change("dropped", format!("{name} says nothing that isn't so anyway"));
                 Ok(())
             }
+            How::Setting("gssencmode") => {
+                self.change("dropped", format!("{name} is left to libpq, which asks for it where it can"));
+                Ok(())
+            }
             How::Setting(setting) => {
+                let quoted = format!("\"{}\"", value.replace('"', "\"\""));
+                let simple = value.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+                    && value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+                // Prisma means the name as it is written.
+                let value = if name == "schema" && !simple { quoted.as_str() } else { value };
                 let value = if setting == "default_transaction_read_only" { "on" } else { value };
                 self.change("renamed", format!("{name} is the server's setting {setting}: it goes into options"));
                 foreign::add_setting(&mut self.options, setting, value);
@@ -327,6 +382,9 @@ impl Translation<'_> {
                 if foreign::flag_of(value)? {
                     self.change("renamed", "direct_tls is sslnegotiation=direct to libpq");
                     self.put("sslnegotiation", "direct".to_owned())?;
+                    self.tls.direct = true;
+                } else {
+                    self.change("dropped", "direct_tls says nothing that isn't so anyway");
                 }
                 return Ok(());
             }
@@ -336,6 +394,9 @@ impl Translation<'_> {
                 return Ok(());
             }
         };
+        if name != "ssl" {
+            self.changes.push(Change::new("tls", format!("{name} decides what sslmode means")));
+        }
         if place.replace(value.to_owned()).is_some() {
             return Err(DsnError::new(Code::DuplicateParameter, "a parameter is given twice: keep one of them"));
         }
@@ -343,6 +404,7 @@ impl Translation<'_> {
     }
 
     fn decide_tls(&mut self) -> Result<(), DsnError> {
+        self.tls.files = ["sslcert", "sslkey", "sslrootcert"].iter().any(|file| self.parameters.contains_key(*file));
         let Some((mode, by_system)) = self.tls.resolve(self.driver)? else { return Ok(()) };
         let said = self.tls.mode.as_deref() == Some(mode) && self.tls.flag.is_none() && self.tls.accept.is_none();
         if !said {
@@ -405,6 +467,12 @@ pub(super) fn check(parameters: &Parameters) -> Result<(), DsnError> {
             "sslrootcert=system needs sslmode=verify-full: anybody may have a certificate",
         ));
     }
+    let tls = |mode: &String| foreign::strength(mode) >= foreign::strength("require");
+    if parameters.get("sslnegotiation").is_some_and(|way| way == "direct")
+        && !parameters.get("sslmode").is_some_and(tls)
+    {
+        return Err(DsnError::malformed("sslnegotiation=direct needs sslmode=require or a stronger one"));
+    }
     parameters.get("port").map_or(Ok(()), |ports| raw::check_ports(ports))?;
     check_number_of_ports(parameters)?;
     let mut shown = parameters.iter().filter(|(keyword, _)| *keyword != "password" && *keyword != "sslpassword");
@@ -423,7 +491,7 @@ fn check_number_of_ports(parameters: &Parameters) -> Result<(), DsnError> {
 /// A value that people are shown must not have a password within it, which some separator was meant to set apart.
 fn check_shown(keyword: &str, value: &str) -> Result<(), DsnError> {
     let lower = value.to_ascii_lowercase();
-    let hides = ["password", "passwd", "pwd", "passphrase"].iter().any(|word| {
+    let hides = ["password", "passwd", "pwd", "pass", "passphrase", "passwort", "passcode"].iter().any(|word| {
         lower.match_indices(word).any(|(at, _)| {
             let rest = lower.get(at + word.len()..).unwrap_or_default().trim_start();
             rest.starts_with(['=', ':'])
@@ -434,15 +502,18 @@ fn check_shown(keyword: &str, value: &str) -> Result<(), DsnError> {
             "a value holds another parameter or another connection string: parameters of a URL are set apart by `&`",
         ));
     }
+    if keyword == "hostaddr" && !value.split(',').all(|a| a.is_empty() || a.parse::<Ipv4Addr>().is_ok() || is_ipv6(a)) {
+        return Err(DsnError::new(Code::InvalidHost, "hostaddr holds addresses, such as 10.0.0.1 or ::1"));
+    }
     let places: Vec<&str> = if keyword == "host" { value.split(',').collect() } else { Vec::new() };
     for place in places {
-        // A socket's folder may have any name; one that begins with `@` is in Linux' abstract namespace.
-        let is_socket = place.starts_with(['/', '@']);
-        // The zone of an IPv6 address stands behind a `%`.
-        let zone = place.contains(':');
-        let is_mark = |c: char| matches!(c, '.' | '_' | '-' | ':') || (zone && c == '%');
-        let is_name = place.chars().all(|c| c.is_ascii_alphanumeric() || is_mark(c));
-        if !(is_name || (is_socket && !place.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ';')))) {
+        // A socket's folder may have nearly any name; one that begins with `@` is in Linux' abstract namespace.
+        let name = place.strip_prefix(['/', '@']);
+        let is_socket = name.is_some_and(|name| {
+            !name.starts_with('/') && !name.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ';' | '@'))
+        });
+        let is_name = place.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if !(is_name || is_socket || is_ipv6(place)) {
             return Err(DsnError::new(
                 Code::InvalidHost,
                 "a host name has letters, digits, `.`, `_` and `-`; other scripts are written in Punycode",
@@ -450,4 +521,11 @@ fn check_shown(keyword: &str, value: &str) -> Result<(), DsnError> {
         }
     }
     Ok(())
+}
+
+/// An address, with or without a zone behind a `%`.
+pub(super) fn is_ipv6(text: &str) -> bool {
+    let (address, zone) = text.split_once('%').unwrap_or((text, "0"));
+    address.parse::<Ipv6Addr>().is_ok()
+        && zone.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

@@ -24,7 +24,7 @@ const MAX_FILE_BYTES: u64 = 1024 * 1024;
 pub fn take_surroundings() -> Surroundings {
     let variables: BTreeMap<String, Secret> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with("PG"))
+        .filter(|(name, _)| is_libpqs(name))
         .map(|(name, value)| (name, Secret::new(value)))
         .collect();
     let service_files = service_files(&variables).iter().filter_map(|path| read(path)).collect();
@@ -39,6 +39,12 @@ pub fn take_surroundings() -> Surroundings {
         }
     }
     Surroundings { variables, service_files }
+}
+
+/// A variable that libpq reads: others that begin with PG are somebody else's, such as one that holds a connection string.
+fn is_libpqs(name: &str) -> bool {
+    const OTHERS: [&str; 6] = ["PGSERVICEFILE", "PGSYSCONFDIR", "PGLOCALEDIR", "PGTZ", "PGDATESTYLE", "PGGEQO"];
+    OTHERS.contains(&name) || super::parameters().iter().any(|known| known.variable.as_deref() == Some(name))
 }
 
 /// OpenSSL's own variables with what was found, where they aren't set. Who sets one of them means that one alone.

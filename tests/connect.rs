@@ -111,6 +111,14 @@ fn a_server_that_is_too_old_is_refused_by_name() {
 }
 
 #[test]
+fn a_server_that_lets_everybody_in_and_answers_nothing_is_told_in_time() {
+    let silent = at(&server(&[("server_version", "17.1"), ("client_encoding", "UTF8")], None));
+    let began = Instant::now();
+    let text = Manager::work(&silent, "SELECT 1").open().err().unwrap().to_string();
+    assert!(text.contains("(timed_out)") && began.elapsed() < IN_TIME, "{:?}: {text}", began.elapsed());
+}
+
+#[test]
 fn a_refusal_in_another_language_is_understood_by_its_code() {
     for (fields, word) in [
         (

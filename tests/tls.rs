@@ -25,8 +25,9 @@ struct Secured {
 fn secured() -> &'static Secured {
     static SECURED: OnceLock<(Postgres, Secured)> = OnceLock::new();
     let (_, secured) = SECURED.get_or_init(|| {
-        let folder = tempfile::Builder::new().prefix("slowlane-test-ca-").tempdir().unwrap().keep();
         let postgres = Postgres::start();
+        // It goes with the cluster.
+        let folder = postgres.cluster.lock().unwrap().folder().to_owned();
         let authority = Authority::new(&folder, "authority");
         authority.secure(&postgres);
         let queue = postgres.queue();

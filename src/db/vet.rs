@@ -14,7 +14,7 @@ use crate::pq::{ConnectFailure, Patience, PqError, PqErrorKind, Session};
 /// The oldest server that is supported.
 const OLDEST_SERVER: i32 = 140_000;
 /// How long an answer may take. A pooler of whole sessions that has none left holds a statement up: it breaks none.
-const ANSWER: Duration = Duration::from_secs(2);
+const ANSWER: Duration = Duration::from_secs(5);
 /// How often both are asked, in case others use the pooler meanwhile.
 const ROUNDS: u32 = 3;
 
@@ -30,10 +30,12 @@ pub(super) fn vet(dsn: &Dsn) -> Result<(), DbError> {
         return refused(ConnectFailure::ServerTooOld);
     }
     let told = session.backend_pid();
-    let process = process(&mut session).map_err(lost)?;
-    if process == told {
-        return Ok(());
-    }
+    let process = match process(&mut session) {
+        Ok(process) if process == told => return Ok(()),
+        Ok(process) => process,
+        // A pooler logs in where it leads to with the first statement, and passes on what it is told there.
+        Err(error) => return refused(ConnectFailure::of(&error.message)),
+    };
     let mut other = open(dsn)?;
     match changes_hands(&mut session, &mut other, process) {
         Ok(true) => refused(ConnectFailure::Pooler),
@@ -48,13 +50,9 @@ pub(super) fn vet(dsn: &Dsn) -> Result<(), DbError> {
 }
 
 fn open(dsn: &Dsn) -> Result<Session, DbError> {
-    let session = Session::connect(dsn).map_err(lost)?;
+    let session = Session::connect(dsn).map_err(|error| DbError::Unavailable(error.message))?;
     session.allow(Patience::Each(ANSWER));
     Ok(session)
-}
-
-fn lost(error: PqError) -> DbError {
-    DbError::Unavailable(error.message)
 }
 
 /// The number of the server process that answers.

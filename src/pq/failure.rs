@@ -74,8 +74,11 @@ const WORDS: [(ConnectFailure, &[&str]); 19] = [
         &["authentication failed", "authentication method", "channel binding", "SCRAM", "SASL", "requirepeer"],
     ),
     (F::NoPgHbaEntry, &["no pg_hba.conf entry", "pg_hba.conf rejects"]),
-    (F::NoSuchRole, &["FATAL:  role \"", "FATAL: role \"", "is not permitted to log in"]),
-    (F::NoSuchDatabase, &["FATAL:  database \"", "FATAL: database \"", "permission denied for database"]),
+    (F::NoSuchRole, &["FATAL:  role \"", "FATAL: role \"", "is not permitted to log in", "no such user"]),
+    (
+        F::NoSuchDatabase,
+        &["FATAL:  database \"", "FATAL: database \"", "permission denied for database", "no such database"],
+    ),
     (F::CertificateWrongHost, &["does not match host name"]),
     (F::CertificateNotTrusted, &["certificate verify failed"]),
     (F::TlsFileUnusable, &["root certificate", "certificate file", "private key file", "certificate revocation list"]),
@@ -92,7 +95,7 @@ const WORDS: [(ConnectFailure, &[&str]); 19] = [
         &["invalid response to", "expected authentication request", "received invalid", "unexpected message"],
     ),
     (F::Closed, &["server closed the connection", "Connection reset", "Broken pipe"]),
-    (F::TimedOut, &["timeout expired", "Connection timed out"]),
+    (F::TimedOut, &["timeout expired", "Connection timed out", "no answer came"]),
     (F::HostNotResolved, &["could not translate host name", "could not parse network address"]),
     (
         F::Refused,
@@ -107,8 +110,8 @@ const WORDS: [(ConnectFailure, &[&str]); 19] = [
 ];
 
 impl ConnectFailure {
-    /// The class of libpq's text, where its words are known: the server's are where it speaks English.
-    pub(super) fn of(raw: &str) -> ConnectFailure {
+    /// The class of libpq's or a server's text, where its words are known: the server's are where it speaks English.
+    pub fn of(raw: &str) -> ConnectFailure {
         let known = WORDS.iter().find(|(_, words)| words.iter().any(|word| raw.contains(word)));
         known.map_or(ConnectFailure::Other, |(class, _)| *class)
     }

@@ -21,6 +21,8 @@ RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin slowlan
 
 FROM debian:bookworm-slim
 COPY --from=build /src/target/release/slowlane /usr/local/bin/slowlane
+# Whom sslrootcert=system trusts.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 USER 65534:65534
 ENTRYPOINT ["slowlane"]
 CMD ["serve"]

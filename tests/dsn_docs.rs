@@ -117,6 +117,14 @@ fn parameters() -> String {
     out
 }
 
+fn failures() -> String {
+    let mut out = String::from("| word | what it says |\n| --- | --- |\n");
+    for failure in pq::ConnectFailure::ALL {
+        writeln!(out, "| `{}` | {} |", failure.word(), cell(failure.text())).unwrap();
+    }
+    out
+}
+
 /// Puts `text` between the marks of this name.
 fn put(page: &str, name: &str, text: &str) -> String {
     let (begin, end) = (format!("<!-- begin: {name} -->\n"), format!("<!-- end: {name} -->"));
@@ -129,7 +137,13 @@ fn put(page: &str, name: &str, text: &str) -> String {
 fn the_page_says_what_the_code_does() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/dsn.md");
     let page = std::fs::read_to_string(&path).unwrap();
-    let parts = [("forms", forms()), ("drivers", drivers()), ("codes", codes()), ("parameters", parameters())];
+    let parts = [
+        ("forms", forms()),
+        ("drivers", drivers()),
+        ("codes", codes()),
+        ("parameters", parameters()),
+        ("failures", failures()),
+    ];
     let written = parts.iter().fold(page.clone(), |page, (name, text)| put(&page, name, text));
     if std::env::var_os("SLOWLANE_WRITE_DOCS").is_some() {
         std::fs::write(&path, &written).unwrap();

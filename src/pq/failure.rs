@@ -110,6 +110,32 @@ const WORDS: [(ConnectFailure, &[&str]); 19] = [
 ];
 
 impl ConnectFailure {
+    /// Every class.
+    pub const ALL: [ConnectFailure; 22] = [
+        F::HostNotResolved,
+        F::Refused,
+        F::TimedOut,
+        F::Closed,
+        F::NotAPostgres,
+        F::TlsRefused,
+        F::TlsFileUnusable,
+        F::CertificateNotTrusted,
+        F::CertificateWrongHost,
+        F::NoPgHbaEntry,
+        F::PasswordWrong,
+        F::PasswordMissing,
+        F::LoginRefused,
+        F::NoSuchRole,
+        F::NoSuchDatabase,
+        F::StartingUp,
+        F::ShuttingDown,
+        F::TooManyConnections,
+        F::NoSuitableServer,
+        F::ServerTooOld,
+        F::Pooler,
+        F::Other,
+    ];
+
     /// The class of libpq's or a server's text, where its words are known: the server's are where it speaks English.
     pub fn of(raw: &str) -> ConnectFailure {
         let known = WORDS.iter().find(|(_, words)| words.iter().any(|word| raw.contains(word)));

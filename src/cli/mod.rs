@@ -124,7 +124,12 @@ fn refuse_arguments(error: &clap::Error) -> ! {
         }
         ErrorKind::InvalidSubcommand => "there is no such subcommand".to_owned(),
         ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::InvalidUtf8 => {
-            let why = error.source().map_or(String::new(), |why| format!(": {why}"));
+            let why = match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(words)) if !words.is_empty() => {
+                    format!(": it is one of {}", words.join(", "))
+                }
+                _ => error.source().map_or(String::new(), |why| format!(": {why}")),
+            };
             format!("the value of {} (or of its variable) can't be used{why}", flag.unwrap_or("an argument"))
         }
         ErrorKind::TooManyValues | ErrorKind::TooFewValues | ErrorKind::WrongNumberOfValues | ErrorKind::NoEquals => {

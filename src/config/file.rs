@@ -44,6 +44,7 @@ impl File {
         let mut table: toml::Table = text
             .parse()
             .map_err(|error: toml::de::Error| format!("it is not valid TOML{}: {}", place(&error), error.message()))?;
+        check_keys(table.keys())?;
         let targets = table.remove("targets").map(read_targets).transpose()?;
         Ok(File {
             database_url: take_text(&mut table, "database_url")?,
@@ -65,8 +66,10 @@ impl File {
 fn read_targets(value: toml::Value) -> Result<BTreeMap<String, TargetEntry>, String> {
     let tables: BTreeMap<String, toml::Table> =
         value.try_into().map_err(|_| "targets: expected tables, such as [targets.default]".to_owned())?;
+    check_keys(tables.keys())?;
     let mut targets = BTreeMap::new();
     for (name, table) in tables {
+        check_keys(table.keys())?;
         if let Some(unknown) = table.keys().find(|key| !TARGET_KEYS.contains(&key.as_str())) {
             return Err(format!("targets.{name}: unknown key {unknown}, expected one of: {}", TARGET_KEYS.join(", ")));
         }
@@ -75,6 +78,12 @@ fn read_targets(value: toml::Value) -> Result<BTreeMap<String, TargetEntry>, Str
         targets.insert(name, entry);
     }
     Ok(targets)
+}
+
+/// A key may be shown when it is one: a connection string in its place has marks in it.
+fn check_keys<'k>(mut keys: impl Iterator<Item = &'k String>) -> Result<(), String> {
+    let is_key = |key: &String| key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+    if keys.all(is_key) { Ok(()) } else { Err("a key has letters, digits, `_` and `-` only".to_owned()) }
 }
 
 /// serde's messages repeat the value that they don't like.

@@ -182,6 +182,9 @@ mod tests {
             "database_url = \"postgres://u:hunter2@h/d",
             "database_url = [\"hunter2\"]",
             "x = hunter2\n",
+            "[targets.\"postgres://u:hunter2@h/d\"]\nx = 1",
+            "[targets.a]\n\"postgres://u:hunter2@h/d\" = 1",
+            "\"postgres://u:hunter2@h/d\" = 1",
         ] {
             assert!(!refused(broken).contains("hunter2"), "{}", refused(broken));
         }

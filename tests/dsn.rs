@@ -60,7 +60,7 @@ fn every_dialect_means_the_same_database() {
         "postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=%2Fetc%2Fca.pem&channel_binding=require&keepalives=1",
         "postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=system",
         "postgresql://u:p@%2Frun%2Fpostgresql/d",
-        "postgresql://u@[::1]:5433/d",
+        "postgresql://u@[::1]:5433/d?gssencmode=require",
         "postgresql://u@[::1],[::2]/d",
         "postgresql://u@[fe80::1%25eth0]/d",
         "postgresql://u@%2Fcloudsql%2Fp%3Ar%3Ai/d",

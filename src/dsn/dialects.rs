@@ -191,6 +191,7 @@ fn jdbc(parameters: &BTreeMap<String, String>) -> Rendering {
         "application_name" => Word::As("ApplicationName"),
         "connect_timeout" => Word::As("connectTimeout"),
         "channel_binding" => Word::As("channelBinding"),
+        "gssencmode" => Word::As("gssEncMode"),
         "krbsrvname" => Word::As("kerberosServerName"),
         "sslnegotiation" => Word::As("sslNegotiation"),
         "require_auth" => Word::As("requireAuth"),

@@ -285,6 +285,11 @@ impl Translation<'_> {
 
     fn foreign(&mut self, name: &'static str, how: How, value: &str) -> Result<(), DsnError> {
         match how {
+            // pgjdbc's own default: libpq's is to ask for it where it can.
+            How::Renamed("gssencmode") if value == "allow" => {
+                self.change("dropped", format!("{name}=allow is left out: libpq asks for it where it can"));
+                Ok(())
+            }
             How::Renamed(keyword) => {
                 self.change("renamed", format!("{name} is {keyword} to libpq"));
                 self.put(keyword, value.to_owned())
@@ -301,10 +306,6 @@ impl Translation<'_> {
             }
             How::Setting("default_transaction_read_only") if !foreign::flag_of(value)? => {
                 self.change("dropped", format!("{name} says nothing that isn't so anyway"));
-                Ok(())
-            }
-            How::Setting("gssencmode") => {
-                self.change("dropped", format!("{name} is left to libpq, which asks for it where it can"));
                 Ok(())
             }
             How::Setting(setting) => {

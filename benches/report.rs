@@ -190,7 +190,9 @@ impl Report {
 
     /// Replaces what stands between the marks; the prose around them stays.
     pub fn write(&self) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/performance.md");
+        // That of this run: what was compiled may be shared with another clone.
+        let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| ".".into());
+        let path = Path::new(&folder).join("docs/performance.md");
         let text = std::fs::read_to_string(&path).unwrap();
         let (before, rest) = text.split_once(BEGIN).expect("docs/performance.md has lost its first mark");
         let (_, after) = rest.split_once(END).expect("docs/performance.md has lost its second mark");

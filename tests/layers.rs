@@ -29,7 +29,8 @@ fn sources() -> Vec<(PathBuf, String)> {
             }
         }
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    // That of this run: what was compiled may be shared with another clone.
+    let root = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).join("src");
     let mut found = Vec::new();
     walk(&root, &mut found);
     found.into_iter().map(|(path, text)| (path.strip_prefix(&root).unwrap().to_owned(), text)).collect()

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::dsn::check::check;
 use crate::dsn::foreign::strength;
 use crate::dsn::raw::Raw;
 use crate::dsn::translate::translate;
@@ -94,7 +95,7 @@ impl Dsn {
                 changes.push(Change::new("variable", format!("{variable} has no effect: say it in options")));
             }
         }
-        super::translate::check(&dsn.parameters)?;
+        check(&dsn.parameters)?;
         Ok(dsn)
     }
 

@@ -23,6 +23,10 @@ pub enum How {
     Setting(&'static str),
     /// As [`How::Setting`], from seconds to milliseconds.
     SettingSeconds(&'static str),
+    /// A schema's name as it is written, as the server's search_path.
+    Schema,
+    /// Whether transactions only read.
+    ReadOnly,
     /// Settings of the server's, as JSON or `name=value,…`.
     Settings,
     /// A size or a time of a pool: slowlane has settings of its own.
@@ -35,6 +39,8 @@ pub enum How {
     Refused(&'static str),
     /// Whether and how to use TLS.
     Tls,
+    /// How GSSAPI encrypts.
+    GssEncryption,
     /// Which of several servers is wanted.
     ServerType,
     /// `true` is `random`.
@@ -53,6 +59,9 @@ impl std::fmt::Display for How {
             How::Flag(keyword) => write!(f, "`{keyword}`, 1 or 0"),
             How::Setting(setting) => write!(f, "`options=-c {setting}=…`"),
             How::SettingSeconds(setting) => write!(f, "`options=-c {setting}=…`, from seconds to milliseconds"),
+            How::Schema => f.write_str("`options=-c search_path=…`, quoted where it must be"),
+            How::ReadOnly => f.write_str("`options=-c default_transaction_read_only=on`"),
+            How::GssEncryption => f.write_str("`gssencmode`"),
             How::Settings => f.write_str("`options=-c name=value …`"),
             How::Pool => f.write_str("dropped: slowlane's pools have settings of their own"),
             How::Prepared => f.write_str("dropped: slowlane decides itself what is kept prepared"),
@@ -141,7 +150,7 @@ pub const TABLE: &[Foreign] = &[
     of("idleTimeoutMillis", NODE, How::Pool),
     of("allowExitOnIdle", NODE, How::Pool),
     of("single_use_connections", PRISMA, How::Pool),
-    of("schema", PRISMA, How::Setting("search_path")),
+    of("schema", PRISMA, How::Schema),
     of("pgbouncer", PRISMA, How::Prepared),
     of("socket_timeout", PRISMA, SOCKET),
     of("sslidentity", PRISMA, How::Refused("libpq reads no PKCS#12: give sslcert and sslkey in PEM")),
@@ -168,10 +177,10 @@ pub const TABLE: &[Foreign] = &[
     of("targetServerType", JDBC, How::ServerType),
     of("loadBalanceHosts", JDBC, How::LoadBalance),
     of("hostRecheckSeconds", JDBC, How::Pool),
-    of("readOnly", JDBC, How::Setting("default_transaction_read_only")),
+    of("readOnly", JDBC, How::ReadOnly),
     of("readOnlyMode", JDBC, CLIENT),
     of("kerberosServerName", JDBC, How::Renamed("krbsrvname")),
-    of("gssEncMode", JDBC, How::Renamed("gssencmode")),
+    of("gssEncMode", JDBC, How::GssEncryption),
     of("gssLib", JDBC, How::Renamed("gsslib")),
     of("channelBinding", JDBC, How::Renamed("channel_binding")),
     of("sslNegotiation", JDBC, How::Renamed("sslnegotiation")),
@@ -457,6 +466,20 @@ pub(super) fn add_setting(options: &mut String, name: &str, value: &str) {
         }
         options.push(c);
     }
+}
+
+/// An SQL identifier that means `name` as it is written.
+pub(super) fn identifier(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let simple = name.chars().all(plain) && !name.starts_with(|c: char| c.is_ascii_digit());
+    if simple { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+}
+
+/// pgjdbc's gssEncMode, but for its default.
+pub(super) fn gss_encryption(value: &str) -> Result<&'static str, DsnError> {
+    let modes = ["disable", "prefer", "require"];
+    let known = modes.into_iter().find(|mode| *mode == value);
+    known.ok_or_else(|| DsnError::malformed("gssEncMode is disable, allow, prefer or require"))
 }
 
 /// pgjdbc's targetServerType, as target_session_attrs.

@@ -12,11 +12,13 @@
 //! | `raw` | text to pairs |
 //! | [`foreign`] | other drivers' parameters |
 //! | `translate` | pairs to libpq's parameters |
+//! | `check` | what libpq's parameters may be |
 //! | [`environment`] | services and libpq's variables |
 //! | [`refusal`] | why a string is refused |
 //! | `render` | parameters to text |
 //! | [`dialects`] | the same database in every driver's words |
 
+mod check;
 pub mod dialects;
 pub mod driver;
 pub mod environment;
@@ -79,7 +81,7 @@ pub struct Parameter {
 /// Something that was read otherwise than it stands there. Never holds a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// A stable word: `trimmed`, `unquoted`, `scheme`, `host`, `encoded`, `renamed`, `dropped`, `tls`, `service`,
+    /// A stable word: `trimmed`, `unquoted`, `scheme`, `host`, `encoded`, `renamed`, `replaced`, `dropped`, `tls`, `service`,
     /// `variable`.
     pub name: &'static str,
     /// What was done, for people.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use crate::dsn::translate::is_ipv6;
+use crate::dsn::check::is_ipv6;
 
 /// `key='value' …`, with `\` and `'` escaped.
 pub(super) fn conninfo(parameters: &BTreeMap<String, String>) -> String {

@@ -1,35 +1,18 @@
 //! Pairs to libpq's parameters: each foreign one is renamed, converted, dropped by name, or refused.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::dsn::check::check;
 use crate::dsn::foreign::{self, How, Tls};
-use crate::dsn::raw::{self, Oddity, Raw};
+use crate::dsn::raw::{Oddity, Raw};
 use crate::dsn::refusal::{Code, DsnError};
-use crate::dsn::{Change, Driver, Dsn, Parameter, tidy};
+use crate::dsn::{Change, Driver, Dsn, Parameter};
 
 pub(super) type Parameters = BTreeMap<String, String>;
 
 /// What a pool or a statement cache of another driver's is replaced by.
 const POOL: &str = "slowlane has a pool of its own: workers, api_connections, control_connections, result_connections";
 const PREPARED: &str = "slowlane decides itself what is kept prepared, and refuses a pooler that breaks sessions";
-
-/// Numbers of libpq's that it would repeat, whatever stands there, when they are none.
-const NUMBERS: [&str; 6] =
-    ["connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"];
-
-/// Words that a parameter may be.
-const WORDS: [(&str, &[&str]); 9] = [
-    ("sslmode", &foreign::SSL_MODES),
-    ("sslnegotiation", &["postgres", "direct"]),
-    ("sslcertmode", &["disable", "allow", "require"]),
-    ("channel_binding", &["disable", "prefer", "require"]),
-    ("gssencmode", &["disable", "prefer", "require"]),
-    ("load_balance_hosts", &["disable", "random"]),
-    ("target_session_attrs", &["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]),
-    ("ssl_min_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]),
-    ("ssl_max_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]),
-];
 
 /// What a string came to.
 pub(super) struct Translated {
@@ -134,7 +117,7 @@ impl Translation<'_> {
             parts.retain(|(part, _)| !(again && *part == keyword));
             if parts.len() < before {
                 self.change(
-                    "host",
+                    "replaced",
                     format!("{keyword} behind the `?` takes the place of the one before it, as in libpq"),
                 );
             }
@@ -231,14 +214,7 @@ impl Translation<'_> {
                     "a replication connection runs no queries of slowlane's: leave replication out",
                 ));
             }
-            "host" if value.contains("/.s.PGSQL.") => {
-                self.change("renamed", "the socket's file becomes host, its folder, and port");
-                let (folder, port) = foreign::socket(&value)?;
-                self.parameters.remove("host");
-                self.parameters.remove("port");
-                self.put("host", folder)?;
-                return self.put("port", port);
-            }
+            "host" if value.contains("/.s.PGSQL.") => return self.socket("a socket's file", &value),
             "sslkeylogfile" => {
                 return Err(DsnError::new(
                     Code::UnknownParameter,
@@ -283,51 +259,47 @@ impl Translation<'_> {
         )
     }
 
+    /// A socket's file takes the place of whatever host and port there were.
+    fn socket(&mut self, name: &str, path: &str) -> Result<(), DsnError> {
+        let (folder, port) = foreign::socket(path)?;
+        self.change("renamed", format!("{name} is host, its folder, and port to libpq"));
+        self.parameters.remove("host");
+        self.parameters.remove("port");
+        self.put("host", folder)?;
+        self.put("port", port)
+    }
+
+    /// libpq has it under another name, and as another value.
+    fn renamed(&mut self, name: &str, keyword: &str, value: &str) -> Result<(), DsnError> {
+        self.change("renamed", format!("{name} is {keyword}={value} to libpq"));
+        self.put(keyword, value.to_owned())
+    }
+
+    fn setting(&mut self, name: &str, setting: &str, value: &str) -> Result<(), DsnError> {
+        self.change("renamed", format!("{name} is the server's setting {setting}: it goes into options"));
+        foreign::add_setting(&mut self.options, setting, value);
+        Ok(())
+    }
+
+    fn dropped(&mut self, name: &str, why: &str) -> Result<(), DsnError> {
+        self.change("dropped", format!("{name} has no effect here: {why}"));
+        Ok(())
+    }
+
     fn foreign(&mut self, name: &'static str, how: How, value: &str) -> Result<(), DsnError> {
         match how {
-            // pgjdbc's own default: libpq's is to ask for it where it can.
-            How::Renamed("gssencmode") if value == "allow" => {
-                self.change("dropped", format!("{name}=allow is left out: libpq asks for it where it can"));
-                Ok(())
-            }
             How::Renamed(keyword) => {
                 self.change("renamed", format!("{name} is {keyword} to libpq"));
                 self.put(keyword, value.to_owned())
             }
-            How::Seconds(keyword) | How::Milliseconds(keyword) => {
-                let seconds = foreign::seconds(value, matches!(how, How::Milliseconds(_)))?;
-                self.change("renamed", format!("{name} is {keyword}={seconds} to libpq, in whole seconds"));
-                self.put(keyword, seconds)
-            }
-            How::Flag(keyword) => {
-                let value = if foreign::flag_of(value)? { "1" } else { "0" };
-                self.change("renamed", format!("{name} is {keyword}={value} to libpq"));
-                self.put(keyword, value.to_owned())
-            }
-            How::Setting("default_transaction_read_only") if !foreign::flag_of(value)? => {
-                self.change("dropped", format!("{name} says nothing that isn't so anyway"));
-                Ok(())
-            }
-            How::Setting(setting) => {
-                let quoted = format!("\"{}\"", value.replace('"', "\"\""));
-                let simple = value.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-                    && value.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-                // Prisma means the name as it is written.
-                let value = if name == "schema" && !simple { quoted.as_str() } else { value };
-                let value = if setting == "default_transaction_read_only" { "on" } else { value };
-                self.change("renamed", format!("{name} is the server's setting {setting}: it goes into options"));
-                foreign::add_setting(&mut self.options, setting, value);
-                Ok(())
-            }
-            How::SettingSeconds(setting) => {
-                let value = foreign::milliseconds(value)?;
-                self.change(
-                    "renamed",
-                    format!("{name} is the server's setting {setting}, in milliseconds: it goes into options. The server ends the statement with SQLSTATE 57014"),
-                );
-                foreign::add_setting(&mut self.options, setting, &value);
-                Ok(())
-            }
+            How::Seconds(keyword) => self.renamed(name, keyword, &foreign::seconds(value, false)?),
+            How::Milliseconds(keyword) => self.renamed(name, keyword, &foreign::seconds(value, true)?),
+            How::Flag(keyword) => self.renamed(name, keyword, if foreign::flag_of(value)? { "1" } else { "0" }),
+            How::Setting(setting) => self.setting(name, setting, value),
+            How::SettingSeconds(setting) => self.setting(name, setting, &foreign::milliseconds(value)?),
+            How::Schema => self.setting(name, "search_path", &foreign::identifier(value)),
+            How::ReadOnly if foreign::flag_of(value)? => self.setting(name, "default_transaction_read_only", "on"),
+            How::ReadOnly => self.dropped(name, "it says nothing that isn't so anyway"),
             How::Settings => {
                 self.change("renamed", format!("{name} are settings of the server's: they go into options"));
                 for (setting, value) in foreign::settings(value)? {
@@ -339,38 +311,19 @@ impl Translation<'_> {
                 }
                 Ok(())
             }
-            How::Pool => {
-                self.change("dropped", format!("{name} has no effect here: {POOL}"));
-                Ok(())
-            }
-            How::Prepared => {
-                self.change("dropped", format!("{name} has no effect here: {PREPARED}"));
-                Ok(())
-            }
-            How::Dropped(why) => {
-                self.change("dropped", format!("{name} has no effect here: {why}"));
-                Ok(())
-            }
+            How::Pool => self.dropped(name, POOL),
+            How::Prepared => self.dropped(name, PREPARED),
+            How::Dropped(why) => self.dropped(name, why),
             How::Refused(why) => Err(DsnError::new(Code::UnknownParameter, why)),
             How::Tls => self.tls_word(name, value),
-            How::ServerType => {
-                let wanted = foreign::server_type(value)?;
-                self.change("renamed", format!("{name} is target_session_attrs={wanted} to libpq"));
-                self.put("target_session_attrs", wanted.to_owned())
-            }
+            How::GssEncryption if value == "allow" => self.dropped(name, "libpq asks for it where it can"),
+            How::GssEncryption => self.renamed(name, "gssencmode", foreign::gss_encryption(value)?),
+            How::ServerType => self.renamed(name, "target_session_attrs", foreign::server_type(value)?),
             How::LoadBalance => {
                 let wanted = if foreign::flag_of(value)? { "random" } else { "disable" };
-                self.change("renamed", format!("{name} is load_balance_hosts={wanted} to libpq"));
-                self.put("load_balance_hosts", wanted.to_owned())
+                self.renamed(name, "load_balance_hosts", wanted)
             }
-            How::Socket => {
-                let (folder, port) = foreign::socket(value)?;
-                self.change("renamed", format!("{name} is host, its folder, and port to libpq"));
-                self.parameters.remove("host");
-                self.parameters.remove("port");
-                self.put("host", folder)?;
-                self.put("port", port)
-            }
+            How::Socket => self.socket(name, value),
         }
     }
 
@@ -385,7 +338,7 @@ impl Translation<'_> {
                     self.put("sslnegotiation", "direct".to_owned())?;
                     self.tls.direct = true;
                 } else {
-                    self.change("dropped", "direct_tls says nothing that isn't so anyway");
+                    self.dropped(name, "it says nothing that isn't so anyway")?;
                 }
                 return Ok(());
             }
@@ -430,103 +383,10 @@ impl Translation<'_> {
 
     /// Texts go in and out as UTF-8.
     fn own_encoding(&mut self) {
-        let utf8 = |value: &str| ["utf8", "utf-8", "unicode"].contains(&value.to_ascii_lowercase().as_str());
-        let Some(encoding) = self.parameters.get("client_encoding").map(|value| (utf8(value), value == "UTF8")) else {
-            return;
-        };
-        if let (false, _) = encoding {
+        let Some(encoding) = self.parameters.get_mut("client_encoding") else { return };
+        let given = std::mem::replace(encoding, "UTF8".to_owned());
+        if !["utf8", "utf-8", "unicode"].contains(&given.to_ascii_lowercase().as_str()) {
             self.change("dropped", "client_encoding is UTF8 here, whatever the database has");
         }
-        if let (_, false) = encoding {
-            self.parameters.insert("client_encoding".to_owned(), "UTF8".to_owned());
-        }
     }
-}
-
-pub(super) fn check(parameters: &Parameters) -> Result<(), DsnError> {
-    if parameters.get("password").is_some_and(|password| tidy::is_redacted(password)) {
-        return Err(DsnError::new(
-            Code::RedactedPassword,
-            "its password was masked by whatever printed it, or was never filled in",
-        ));
-    }
-    for (keyword, words) in WORDS {
-        if parameters.get(keyword).is_some_and(|value| !words.contains(&value.as_str())) {
-            return Err(DsnError::malformed(format!("{keyword} is one of {}", words.join(", "))));
-        }
-    }
-    for keyword in NUMBERS {
-        if parameters.get(keyword).is_some_and(|value| value.parse::<i32>().is_err()) {
-            return Err(DsnError::malformed(format!("{keyword} is a whole number")));
-        }
-    }
-    let weak = |mode: &str| foreign::strength(mode) < foreign::strength("verify-full");
-    if parameters.get("sslrootcert").is_some_and(|cert| cert == "system")
-        && parameters.get("sslmode").is_some_and(|mode| weak(mode))
-    {
-        return Err(DsnError::malformed(
-            "sslrootcert=system needs sslmode=verify-full: anybody may have a certificate",
-        ));
-    }
-    let tls = |mode: &String| foreign::strength(mode) >= foreign::strength("require");
-    if parameters.get("sslnegotiation").is_some_and(|way| way == "direct")
-        && !parameters.get("sslmode").is_some_and(tls)
-    {
-        return Err(DsnError::malformed("sslnegotiation=direct needs sslmode=require or a stronger one"));
-    }
-    parameters.get("port").map_or(Ok(()), |ports| raw::check_ports(ports))?;
-    check_number_of_ports(parameters)?;
-    let mut shown = parameters.iter().filter(|(keyword, _)| *keyword != "password" && *keyword != "sslpassword");
-    shown.try_for_each(|(keyword, value)| check_shown(keyword, value))
-}
-
-fn check_number_of_ports(parameters: &Parameters) -> Result<(), DsnError> {
-    let count = |keyword: &str| parameters.get(keyword).map_or(1, |list| list.split(',').count());
-    let ports = count("port");
-    if ports > 1 && ports != count("host").max(count("hostaddr")) {
-        return Err(DsnError::new(Code::InvalidPort, "there is one port for all hosts, or one for each"));
-    }
-    Ok(())
-}
-
-/// A value that people are shown must not have a password within it, which some separator was meant to set apart.
-fn check_shown(keyword: &str, value: &str) -> Result<(), DsnError> {
-    let lower = value.to_ascii_lowercase();
-    let hides = ["password", "passwd", "pwd", "pass", "passphrase", "passwort", "passcode"].iter().any(|word| {
-        lower.match_indices(word).any(|(at, _)| {
-            let rest = lower.get(at + word.len()..).unwrap_or_default().trim_start();
-            rest.starts_with(['=', ':'])
-        })
-    });
-    if hides || value.contains("://") {
-        return Err(DsnError::malformed(
-            "a value holds another parameter or another connection string: parameters of a URL are set apart by `&`",
-        ));
-    }
-    if keyword == "hostaddr" && !value.split(',').all(|a| a.is_empty() || a.parse::<Ipv4Addr>().is_ok() || is_ipv6(a)) {
-        return Err(DsnError::new(Code::InvalidHost, "hostaddr holds addresses, such as 10.0.0.1 or ::1"));
-    }
-    let places: Vec<&str> = if keyword == "host" { value.split(',').collect() } else { Vec::new() };
-    for place in places {
-        // A socket's folder may have nearly any name; one that begins with `@` is in Linux' abstract namespace.
-        let name = place.strip_prefix(['/', '@']);
-        let is_socket = name.is_some_and(|name| {
-            !name.starts_with('/') && !name.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ';' | '@'))
-        });
-        let is_name = place.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
-        if !(is_name || is_socket || is_ipv6(place)) {
-            return Err(DsnError::new(
-                Code::InvalidHost,
-                "a host name has letters, digits, `.`, `_` and `-`; other scripts are written in Punycode",
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// An address, with or without a zone behind a `%`.
-pub(super) fn is_ipv6(text: &str) -> bool {
-    let (address, zone) = text.split_once('%').unwrap_or((text, "0"));
-    address.parse::<Ipv6Addr>().is_ok()
-        && zone.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }

@@ -11,6 +11,7 @@ mod demo;
 mod dev;
 mod dsn;
 mod dsn_docs;
+mod dsn_leaks;
 mod execute;
 mod faults;
 mod http_threads;

@@ -1,4 +1,4 @@
-//! Log lines: for people, or one JSON object each, with the key-values of `log`.
+//! Log lines: for people, or one JSON object each, with the key-values of `log` and the thread that wrote it.
 
 use std::io::Write;
 
@@ -72,6 +72,9 @@ impl<'kvs> VisitSource<'kvs> for Fields<'_> {
 
 fn json(record: &log::Record<'_>) -> Json {
     let mut line = Map::new();
+    let thread = std::thread::current();
+    line.insert("thread".to_owned(), Json::from(thread.name().unwrap_or("?")));
+    line.insert("thread_id".to_owned(), Json::from(nix::unistd::gettid().as_raw()));
     // A key that fails to be read is left out; the line is still worth having.
     let _ = record.key_values().visit(&mut Fields(&mut line));
     line.insert("time".to_owned(), Json::from(Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)));

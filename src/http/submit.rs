@@ -49,6 +49,7 @@ pub(super) async fn accept(request: &HttpRequest, shared: &Shared, accept: Accep
     let (job, replayed) = match accepted {
         Accepted::Created(job) => {
             shared.metrics.accepted(&job.kind);
+            log::debug!(job = job.id.to_string(), kind = job.kind.as_str(); "accepted a job");
             (job, false)
         }
         Accepted::Replayed(job) => (job, true),

@@ -212,7 +212,9 @@ fn told_everybody(shared: &Shared, group: &[Ended], held: &HashSet<Uuid>) {
             log::info!(job = id.to_string(); "the lease was lost: the end of this attempt is not written");
             continue;
         }
-        shared.config.metrics.finished(&ended.kind, outcome(&ended.ending));
+        let outcome = outcome(&ended.ending);
+        log::debug!(job = id.to_string(), outcome = outcome; "an attempt ended");
+        shared.config.metrics.finished(&ended.kind, outcome);
         if matches!(ended.ending, Ending::Retry { .. } | Ending::Snooze { .. }) {
             shared.config.signals.scheduled();
         }

@@ -4,6 +4,7 @@ mod support;
 
 mod accept;
 mod bad_input;
+mod blocking;
 mod cancel;
 mod claims;
 mod connect;

@@ -5,6 +5,7 @@ pub mod dev;
 pub mod dsn;
 pub mod logging;
 pub mod migrate;
+pub mod private;
 pub mod probe;
 pub mod process;
 pub mod serve;
@@ -42,7 +43,7 @@ enum Command {
     /// See or apply migrations of the queue's schema
     #[command(subcommand)]
     Migrate(migrate::Migrate),
-    /// Load the demo's data into a database of yours
+    /// See what heavy work does to a web server; or load the demo's data into a database of yours
     #[command(subcommand)]
     Demo(demo::Demo),
     /// Explain a connection string: for whom it was written, what it means to libpq, and how others write it

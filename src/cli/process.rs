@@ -197,7 +197,10 @@ async fn unless_stopped<T>(
 }
 
 /// Runs what may wait on a thread of its own.
-async fn on_a_thread<T: Send + 'static>(
+///
+/// # Errors
+/// The work's own, or when it panicked.
+pub async fn on_a_thread<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
@@ -356,7 +359,7 @@ pub trait StopRequests: 'static {
 }
 
 /// SIGTERM, SIGINT, and SIGHUP of a terminal that was closed, which comes more than once and hurries nobody.
-struct StopSignals {
+pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
     /// None when it is to be ignored, as under nohup.
@@ -364,7 +367,11 @@ struct StopSignals {
 }
 
 impl StopSignals {
-    fn new() -> std::io::Result<StopSignals> {
+    /// Begins to listen to them.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn new() -> std::io::Result<StopSignals> {
         Ok(StopSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

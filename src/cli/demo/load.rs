@@ -1,4 +1,4 @@
-//! `slowlane demo`: nycflights13, shipped compressed in the program, loaded once and whole.
+//! `slowlane demo load`: nycflights13, shipped compressed in the program, loaded once and whole.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::config;
 use crate::db::pool::Manager;
 use crate::dsn::Dsn;
 
-const SCHEMA: &str = include_str!("../../demo/schema.sql");
-const AIRLINES: &[u8] = include_bytes!("../../demo/airlines.csv.zst");
-const AIRPORTS: &[u8] = include_bytes!("../../demo/airports.csv.zst");
-const PLANES: &[u8] = include_bytes!("../../demo/planes.csv.zst");
-const WEATHER: &[u8] = include_bytes!("../../demo/weather.csv.zst");
-const FLIGHTS: &[u8] = include_bytes!("../../demo/flights.csv.zst");
+const SCHEMA: &str = include_str!("../../../demo/schema.sql");
+const AIRLINES: &[u8] = include_bytes!("../../../demo/airlines.csv.zst");
+const AIRPORTS: &[u8] = include_bytes!("../../../demo/airports.csv.zst");
+const PLANES: &[u8] = include_bytes!("../../../demo/planes.csv.zst");
+const WEATHER: &[u8] = include_bytes!("../../../demo/weather.csv.zst");
+const FLIGHTS: &[u8] = include_bytes!("../../../demo/flights.csv.zst");
 /// Two that load at once take turns.
 const LOCK_KEY: i64 = 0x736c_6f77_6465_6d6f;
 /// How many tables the demo has.
@@ -74,29 +74,21 @@ macro_rules! copy {
     };
 }
 
-/// The subcommands of `slowlane demo`.
-#[derive(clap::Subcommand)]
-pub enum Demo {
-    /// Load every flight that left New York in 2013, unless it is there
-    Load(Where),
-}
-
-/// Where the data go.
+/// The arguments of `slowlane demo load`.
 #[derive(clap::Args)]
-pub struct Where {
+pub struct Load {
     /// The demo's database, without a password; one with a password belongs into SLOWLANE_DEMO_URL
     #[arg(long, value_name = "DSN")]
     database_url: Option<String>,
 }
 
-impl Demo {
-    /// Does what it says.
+impl Load {
+    /// Loads the data, unless they are there.
     ///
     /// # Errors
     /// When the database can't be used, or holds tables of the same names that aren't the demo's.
     pub fn run(self) -> Result<(), Failure> {
-        let Demo::Load(place) = self;
-        let target = config::demo_database(place.database_url.as_deref(), plain_dsn_reader(&config::File::default())?)?;
+        let target = config::demo_database(self.database_url.as_deref(), plain_dsn_reader(&config::File::default())?)?;
         match load(&target)? {
             Some(rows) => println!("loaded {rows} rows"),
             None => println!("already there"),

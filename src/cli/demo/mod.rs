@@ -1,0 +1,47 @@
+//! `slowlane demo`: data to try things on, and the story of blocking to look at.
+//!
+//! | file | what it has |
+//! | --- | --- |
+//! | [`load`](mod@load) | the flights of 2013, for any database |
+//! | [`blocking`] | `slowlane demo blocking`: what is run, and what is shown |
+//! | [`measure`] | one run and one kill of one server |
+//! | [`probes`] | requests at intended times |
+//! | [`child`] | servers as processes, and what they say of their threads |
+//! | `wrong` | the servers that do it wrong: for child processes alone, and used by nothing else |
+
+pub mod blocking;
+pub mod child;
+mod load;
+pub mod measure;
+pub mod probes;
+mod wrong;
+
+pub use load::load;
+
+use crate::cli::Failure;
+
+/// The subcommands of `slowlane demo`.
+#[derive(clap::Subcommand)]
+pub enum Demo {
+    /// Load every flight that left New York in 2013 into a database of yours, unless it is there
+    Load(load::Load),
+    /// Run heavy statements on an event loop, on a thread pool and as jobs, and see what becomes of other requests
+    Blocking(blocking::Blocking),
+    /// A server that does it wrong, for `slowlane demo blocking`
+    #[command(hide = true)]
+    Wrong(wrong::Wrong),
+}
+
+impl Demo {
+    /// Does what it says.
+    ///
+    /// # Errors
+    /// Each subcommand's own.
+    pub fn run(self) -> Result<(), Failure> {
+        match self {
+            Demo::Load(load) => load.run(),
+            Demo::Blocking(blocking) => blocking.run(),
+            Demo::Wrong(wrong) => wrong.run(),
+        }
+    }
+}

@@ -279,8 +279,8 @@ impl Kill {
     }
 }
 
-/// As people read it: `3 ms`, `2.1 s`.
-fn span(milliseconds: f64) -> String {
+/// Milliseconds as people read them: `3.0 ms`, `2.1 s`.
+pub fn span(milliseconds: f64) -> String {
     match milliseconds {
         ms if ms < 9.95 => format!("{ms:.1} ms"),
         ms if ms < 999.5 => format!("{ms:.0} ms"),

@@ -146,8 +146,8 @@ impl Server {
             (process.stdout.take(), process.stderr.take(), process.stdin.take())
         };
         let streams: [Option<Box<dyn Read + Send>>; STREAMS] = [
-            out.map(|stream| Box::new(stream) as Box<dyn Read + Send>),
-            err.map(|stream| Box::new(stream) as Box<dyn Read + Send>),
+            out.map(|stream| -> Box<dyn Read + Send> { Box::new(stream) }),
+            err.map(|stream| -> Box<dyn Read + Send> { Box::new(stream) }),
         ];
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut server = Server { address: nowhere, process, ears: Arc::clone(&ears), _stdin: stdin };

@@ -101,8 +101,11 @@ pub struct Contestant {
     /// How it says what it does.
     pub dialect: Dialect,
     /// What starts it, for one heavy statement.
-    pub command: Box<dyn Fn(&Place, Work) -> Command + Send + Sync>,
+    pub command: Box<Starter>,
 }
+
+/// What starts a server.
+pub type Starter = dyn Fn(&Place, Work) -> Command + Send + Sync;
 
 impl Contestant {
     /// The demo's own server that does it wrong in this way.
@@ -259,7 +262,7 @@ impl Measured<'_> {
         let pooled = pooled_path(&server, contestant.dialect)?;
         let (healthz, pooled_probe) = probes(&server, &pooled)?;
         std::thread::sleep(WARM_UP);
-        (healthz.stop()?, pooled_probe.stop()?);
+        healthz.stop().and(pooled_probe.stop())?;
         let (healthz, pooled_probe) = probes(&server, &pooled)?;
         std::thread::sleep(IDLE_SPAN);
         let idle = Idle { healthz_ms: healthz.stop()?, pooled_ms: pooled_probe.stop()? };

@@ -79,8 +79,9 @@ impl Wrong {
                     .route("/pooled", web::get().to(pooled))
             })
             .workers(EVENT_LOOPS)
-            // A request that the blocked loop read too late would get 408, and hide how late it is.
+            // A blocked loop finds its own timers overdue: refusals and closed connections would hide how late it is.
             .client_request_timeout(Duration::ZERO)
+            .keep_alive(PATIENCE)
             .listen(listener)?
             .run();
             println!("{}", json!({"event": "listening", "url": url}));

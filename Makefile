@@ -38,7 +38,7 @@ clean:
 
 .PHONY: tools
 tools:
-	@scripts/ensure-postgres
+	@scripts/ensure postgres
 	@command -v cargo >/dev/null || { echo 'slowlane needs a Rust toolchain: https://rustup.rs' >&2; exit 69; }
 	@for program in cc perl make; do command -v $$program >/dev/null || { \
 		echo "slowlane builds libpq and OpenSSL from source: apt-get install build-essential perl" >&2; exit 69; }; done

@@ -12,6 +12,7 @@ run: tools
 	$${CARGO_TARGET_DIR:-target}/release/slowlane dev $(ARGS)
 
 test: tools
+	@scripts/ensure python
 	cargo test --locked
 
 # Cases and options, such as ARGS="drain --quick"

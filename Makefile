@@ -1,21 +1,33 @@
 # Three commands: `make run` serves on a private Postgres with demo data, `make test` runs every test, `make bench`
 # measures everything that docs/performance.md shows.
 
-.PHONY: run test bench lint fmt clean env test-compose
+.PHONY: run test bench lint fmt clean env test-compose compare-fastapi
 
 # Further arguments, such as ARGS="--listen 127.0.0.1:9000"
 ARGS ?=
+VENV = "$${CARGO_TARGET_DIR:-target}/compare-fastapi/venv"
 
 run: tools
 	cargo build --release --locked
 	$${CARGO_TARGET_DIR:-target}/release/slowlane dev $(ARGS)
 
 test: tools
+	@scripts/ensure python
 	cargo test --locked
 
 # Cases and options, such as ARGS="drain --quick"
 bench: tools
 	cargo bench --locked --bench numbers -- $(ARGS)
+
+# FastAPI's BackgroundTasks and slowlane beside each other: some minutes. The packages of requirements.txt go into a
+# virtual environment, which is made anew when they change.
+compare-fastapi: tools
+	@scripts/ensure venv
+	@wanted=benches/compare/fastapi/requirements.txt && \
+	{ cmp -s $$wanted $(VENV)/requirements.txt && $(VENV)/bin/python -c ''; } || \
+	{ rm -rf $(VENV) && python3 -m venv $(VENV) && $(VENV)/bin/pip install -q --no-deps -r $$wanted && \
+		$(VENV)/bin/pip check && cp $$wanted $(VENV)/; }
+	cargo bench --locked --bench compare-fastapi -- --python "$$(cd $(VENV) && pwd)/bin/python" $(ARGS)
 
 lint: tools
 	cargo fmt --check
@@ -38,7 +50,7 @@ clean:
 
 .PHONY: tools
 tools:
-	@scripts/ensure-postgres
+	@scripts/ensure postgres
 	@command -v cargo >/dev/null || { echo 'slowlane needs a Rust toolchain: https://rustup.rs' >&2; exit 69; }
 	@for program in cc perl make; do command -v $$program >/dev/null || { \
 		echo "slowlane builds libpq and OpenSSL from source: apt-get install build-essential perl" >&2; exit 69; }; done

@@ -15,6 +15,7 @@ mod dsn_docs;
 mod dsn_leaks;
 mod execute;
 mod faults;
+mod from_fastapi;
 mod http_threads;
 mod jobs_api;
 mod layers;

@@ -54,7 +54,14 @@ impl Server {
     }
 
     /// Waits until the process says where it serves, and is ready.
-    pub fn spawn(mut command: Command) -> Server {
+    pub fn spawn(command: Command) -> Server {
+        let server = Server::listening(command);
+        eventually("the server is ready", || server.client.get("/readyz").status == 200);
+        server
+    }
+
+    /// Waits until the process, of whatever program, says where it serves.
+    pub fn listening(mut command: Command) -> Server {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (log, lines) = gather(&mut child);
         let address = loop {
@@ -64,9 +71,7 @@ impl Server {
                 break rest.split([',', ' ', '"']).next().unwrap().trim().parse().unwrap();
             }
         };
-        let client = Client::new(address);
-        eventually("the server is ready", || client.get("/readyz").status == 200);
-        Server { client, child, log }
+        Server { client: Client::new(address), child, log }
     }
 
     pub fn pid(&self) -> i32 {

@@ -1,4 +1,4 @@
-//! A proxy between slowlane and its Postgres that can lose answers and connections.
+//! A proxy between slowlane and its Postgres, or its callers, that can lose answers and connections.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -30,14 +30,18 @@ struct Inner {
 
 /// See the module.
 pub struct Proxy {
-    address: SocketAddr,
+    pub address: SocketAddr,
     inner: Arc<Inner>,
 }
 
 impl Proxy {
     /// In front of the server of `dsn`.
     pub fn before(dsn: &Dsn) -> Proxy {
-        let server = format!("{}:{}", dsn.get("host").unwrap(), dsn.get("port").unwrap());
+        Proxy::to(format!("{}:{}", dsn.get("host").unwrap(), dsn.get("port").unwrap()))
+    }
+
+    /// In front of the server at a host and port.
+    pub fn to(server: String) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let inner = Arc::new(Inner {

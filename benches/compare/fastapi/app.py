@@ -135,7 +135,8 @@ def end_with_stdin():
 def main():
     # Whoever started it holds the other end: it never outlives them.
     threading.Thread(target=end_with_stdin, name="stdin", daemon=True).start()
-    listener = socket.socket()
+    # With its protocol named, as asyncio's own listeners have it: only then asyncio sets TCP_NODELAY.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     grace = int(os.environ.get("GRACE", "4"))
     config = uvicorn.Config(app, access_log=False, log_level="error", timeout_graceful_shutdown=grace)

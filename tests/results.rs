@@ -72,11 +72,14 @@ fn all_flights_equal_what_postgres_writes() {
     // Encoded on the way, the same bytes arrive.
     let zipped = data(&app, id, "csv", &[("accept-encoding", "zstd, gzip;q=0.5")]);
     assert_eq!(zipped.header("content-encoding"), Some("zstd"));
-    assert!(zstd::decode_all(&zipped.body[..]).unwrap() == csv.body);
+    // One frame and one member in all: many clients read no further than the first.
+    let mut unzipped = Vec::new();
+    zstd::Decoder::new(&zipped.body[..]).unwrap().single_frame().read_to_end(&mut unzipped).unwrap();
+    assert!(unzipped == csv.body);
     let zipped = data(&app, id, "csv", &[("accept-encoding", "gzip")]);
     assert_eq!(zipped.header("content-encoding"), Some("gzip"));
     let mut unzipped = Vec::new();
-    flate2::read::MultiGzDecoder::new(&zipped.body[..]).read_to_end(&mut unzipped).unwrap();
+    flate2::read::GzDecoder::new(&zipped.body[..]).read_to_end(&mut unzipped).unwrap();
     assert!(unzipped == csv.body);
     assert_ne!(zipped.header("etag"), csv.header("etag"));
 }

@@ -1,11 +1,6 @@
-//! `GET …/result`, `GET …/result/data` and `DELETE …/result`.
-//!
-//! Data is streamed part by part: each is read and encoded on a thread of the doorway, at most two are in memory, and
-//! a part that can't be had breaks the connection. An answer never ends cleanly before its last byte.
+//! `GET …/result`, `GET …/result/data` and `DELETE …/result`: what is asked for, and whether it is there.
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::time::Duration;
 
 use actix_web::http::{Method, StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -20,18 +15,15 @@ use crate::http::wire::{self, Time};
 use crate::http::{Shared, State};
 use crate::queue::job::ResultState;
 use crate::queue::{Job, JobState};
-use crate::results::range::{self, Piece, Source};
 use crate::results::store::{self, StoredResult};
-use crate::results::{Column, Format, Manifest};
+use crate::results::{Column, Format};
 
 mod body;
 mod negotiate;
+mod sending;
 
-use body::{PartStream, Piece as Sent};
 use negotiate::{Coding, content_coding, format};
-
-/// How long a part may take to be read and encoded: one can hold a value of hundreds of megabytes.
-const PART_PATIENCE: Duration = Duration::from_secs(60);
+use sending::Sending;
 
 #[derive(Serialize)]
 struct ManifestResource<'m> {
@@ -168,66 +160,6 @@ pub(super) async fn data(request: HttpRequest, shared: State, id: web::Path<Stri
         );
     }
     let exact = (coding == Coding::Identity).then_some(wanted.end - wanted.start);
-    let stream = stream(shared, id, *stored, format, wanted, coding);
+    let stream = Sending::new(shared, id, *stored, format, wanted).start(coding);
     Ok(response.body(body::Streamed { stream, length: exact }))
-}
-
-/// Starts to produce the wanted bytes; at most one piece waits while another is sent.
-fn stream(
-    shared: State,
-    id: Uuid,
-    stored: StoredResult,
-    format: Format,
-    wanted: Range<u64>,
-    coding: Coding,
-) -> PartStream {
-    let (sender, stream) = body::channel();
-    let pieces = range::pieces(&stored.manifest, format, &wanted);
-    let manifest = Arc::new(stored.manifest);
-    actix_rt::spawn(async move {
-        for piece in pieces {
-            let bytes = produce(&shared, id, stored.lease, Arc::clone(&manifest), format, piece, coding).await;
-            let piece = match bytes {
-                Ok(bytes) => Sent::Bytes(bytes),
-                Err(error) => {
-                    log::warn!(job = id.to_string(); "a result broke off while it was sent: {error}");
-                    Sent::Failed(error.to_string())
-                }
-            };
-            let failed = matches!(piece, Sent::Failed(_));
-            if sender.send(piece).await.is_err() || failed {
-                return;
-            }
-        }
-        // Whoever reads has gone: then nobody needs the end.
-        let _ = sender.send(Sent::End).await;
-    });
-    stream
-}
-
-async fn produce(
-    shared: &Shared,
-    id: Uuid,
-    lease: i64,
-    manifest: Arc<Manifest>,
-    format: Format,
-    piece: Piece,
-    coding: Coding,
-) -> Result<web::Bytes, DbError> {
-    let work = move |connection: &mut _| {
-        let stored = match &piece.source {
-            Source::Fixed(_) => Vec::new(),
-            Source::Part(n) => {
-                let n = i32::try_from(*n).unwrap_or(i32::MAX);
-                store::part(connection, id, lease, n, PART_PATIENCE)?.ok_or_else(|| gone("the part is gone"))?
-            }
-        };
-        let bytes = range::encode(&manifest, format, &piece, &stored).map_err(|error| gone(&error.to_string()))?;
-        coding.encode(bytes).map_err(|error| gone(&error.to_string()))
-    };
-    shared.doorway.run_within(PART_PATIENCE, work).await.map(web::Bytes::from)
-}
-
-fn gone(why: &str) -> DbError {
-    DbError::Unavailable(why.to_owned())
 }

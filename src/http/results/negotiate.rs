@@ -6,9 +6,13 @@ use std::ops::Range;
 use actix_web::HttpRequest;
 use actix_web::http::header;
 use actix_web::web;
+use flate2::write::GzEncoder;
 
 use crate::http::problem::{Code, Problem};
 use crate::results::Format;
+
+/// Fast enough to be sent while it is read.
+const ZSTD_LEVEL: i32 = 3;
 
 /// The format: `?format=` before `Accept`, CSV where neither says.
 pub(super) fn format(request: &HttpRequest) -> Result<Format, Problem> {
@@ -68,8 +72,7 @@ fn weighted(list: &str) -> Vec<(String, f32)> {
         .collect()
 }
 
-/// How the bytes are coded on their way. Each piece is a gzip member or a zstd frame of its own: both formats define
-/// their concatenation.
+/// How the bytes are coded on their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
     Identity,
@@ -107,15 +110,48 @@ impl Coding {
         }
     }
 
-    pub fn encode(self, bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
-        match self {
-            Coding::Identity => Ok(bytes),
-            Coding::Zstd => zstd::bulk::compress(&bytes, 3),
-            Coding::Gzip => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    /// What codes a whole body.
+    pub fn encoder(self) -> std::io::Result<Encoder> {
+        Ok(match self {
+            Coding::Identity => Encoder::Identity,
+            Coding::Gzip => Encoder::Gzip(GzEncoder::new(Vec::new(), flate2::Compression::default())),
+            Coding::Zstd => Encoder::Zstd(zstd::Encoder::new(Vec::new(), ZSTD_LEVEL)?),
+        })
+    }
+}
+
+/// Codes one body, piece by piece: one gzip member or one zstd frame in all. Their concatenations are allowed too, but
+/// many clients stop after the first.
+pub(super) enum Encoder {
+    Identity,
+    Gzip(GzEncoder<Vec<u8>>),
+    Zstd(zstd::Encoder<'static, Vec<u8>>),
+}
+
+impl Encoder {
+    /// The next piece, flushed: a reader can decode all of it.
+    pub fn encode(&mut self, bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
+        Ok(match self {
+            Encoder::Identity => bytes,
+            Encoder::Gzip(encoder) => {
                 encoder.write_all(&bytes)?;
-                encoder.finish()
+                encoder.flush()?;
+                std::mem::take(encoder.get_mut())
             }
+            Encoder::Zstd(encoder) => {
+                encoder.write_all(&bytes)?;
+                encoder.flush()?;
+                std::mem::take(encoder.get_mut())
+            }
+        })
+    }
+
+    /// What ends the body.
+    pub fn finish(&mut self) -> std::io::Result<Vec<u8>> {
+        match std::mem::replace(self, Encoder::Identity) {
+            Encoder::Identity => Ok(Vec::new()),
+            Encoder::Gzip(encoder) => encoder.finish(),
+            Encoder::Zstd(encoder) => encoder.finish(),
         }
     }
 }

@@ -1,0 +1,101 @@
+//! The bytes of a result on their way.
+//!
+//! They are sent part by part: each is read and encoded on a thread of the doorway, at most two are in memory, and a
+//! part that can't be had breaks the connection. An answer never ends cleanly before its last byte.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use actix_web::web::Bytes;
+use tokio::sync::mpsc::Sender;
+use uuid::Uuid;
+
+use crate::db::DbError;
+use crate::http::State;
+use crate::http::results::body::{self, PartStream, Piece as Sent};
+use crate::http::results::negotiate::{Coding, Encoder};
+use crate::results::range::{self, Piece, Source};
+use crate::results::store::{self, StoredResult};
+use crate::results::{Format, Manifest};
+
+/// How long a part may take to be read and encoded: one can hold a value of hundreds of megabytes.
+const PART_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The wanted bytes of a result, in one format.
+pub(super) struct Sending {
+    shared: State,
+    id: Uuid,
+    lease: i64,
+    manifest: Arc<Manifest>,
+    format: Format,
+    pieces: Vec<Piece>,
+}
+
+/// Whoever reads has gone.
+struct Unread;
+
+impl Sending {
+    pub fn new(shared: State, id: Uuid, stored: StoredResult, format: Format, wanted: Range<u64>) -> Sending {
+        let pieces = range::pieces(&stored.manifest, format, &wanted);
+        Sending { shared, id, lease: stored.lease, manifest: Arc::new(stored.manifest), format, pieces }
+    }
+
+    /// Starts to produce them; at most one piece waits while another is sent.
+    pub fn start(self, coding: Coding) -> PartStream {
+        let (sender, stream) = body::channel();
+        actix_rt::spawn(async move {
+            let last = match self.send(coding, &sender).await {
+                Ok(Ok(())) => Sent::End,
+                Ok(Err(Unread)) => return,
+                Err(error) => {
+                    log::warn!(job = self.id.to_string(); "a result broke off while it was sent: {error}");
+                    Sent::Failed(error.to_string())
+                }
+            };
+            // Whoever reads has gone: then nobody needs the end.
+            let _ = sender.send(last).await;
+        });
+        stream
+    }
+
+    async fn send(&self, coding: Coding, sender: &Sender<Sent>) -> Result<Result<(), Unread>, DbError> {
+        let encoder = Arc::new(Mutex::new(coding.encoder().map_err(|error| gone(&error))?));
+        for piece in &self.pieces {
+            let bytes = self.produce(piece.clone(), Arc::clone(&encoder)).await?;
+            if sender.send(Sent::Bytes(bytes)).await.is_err() {
+                return Ok(Err(Unread));
+            }
+        }
+        let rest = locked(&encoder).finish().map_err(|error| gone(&error))?;
+        if !rest.is_empty() && sender.send(Sent::Bytes(rest.into())).await.is_err() {
+            return Ok(Err(Unread));
+        }
+        Ok(Ok(()))
+    }
+
+    async fn produce(&self, piece: Piece, encoder: Arc<Mutex<Encoder>>) -> Result<Bytes, DbError> {
+        let (id, lease, format, manifest) = (self.id, self.lease, self.format, Arc::clone(&self.manifest));
+        let work = move |connection: &mut _| {
+            let stored = match &piece.source {
+                Source::Fixed(_) => Vec::new(),
+                Source::Part(n) => {
+                    let n = i32::try_from(*n).unwrap_or(i32::MAX);
+                    store::part(connection, id, lease, n, PART_PATIENCE)?.ok_or_else(|| gone(&"the part is gone"))?
+                }
+            };
+            let bytes = range::encode(&manifest, format, &piece, &stored).map_err(|error| gone(&error))?;
+            // The last step: what is tried again after a lost connection has not come as far.
+            locked(&encoder).encode(bytes).map(Bytes::from).map_err(|error| gone(&error))
+        };
+        self.shared.doorway.run_within(PART_PATIENCE, work).await
+    }
+}
+
+fn locked(encoder: &Mutex<Encoder>) -> MutexGuard<'_, Encoder> {
+    encoder.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn gone(why: &dyn std::fmt::Display) -> DbError {
+    DbError::Unavailable(why.to_string())
+}

@@ -63,7 +63,8 @@ impl Sending {
         let encoder = Arc::new(Mutex::new(coding.encoder().map_err(|error| gone(&error))?));
         for piece in &self.pieces {
             let bytes = self.produce(piece.clone(), Arc::clone(&encoder)).await?;
-            if sender.send(Sent::Bytes(bytes)).await.is_err() {
+            // An empty chunk would be the end of the body (RFC 9112, 7.1).
+            if !bytes.is_empty() && sender.send(Sent::Bytes(bytes)).await.is_err() {
                 return Ok(Err(Unread));
             }
         }

@@ -79,7 +79,8 @@ impl Drop for Presence<'_> {
 /// Runs one attempt. `false` when the attempt was taken from this thread meanwhile.
 fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let job = &attempt.job;
-    log::debug!(job = job.lease.job_id.to_string(), kind = job.kind.as_str(), lease = job.lease.number; "an attempt begins");
+    let (id, lease) = (job.lease.job_id.to_string(), job.lease.number);
+    log::debug!(job = id, kind = job.kind.as_str(), lease = lease; "an attempt begins");
     let performed = perform(shared, attempt);
     attempt.control.end();
     end_lost_session(shared, attempt, &performed.outcome);

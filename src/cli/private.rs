@@ -1,6 +1,7 @@
 //! The private cluster of `slowlane dev` and `slowlane demo blocking`: started, filled, watched, and found again by
 //! others through the addresses that it leaves in its folder.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -43,6 +44,8 @@ impl Databases {
         let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
         let cluster = Cluster::start(ClusterOptions { data_dir, settings: Vec::new() })?;
         let folder = cluster.folder().to_owned();
+        // What an earlier start left may lead elsewhere: there is none until this one has come to its end.
+        drop(std::fs::remove_file(folder.join(URLS_FILE)));
         let passwords = Passwords {
             owner: cluster::secret(&folder, "owner.password")?,
             queue: cluster::secret(&folder, "queue.password")?,
@@ -69,16 +72,17 @@ impl Databases {
         watch(Arc::downgrade(slot))?;
         Ok(databases)
     }
-}
 
-impl Databases {
     /// Reads where those of a cluster are that another process runs.
     ///
     /// # Errors
-    /// When the file isn't there or can't be read for what it is.
+    /// When the file isn't there yet or can't be read for what it is.
     pub fn of_running(folder: &Path, reader: DsnReader<'_>) -> Result<Databases, Failure> {
         let path = folder.join(URLS_FILE);
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let text = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => format!("slowlane dev is still starting in {}: try again", folder.display()),
+            _ => format!("{}: {error}", path.display()),
+        })?;
         let read = |name: &str| {
             let url = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
             let url = url.ok_or_else(|| format!("{} lacks {name}: start slowlane dev again", path.display()))?;

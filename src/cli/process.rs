@@ -144,7 +144,7 @@ pub fn run_until<S: StopRequests>(
     let doorway_threads = actix_rt::System::new().block_on(async move {
         // Signals are listened to before there is anything to stop.
         let mut stop = stop()?;
-        let starting = on_a_thread("slowlane-start", move || assemble(prepare()?));
+        let starting = on_a_thread("slowlane-start", "starting failed; the log says why", move || assemble(prepare()?));
         let Some(assembled) = unless_stopped(starting, &mut stop).await? else { return Ok(None) };
         let Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace } = assembled;
         let health = Arc::clone(&common.health);
@@ -199,9 +199,10 @@ async fn unless_stopped<T>(
 /// Runs what may wait on a thread of its own.
 ///
 /// # Errors
-/// The work's own, or when it panicked.
+/// The work's own; or when it panicked, with this text.
 pub async fn on_a_thread<T: Send + 'static>(
     name: &str,
+    panicked: &'static str,
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<T, Failure> {
     let (done, outcome) = oneshot::channel();
@@ -209,7 +210,7 @@ pub async fn on_a_thread<T: Send + 'static>(
         // Whoever waited has gone: the process is ending.
         let _ = done.send(work());
     })?;
-    outcome.await.unwrap_or_else(|_| Err("starting failed; the log says why".into()))
+    outcome.await.unwrap_or_else(|_| Err(panicked.into()))
 }
 
 /// Everything that is needed to serve, and nothing of it started but the doorway and the writer.

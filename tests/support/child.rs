@@ -1,9 +1,11 @@
 //! The program as a process of its own.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -123,6 +125,89 @@ fn gather(child: &mut Child) -> (Arc<Mutex<String>>, Receiver<String>) {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How long a program may take to end by itself when it is told to.
+const STOP_PATIENCE: Duration = Duration::from_secs(40);
+
+/// A program that comes to an end. One that is dropped before is told to stop, so that it can stop what it started, and
+/// killed when it doesn't.
+pub struct Running {
+    child: Child,
+    out: Arc<Mutex<Vec<u8>>>,
+    err: Arc<Mutex<Vec<u8>>>,
+    readers: (JoinHandle<()>, JoinHandle<()>),
+}
+
+impl Running {
+    pub fn start(command: &mut Command) -> Running {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdout, stderr): (ChildStdout, ChildStderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let ((out, out_reader), (err, err_reader)) = (collect(stdout), collect(stderr));
+        Running { child, out, err, readers: (out_reader, err_reader) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// What it printed so far.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.out.lock().unwrap()).into_owned()
+    }
+
+    /// What it said beside that so far.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.err.lock().unwrap()).into_owned()
+    }
+
+    /// Everything that it printed, once it has ended.
+    #[track_caller]
+    pub fn output(mut self) -> Output {
+        let until = Instant::now() + PATIENCE;
+        while !self.has_ended() {
+            assert!(Instant::now() < until, "it doesn't end: {} {}", self.stdout(), self.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let status = self.child.wait().unwrap();
+        eventually("its output ends", || self.readers.0.is_finished() && self.readers.1.is_finished());
+        let bytes = |buffer: &Mutex<Vec<u8>>| buffer.lock().unwrap().clone();
+        Output { status, stdout: bytes(&self.out), stderr: bytes(&self.err) }
+    }
+}
+
+fn collect(mut stream: impl Read + Send + 'static) -> (Arc<Mutex<Vec<u8>>>, JoinHandle<()>) {
+    let collected = Arc::<Mutex<Vec<u8>>>::default();
+    let into = Arc::clone(&collected);
+    let reader = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(read @ 1..) = stream.read(&mut buffer) {
+            into.lock().unwrap().extend_from_slice(&buffer[..read]);
+        }
+    });
+    (collected, reader)
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::SIGTERM);
+            let until = Instant::now() + STOP_PATIENCE;
+            while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

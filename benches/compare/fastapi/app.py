@@ -5,12 +5,13 @@
     app.py asyncpg      a task given as `async def`, with an AsyncSession on asyncpg
 
 DATABASE_URL is a URL as libpq reads it, WORK_SQL the heavy statement, GRACE the seconds that requests and tasks have to
-end in after a SIGTERM. The pool is SQLAlchemy's default (5 connections, and 10 more). uvicorn runs one process with its
-default loop, which is asyncio's: nothing here installs uvloop.
+end in after a SIGTERM. The pool is SQLAlchemy's default (5 connections, and 10 more). uvicorn runs one process, on
+uvloop and httptools, which it picks where they are installed; `uvicorn[standard]` installs them.
 
 It listens on a free port of 127.0.0.1, says on stdout what happens, one JSON object a line, and ends with its stdin.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -67,11 +68,20 @@ else:
 # The heavy work, as a background task.
 
 
-def work_synchronously(id):
+@contextlib.contextmanager
+def said(id):
     say_of("working", id)
-    with Session(engine) as session:
-        session.execute(WORK).all()
+    try:
+        yield
+    except Exception:
+        say_of("failed", id)
+        raise
     say_of("done", id)
+
+
+def work_synchronously(id):
+    with said(id), Session(engine) as session:
+        session.execute(WORK).all()
 
 
 async def work_on_the_loop(id):
@@ -79,10 +89,9 @@ async def work_on_the_loop(id):
 
 
 async def work_asynchronously(id):
-    say_of("working", id)
-    async with AsyncSession(engine) as session:
-        (await session.execute(WORK)).all()
-    say_of("done", id)
+    with said(id):
+        async with AsyncSession(engine) as session:
+            (await session.execute(WORK)).all()
 
 
 work = {"async-def": work_on_the_loop, "def": work_synchronously, "asyncpg": work_asynchronously}[VARIANT]
@@ -104,17 +113,17 @@ async def healthz():
     return {"ok": True}
 
 
-def pooled():
+def database():
     with Session(engine) as session:
         return {"one": session.scalar(text("SELECT 1"))}
 
 
-async def pooled_asynchronously():
+async def database_asynchronously():
     async with AsyncSession(engine) as session:
         return {"one": await session.scalar(text("SELECT 1"))}
 
 
-app.get("/pooled")(pooled_asynchronously if VARIANT == "asyncpg" else pooled)
+app.get("/database")(database_asynchronously if VARIANT == "asyncpg" else database)
 
 
 class Server(uvicorn.Server):
@@ -135,7 +144,7 @@ def end_with_stdin():
 def main():
     # Whoever started it holds the other end: it never outlives them.
     threading.Thread(target=end_with_stdin, name="stdin", daemon=True).start()
-    # With its protocol named, as asyncio's own listeners have it: only then asyncio sets TCP_NODELAY.
+    # With its protocol named, as asyncio's own listeners have it: asyncio sets TCP_NODELAY only then, uvloop always.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     grace = int(os.environ.get("GRACE", "4"))

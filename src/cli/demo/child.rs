@@ -18,17 +18,20 @@ use crate::cli::Failure;
 
 /// How long a server may take until it listens.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the end of a process that was killed is waited for.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two looks whether a process has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Standard output and standard error.
 const STREAMS: usize = 2;
-/// As many of its last lines as are shown when it doesn't start.
+/// As many of its last lines are shown when something goes wrong.
 const SHOWN_LINES: usize = 5;
 
 /// How a server says what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
-    /// `{"event": "listening", "url"}`, and `handled`, `working` and `done` with `id` and `thread`, on standard output.
+    /// `{"event": "listening", "url"}`, and `handled`, `working`, `done` and `failed` with `id` and `thread`, on
+    /// standard output.
     Events,
     /// slowlane's log as JSON, on standard error.
     SlowlaneLog,
@@ -36,7 +39,7 @@ pub enum Dialect {
 
 /// What a server said so far.
 #[derive(Debug, Default)]
-pub struct Heard {
+pub struct Observed {
     address: Option<SocketAddr>,
     /// By the work's id, the thread whose handler took it.
     pub handled: BTreeMap<String, i64>,
@@ -44,49 +47,67 @@ pub struct Heard {
     pub working: BTreeMap<String, i64>,
     /// By the work's id, how often it was said to be done.
     pub done: BTreeMap<String, u32>,
+    /// How often work was said to have ended otherwise.
+    pub failed: usize,
     /// Streams that have ended.
     ended: usize,
+    /// The last lines that were none of the events.
     last: Vec<String>,
 }
 
-impl Heard {
-    /// It said something else than what it does: that something went wrong, or it is gone.
-    pub fn failed(&self) -> bool {
-        !self.last.is_empty() || self.has_ended()
-    }
-
-    /// The last lines that were none of the events.
+impl Observed {
+    /// The last lines that were none of the events, for a message.
     pub fn last_lines(&self) -> String {
-        self.last.join(" | ")
+        match self.last.is_empty() {
+            true => "it said nothing else".to_owned(),
+            false => self.last.join(" | "),
+        }
     }
 
-    /// Nothing more will be heard.
+    /// Nothing more will be said.
     pub fn has_ended(&self) -> bool {
         self.ended == STREAMS
+    }
+
+    fn add(&mut self, event: Event) {
+        match event {
+            Event::Listening(address) => self.address = Some(address),
+            Event::Handled(id, thread) => drop(self.handled.insert(id, thread)),
+            Event::Working(id, thread) => drop(self.working.insert(id, thread)),
+            Event::Done(id) => *self.done.entry(id).or_default() += 1,
+            Event::Failed => self.failed += 1,
+        }
+    }
+
+    fn add_other(&mut self, line: String) {
+        if self.last.len() == SHOWN_LINES {
+            self.last.remove(0);
+        }
+        self.last.push(line);
     }
 }
 
 #[derive(Default)]
-struct Ears {
-    heard: Mutex<Heard>,
+struct Output {
+    observed: Mutex<Observed>,
     changed: Condvar,
 }
 
-impl Ears {
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+impl Output {
+    fn observed(&self) -> MutexGuard<'_, Observed> {
+        self.observed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something is so.
-    fn wait<T>(&self, patience: Duration, is_so: impl Fn(&Heard) -> Option<T>) -> Option<T> {
+    fn wait<T>(&self, patience: Duration, is_so: impl Fn(&Observed) -> Option<T>) -> Option<T> {
         let until = Instant::now() + patience;
-        let mut heard = self.heard();
+        let mut observed = self.observed();
         loop {
-            if let Some(found) = is_so(&heard) {
+            if let Some(found) = is_so(&observed) {
                 return Some(found);
             }
             let left = until.checked_duration_since(Instant::now())?;
-            heard = self.changed.wait_timeout(heard, left).unwrap_or_else(PoisonError::into_inner).0;
+            observed = self.changed.wait_timeout(observed, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -112,10 +133,12 @@ fn spawn(command: &mut Command) -> Result<Arc<Mutex<Child>>, Failure> {
 }
 
 fn kill_and_wait(process: &Mutex<Child>) {
-    let mut process = locked(process);
     // One that has ended already is no matter.
-    let _ = process.kill();
-    let _ = process.wait();
+    let _ = locked(process).kill();
+    let until = Instant::now() + KILL_TIMEOUT;
+    while matches!(locked(process).try_wait(), Ok(None)) && Instant::now() < until {
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 fn locked(process: &Mutex<Child>) -> MutexGuard<'_, Child> {
@@ -127,20 +150,25 @@ pub struct Server {
     /// Where it answers.
     pub address: SocketAddr,
     process: Arc<Mutex<Child>>,
-    ears: Arc<Ears>,
+    output: Arc<Output>,
     /// The demo's servers end with it.
     _stdin: Option<ChildStdin>,
 }
 
 impl Server {
-    /// Starts it, and waits until it says where it listens.
+    /// Starts it, and waits until it says where it listens. libpq's variables of this process aren't passed on: the
+    /// databases are those that the command names.
     ///
     /// # Errors
     /// When it doesn't within a minute, with its last lines.
     pub fn start(mut command: Command, dialect: Dialect) -> Result<Server, Failure> {
+        let is_of_libpq = |name: &std::ffi::OsString| name.as_encoded_bytes().starts_with(b"PG");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_libpq(name)) {
+            command.env_remove(name);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let process = spawn(&mut command)?;
-        let ears = Arc::<Ears>::default();
+        let output = Arc::<Output>::default();
         let (out, err, stdin) = {
             let mut process = locked(&process);
             (process.stdout.take(), process.stderr.take(), process.stdin.take())
@@ -150,34 +178,37 @@ impl Server {
             err.map(|stream| -> Box<dyn Read + Send> { Box::new(stream) }),
         ];
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Server { address: nowhere, process, ears: Arc::clone(&ears), _stdin: stdin };
+        let mut server = Server { address: nowhere, process, output: Arc::clone(&output), _stdin: stdin };
         for stream in streams.into_iter().flatten() {
-            let ears = Arc::clone(&ears);
+            let output = Arc::clone(&output);
             std::thread::Builder::new()
-                .name("slowlane-ears".to_owned())
-                .spawn(move || listen(stream, dialect, &ears))?;
+                .name("slowlane-output".to_owned())
+                .spawn(move || read_lines(stream, dialect, &output))?;
         }
-        let said = ears.wait(START_TIMEOUT, |heard| match (heard.address, heard.has_ended()) {
+        let listening = output.wait(START_TIMEOUT, |observed| match (observed.address, observed.has_ended()) {
             (Some(address), _) => Some(Ok(address)),
-            (None, true) => Some(Err(heard.last_lines())),
+            (None, true) => Some(Err(observed.last_lines())),
             (None, false) => None,
         });
-        match said {
+        match listening {
             Some(Ok(address)) => server.address = address,
             Some(Err(last)) => return Err(format!("a server of the demo did not start: {last}").into()),
-            None => return Err("a server of the demo did not start in time".into()),
+            None => {
+                let last = output.observed().last_lines();
+                return Err(format!("a server of the demo did not start in time: {last}").into());
+            }
         }
         Ok(server)
     }
 
     /// What it said so far.
-    pub fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.ears.heard()
+    pub fn observed(&self) -> MutexGuard<'_, Observed> {
+        self.output.observed()
     }
 
     /// Waits until something is so of what it said; whether it became so in time.
-    pub fn wait_until(&self, patience: Duration, is_so: impl Fn(&Heard) -> bool) -> bool {
-        self.ears.wait(patience, |heard| is_so(heard).then_some(())).is_some()
+    pub fn wait_until(&self, patience: Duration, is_so: impl Fn(&Observed) -> bool) -> bool {
+        self.output.wait(patience, |observed| is_so(observed).then_some(())).is_some()
     }
 
     /// Sends it a signal, and waits for its end: how long that took, or nothing when it went on.
@@ -186,8 +217,12 @@ impl Server {
     /// When it can't be signalled or looked at.
     pub fn signal_and_wait(&self, signal: Signal, patience: Duration) -> Result<Option<Duration>, Failure> {
         let began = Instant::now();
-        let pid = locked(&self.process).id();
-        kill(Pid::from_raw(i32::try_from(pid)?), signal)?;
+        let mut process = locked(&self.process);
+        // Under the lock, so that nobody has its end told meanwhile: then its number could be another's.
+        if process.try_wait()?.is_none() {
+            kill(Pid::from_raw(i32::try_from(process.id())?), signal)?;
+        }
+        drop(process);
         while began.elapsed() < patience {
             if locked(&self.process).try_wait()?.is_some() {
                 return Ok(Some(began.elapsed()));
@@ -204,54 +239,47 @@ impl Drop for Server {
     }
 }
 
-fn listen(stream: impl Read, dialect: Dialect, ears: &Ears) {
+fn read_lines(stream: impl Read, dialect: Dialect, output: &Output) {
     for line in BufReader::new(stream).lines().map_while(Result::ok) {
-        let said = serde_json::from_str(&line).ok().and_then(|value| match dialect {
-            Dialect::Events => event(value),
+        let event = serde_json::from_str(&line).ok().and_then(|value| match dialect {
+            Dialect::Events => event_line(value),
             Dialect::SlowlaneLog => log_line(value),
         });
-        let mut heard = ears.heard();
-        match said {
-            Some(Said::Listening(address)) => heard.address = Some(address),
-            Some(Said::Handled(id, thread)) => drop(heard.handled.insert(id, thread)),
-            Some(Said::Working(id, thread)) => drop(heard.working.insert(id, thread)),
-            Some(Said::Done(id)) => *heard.done.entry(id).or_default() += 1,
-            None => {
-                if heard.last.len() == SHOWN_LINES {
-                    heard.last.remove(0);
-                }
-                heard.last.push(line);
-            }
+        match event {
+            Some(event) => output.observed().add(event),
+            None => output.observed().add_other(line),
         }
-        drop(heard);
-        ears.changed.notify_all();
+        output.changed.notify_all();
     }
-    ears.heard().ended += 1;
-    ears.changed.notify_all();
+    output.observed().ended += 1;
+    output.changed.notify_all();
 }
 
-enum Said {
+enum Event {
     Listening(SocketAddr),
     Handled(String, i64),
     Working(String, i64),
     Done(String),
+    Failed,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
-enum Event {
+enum EventLine {
     Listening { url: String },
     Handled { id: String, thread: i64 },
     Working { id: String, thread: i64 },
     Done { id: String },
+    Failed {},
 }
 
-fn event(line: Value) -> Option<Said> {
+fn event_line(line: Value) -> Option<Event> {
     Some(match serde_json::from_value(line).ok()? {
-        Event::Listening { url } => Said::Listening(address(&url)?),
-        Event::Handled { id, thread } => Said::Handled(id, thread),
-        Event::Working { id, thread } => Said::Working(id, thread),
-        Event::Done { id } => Said::Done(id),
+        EventLine::Listening { url } => Event::Listening(address(&url)?),
+        EventLine::Handled { id, thread } => Event::Handled(id, thread),
+        EventLine::Working { id, thread } => Event::Working(id, thread),
+        EventLine::Done { id } => Event::Done(id),
+        EventLine::Failed {} => Event::Failed,
     })
 }
 
@@ -263,13 +291,16 @@ struct LogLine {
     outcome: Option<String>,
 }
 
-fn log_line(line: Value) -> Option<Said> {
+fn log_line(line: Value) -> Option<Event> {
     let LogLine { message, thread_id, job, outcome } = serde_json::from_value(line).ok()?;
     match (message.as_str(), job) {
-        ("accepted a job", Some(job)) => Some(Said::Handled(job, thread_id)),
-        ("an attempt begins", Some(job)) => Some(Said::Working(job, thread_id)),
-        ("an attempt ended", Some(job)) if outcome.as_deref() == Some("succeeded") => Some(Said::Done(job)),
-        (message, None) => message.strip_prefix("serving on ").and_then(address).map(Said::Listening),
+        ("accepted a job", Some(job)) => Some(Event::Handled(job, thread_id)),
+        ("an attempt begins", Some(job)) => Some(Event::Working(job, thread_id)),
+        ("an attempt ended", Some(job)) => match outcome.as_deref() {
+            Some("succeeded") => Some(Event::Done(job)),
+            _ => Some(Event::Failed),
+        },
+        (message, None) => message.strip_prefix("serving on ").and_then(address).map(Event::Listening),
         _ => None,
     }
 }

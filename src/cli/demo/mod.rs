@@ -2,18 +2,24 @@
 //!
 //! | file | what it has |
 //! | --- | --- |
-//! | [`load`](mod@load) | the flights of 2013, for any database |
-//! | [`blocking`] | `slowlane demo blocking`: what is run, and what is shown |
-//! | [`measure`] | one run and one kill of one server |
-//! | [`probes`] | requests at intended times |
+//! | `load` | the flights of 2013, for any database |
+//! | [`blocking`] | `slowlane demo blocking`: what is run |
+//! | [`tables`] | what is shown of it |
+//! | [`measure`] | one run of one server |
+//! | [`kill`](mod@kill) | one kill of one server |
+//! | [`triggers`] | heavy requests, all sent at one moment |
+//! | [`probes`] | other requests, at intended times |
 //! | [`child`] | servers as processes, and what they say of their threads |
 //! | `wrong` | the servers that do it wrong: for child processes alone, and used by nothing else |
 
 pub mod blocking;
 pub mod child;
+pub mod kill;
 mod load;
 pub mod measure;
 pub mod probes;
+pub mod tables;
+pub mod triggers;
 mod wrong;
 
 pub use load::load;

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 
 /// As many event loops as slowlane has.
 const EVENT_LOOPS: usize = 2;
-/// As many connections as a process of slowlane has in all.
+/// About as many connections as a process of slowlane has in all.
 const CONNECTIONS: u32 = 20;
 /// How long a request waits for a connection: longer than any run takes.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -32,14 +32,14 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub struct Wrong {
     /// Where the work runs
     #[arg(value_enum)]
-    way: Way,
+    mode: Mode,
     /// The heavy statement
     #[arg(long)]
     sql: String,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Way {
+enum Mode {
     /// In the handler, on the event loop.
     Inline,
     /// On a thread of the pool, while the handler answers.
@@ -47,7 +47,7 @@ enum Way {
 }
 
 struct State {
-    way: Way,
+    mode: Mode,
     sql: String,
     pool: Pool,
 }
@@ -66,7 +66,7 @@ impl Wrong {
         let target = config::demo_database(None, plain_dsn_reader(&File::default())?)?;
         let manager = Manager::work(&target.with("application_name", "slowlane demo blocking"), "SELECT 1");
         let pool = pool::build(manager, CONNECTIONS, "demo", PATIENCE, &Arc::<Metrics>::default());
-        let state = web::Data::new(State { way: self.way, sql: self.sql, pool });
+        let state = web::Data::new(State { mode: self.mode, sql: self.sql, pool });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let url = format!("http://{}", listener.local_addr()?);
         std::thread::Builder::new().name("slowlane-stdin".to_owned()).spawn(end_with_stdin)?;
@@ -76,7 +76,7 @@ impl Wrong {
                     .app_data(state.clone())
                     .route("/trigger", web::post().to(trigger))
                     .route("/healthz", web::get().to(healthz))
-                    .route("/pooled", web::get().to(pooled))
+                    .route("/database", web::get().to(database))
             })
             .workers(EVENT_LOOPS)
             // A blocked loop finds its own timers overdue: refusals and closed connections would hide how late it is.
@@ -104,12 +104,12 @@ fn say(event: &str, id: &str) {
 async fn trigger(state: web::Data<State>, query: web::Query<Trigger>) -> HttpResponse {
     let id = query.into_inner().id;
     say("handled", &id);
-    match state.way {
-        Way::Inline => {
+    match state.mode {
+        Mode::Inline => {
             work(&state, &id);
             HttpResponse::Ok().json(json!({"id": id}))
         }
-        Way::ThreadPool => {
+        Mode::ThreadPool => {
             let answer = HttpResponse::Accepted().json(json!({"id": id}));
             task::spawn_blocking(move || work(&state, &id));
             answer
@@ -121,7 +121,10 @@ fn work(state: &State, id: &str) {
     say("working", id);
     match run(state, &state.sql) {
         Ok(()) => say("done", id),
-        Err(error) => eprintln!("the work failed: {error}"),
+        Err(error) => {
+            eprintln!("the work failed: {error}");
+            say("failed", id);
+        }
     }
 }
 
@@ -134,10 +137,10 @@ async fn healthz() -> &'static str {
     "ok"
 }
 
-async fn pooled(state: web::Data<State>) -> HttpResponse {
-    let answered = match state.way {
-        Way::Inline => run(&state, "SELECT 1").is_ok(),
-        Way::ThreadPool => web::block(move || run(&state, "SELECT 1").is_ok()).await.unwrap_or(false),
+async fn database(state: web::Data<State>) -> HttpResponse {
+    let answered = match state.mode {
+        Mode::Inline => run(&state, "SELECT 1").is_ok(),
+        Mode::ThreadPool => web::block(move || run(&state, "SELECT 1").is_ok()).await.unwrap_or(false),
     };
     if answered { HttpResponse::Ok().body("ok") } else { HttpResponse::ServiceUnavailable().finish() }
 }

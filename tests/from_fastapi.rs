@@ -4,7 +4,6 @@
 //! They run with Debian's packages, or with those of the Python that SLOWLANE_TEST_PYTHON names.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,15 +13,27 @@ use serde_json::{Value, json};
 use slowlane::pq::Session;
 use tempfile::TempDir;
 
-use crate::support::child::{Server, program};
+use crate::support::child::{Running, Server, program};
 use crate::support::eventually;
 use crate::support::postgres::{Database, Postgres};
 use crate::support::proxy::{Mode, Proxy};
 
 const TOKEN: &str = "t0ken-of-the-page";
 /// Every Python file of the page. The first is only compiled: it shows what not to do, and needs SQLAlchemy.
-const FILES: [&str; 9] =
-    ["before.py", "app.py", "main.py", "client.py", "poll.py", "wait.py", "cancel.py", "fetch.py", "errors.py"];
+const FILES: [&str; 10] = [
+    "before.py",
+    "app.py",
+    "reports.py",
+    "main.py",
+    "client.py",
+    "poll.py",
+    "wait.py",
+    "cancel.py",
+    "fetch.py",
+    "errors.py",
+];
+/// What the pages say of app.py, without its empty lines.
+const LINES_OF_CODE: usize = 20;
 
 fn path() -> PathBuf {
     // That of this run: what was compiled may be shared with another clone.
@@ -69,7 +80,7 @@ fn serve(folder: &TempDir, app: &str, slowlane: SocketAddr) -> Server {
 /// What a script of the page prints.
 #[track_caller]
 fn run(folder: &TempDir, slowlane: SocketAddr, script: &str, arguments: &[&str]) -> String {
-    let output = python(folder, slowlane).arg(script).args(arguments).output().unwrap();
+    let output = Running::start(python(folder, slowlane).arg(script).args(arguments)).output();
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -127,9 +138,42 @@ fn every_python_file_compiles() {
     let folder = files();
     for file in FILES {
         let check = "import sys; compile(open(sys.argv[1], encoding='utf-8').read(), sys.argv[1], 'exec')";
-        let output = python(&folder, SocketAddr::from(([127, 0, 0, 1], 9))).args(["-c", check, file]).output().unwrap();
+        let mut command = python(&folder, SocketAddr::from(([127, 0, 0, 1], 9)));
+        let output = Running::start(command.args(["-c", check, file])).output();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
+}
+
+#[test]
+fn the_work_is_handed_over_in_as_many_lines_as_the_page_says() {
+    let page = fs::read_to_string(path()).unwrap();
+    let app = blocks(&page, "python").into_iter().find(|block| block.starts_with("# app.py\n")).unwrap();
+    let lines = app.lines().filter(|line| !line.trim().is_empty()).count();
+    assert!(lines == LINES_OF_CODE && page.contains("in 20 lines of code"), "{lines} lines:\n{app}");
+    for page in ["README.md", "docs/blocking.md"] {
+        let text = fs::read_to_string(path().parent().unwrap().parent().unwrap().join(page)).unwrap();
+        assert!(text.contains("20 lines of Python"), "{page}");
+    }
+}
+
+/// What a caller of the page's app is told when slowlane refuses the app.
+#[test]
+fn what_is_wrong_between_the_app_and_slowlane_is_no_callers_business() {
+    let (folder, queue, target) = (files(), Postgres::shared().queue(), flights());
+    let server = slowlane(queue.dsn.to_url().expose(), &target);
+    for (app, status) in [("app:app", 503), ("main:app", 502)] {
+        let mut command = python(&folder, server.client.address);
+        command.args(["-m", "uvicorn", app, "--port", "0"]).env("SLOWLANE_API_TOKEN", "not-the-token");
+        let app = Server::listening(command);
+        let answer = app.client.post("/reports?month=7", &Value::Null);
+        assert!(answer.status == status && !answer.text().contains("token"), "{}", answer.text());
+        if status == 502 {
+            let nobodys = uuid::Uuid::nil();
+            assert_eq!(app.client.get(&format!("/reports/{nobodys}")).status, 502);
+            assert_eq!(app.client.get(&format!("/reports/{nobodys}/csv")).status, 502);
+        }
+    }
+    assert_eq!(accepted(&queue), 0);
 }
 
 #[test]
@@ -149,13 +193,11 @@ fn the_app_hands_its_work_over_and_scripts_follow_it() {
     assert_eq!(app.client.get(&format!("/reports/{wanted}/csv")).status, 202);
     assert_eq!(run(&folder, at, "cancel.py", &[&unwanted]), "cancelled\n");
     assert_eq!(held_up(&target), 1, "the state came before the end of the statement");
-    let mut poll = python(&folder, at);
-    let mut poll = poll.args(["poll.py", &wanted]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut states = BufReader::new(poll.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert_eq!(states.next().as_deref(), Some("running"));
+    let poll = Running::start(python(&folder, at).args(["poll.py", &wanted]));
+    eventually("the first state is printed", || poll.stdout() == "running\n");
     drop(holder);
-    assert_eq!(states.last().as_deref(), Some("succeeded"));
-    assert!(poll.wait().unwrap().success());
+    let polled = poll.output();
+    assert!(polled.status.success() && polled.stdout.ends_with(b"\nsucceeded\n"), "{polled:?}");
 
     assert_eq!(run(&folder, at, "fetch.py", &[&wanted]), "AA 12.5\nU\u{2028}S -4.0\n");
     assert_eq!(fs::read_to_string(folder.path().join("report.csv")).unwrap(), REPORT);
@@ -167,7 +209,8 @@ fn the_app_hands_its_work_over_and_scripts_follow_it() {
     assert_eq!(run(&folder, at, "wait.py", &["JFK"]), "succeeded count\n3\n\n");
 
     // What is wrong is passed on: rows that nobody can have, an id of nobody's, a key for another month.
-    assert_eq!(app.client.get(&format!("/reports/{unwanted}/csv")).problem().1, "job_cancelled");
+    let cancelled = app.client.get(&format!("/reports/{unwanted}/csv"));
+    assert_eq!((cancelled.status, &cancelled.json()["detail"]["code"]), (409, &json!("job_cancelled")));
     assert_eq!(app.client.get(&format!("/reports/{}", uuid::Uuid::nil())).status, 404);
     let with_key =
         |month| app.client.post_with(&format!("/reports?month={month}"), &[("idempotency-key", "k")], &json!({}));
@@ -200,7 +243,7 @@ fn an_answer_that_is_lost_is_asked_for_again_by_its_key() {
     let (folder, queue, target) = (files(), Postgres::shared().queue(), flights());
     let server = slowlane(queue.dsn.to_url().expose(), &target);
     let proxy = Proxy::to(server.client.address.to_string());
-    let app = serve(&folder, "app:app", proxy.address);
+    let app = serve(&folder, "reports:app", proxy.address);
     proxy.set(Mode::Mute);
     std::thread::scope(|scope| {
         let started = scope.spawn(|| start_report(&app, 7));
@@ -219,7 +262,7 @@ fn a_503_is_repeated_and_then_passed_on() {
     let (folder, queue, target) = (files(), Postgres::shared().queue(), flights());
     let proxy = Proxy::before(&queue.dsn);
     let server = slowlane(proxy.dsn(&queue.dsn).to_url().expose(), &target);
-    let app = serve(&folder, "app:app", server.client.address);
+    let app = serve(&folder, "reports:app", server.client.address);
     proxy.set(Mode::Refuse);
     proxy.cut();
     let answer = app.client.post("/reports?month=7", &Value::Null);
@@ -235,7 +278,7 @@ fn printed_by(line: &str) -> String {
     let command = line.strip_prefix("DATABASE_URL='").unwrap();
     let (url, command) = command.split_once("' ").unwrap();
     let arguments = command.strip_prefix("slowlane ").unwrap().split(' ');
-    let output = program().args(arguments).env("DATABASE_URL", url).output().unwrap();
+    let output = Running::start(program().args(arguments).env("DATABASE_URL", url)).output();
     assert!(output.stderr.is_empty(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }

@@ -7,7 +7,6 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::db::DbError;
 use crate::http::headers::if_none_match;
 use crate::http::jobs::{self, parse_id, retry_after};
 use crate::http::problem::{Code, Problem};

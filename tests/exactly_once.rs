@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use slowlane::db::cluster::StopMode;
 use slowlane::pq::Session;
 
-use crate::support::child::Server;
+use crate::support::app::TestApp;
+use crate::support::child::{Server, program};
 use crate::support::postgres::{Database, Postgres};
+use crate::support::proxy::{Mode, Proxy};
 use crate::support::{eventually, history};
 
 /// Where an attempt is held up.
@@ -172,7 +174,7 @@ fn ended_within(api: &Server, id: &str, patience: Duration) -> Value {
 }
 
 /// Runs one of them for each point, all at once: most of their time is spent waiting for a dead worker to be found dead.
-fn at_each(points: &[Point], run: impl Fn(Point) + Sync) {
+fn at_each<P: Copy + Sync>(points: &[P], run: impl Fn(P) + Sync) {
     std::thread::scope(|scope| {
         let threads: Vec<_> = points.iter().map(|point| scope.spawn(|| run(*point))).collect();
         for thread in threads {
@@ -238,6 +240,50 @@ fn a_session_that_is_lost_at_any_point_leaves_the_effect_once() {
         barrier.let_go(&scene);
         scene.check(&id, &point);
     });
+}
+
+#[test]
+fn work_on_a_diesel_connection_has_its_effect_once() {
+    let lost = [Point::Work, Point::Flush, Point::Record, Point::Commit].map(|point| (point, true));
+    let crashed = [Point::Record, Point::Commit, Point::End].map(|point| (point, false));
+    at_each(&[lost.as_slice(), crashed.as_slice()].concat(), |(point, by_session)| {
+        let mut scene = Scene::new();
+        scene.worker.signal(Signal::SIGTERM);
+        scene.worker.wait();
+        let app = TestApp::on(scene.queue.clone(), scene.target.clone(), |_| {});
+        let barrier = scene.hold(point);
+        let id = app.submit(&json!({"kind": "diesel_once", "args": {}, "max_attempts": 5}));
+        eventually("the point is reached", || scene.is_reached(point));
+        if by_session {
+            scene.end_session();
+        } else {
+            scene.stop_target();
+            scene.start_target();
+        }
+        barrier.let_go(&scene);
+        scene.check(&id, &(point, by_session));
+    });
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_a_success() {
+    let mut scene = Scene::new();
+    let proxy = Proxy::before(&scene.target.dsn);
+    let beyond = Database { dsn: proxy.dsn(&scene.target.dsn), superuser: scene.target.superuser.clone() };
+    scene.worker.signal(Signal::SIGTERM);
+    scene.worker.wait();
+    scene.worker = Server::worker(&scene.queue, &beyond, &["--workers", "2"]);
+    let barrier = scene.hold(Point::Commit);
+    let id = scene.submit();
+    eventually("the point is reached", || scene.is_reached(Point::Commit));
+    proxy.set(Mode::Mute);
+    barrier.let_go(&scene);
+    eventually("it is committed", || scene.effects() == 1);
+    proxy.set(Mode::Pass);
+    proxy.cut();
+    let job = scene.check(&id, &"the answer was lost");
+    assert_eq!((&job["attempt"], &job["interruptions"]), (&json!(1), &json!(0)), "{job}");
+    assert_eq!(scene.queue.count("SELECT count(*) FROM all_attempts"), 1);
 }
 
 #[test]
@@ -407,7 +453,7 @@ fn worker_on_both(scene: &Scene, standby: &Standby, synchronous: bool) -> Server
     let settings = folder.join("slowlane.toml");
     let text = format!("[targets.default]\ndsn_env = \"BOTH_URL\"\nsynchronous = {synchronous}\n");
     std::fs::write(&settings, text).unwrap();
-    let mut command = crate::support::child::program();
+    let mut command = program();
     command.args(["serve", "--no-http", "--probe-listen", "127.0.0.1:0", "--config"]).arg(&settings);
     command.env("SLOWLANE_DATABASE_URL", scene.queue.dsn.to_url().expose()).env("BOTH_URL", dsn.to_url().expose());
     Server::spawn(command)

@@ -186,8 +186,9 @@ CREATE UNLOGGED TABLE job_progress (
 -- job with such a transaction ends only when its fate is known. Gone some time after its job.
 CREATE TABLE job_checkpoints (
     job_id     uuid PRIMARY KEY,
-    -- Of whoever wrote last.
+    -- Of whoever wrote last, and how many transactions that attempt has recorded.
     lease      bigint NOT NULL,
+    seq        integer NOT NULL DEFAULT 0,
     cursor     json,
     xid        xid8,
     system     text,

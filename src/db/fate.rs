@@ -22,26 +22,36 @@ pub const MARK_SQL: &str = "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.t
 pub const SAFE_COMMIT_SQL: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', true)
   WHERE pg_catalog.current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')";
 
+/// Which server, and which of its lives: what is promoted or restored begins another timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerLife {
+    /// The system identifier of the cluster.
+    pub system: String,
+    /// The timeline, as the first eight digits of its WAL files' names: the control file may lag behind.
+    pub timeline: String,
+}
+
+impl ServerLife {
+    /// From the system identifier and the name of the WAL's current file.
+    pub fn new(system: &str, wal_file: &str) -> ServerLife {
+        ServerLife { system: system.to_owned(), timeline: wal_file.chars().take(8).collect() }
+    }
+}
+
 /// One transaction of one server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransactionMark {
     /// Its 64-bit number.
     pub xid: String,
-    /// The system identifier of the cluster.
-    pub system: String,
-    /// The timeline that it runs on, as the first eight digits of its WAL files' names.
-    pub timeline: String,
+    /// Where it runs.
+    pub server: ServerLife,
 }
 
 impl TransactionMark {
     /// Of what [`MARK_SQL`] says.
     pub fn new(xid: &str, system: &str, wal_file: &str) -> TransactionMark {
-        TransactionMark { xid: xid.to_owned(), system: system.to_owned(), timeline: timeline(wal_file) }
+        TransactionMark { xid: xid.to_owned(), server: ServerLife::new(system, wal_file) }
     }
-}
-
-fn timeline(wal_file: &str) -> String {
-    wal_file.chars().take(8).collect()
 }
 
 /// What became of a transaction.
@@ -73,11 +83,16 @@ struct Status {
     status: Option<String>,
 }
 
-/// Asks the server. `synchronous`: what was promoted has every flushed commit of what was before it.
+/// Asks the server, and says which one that was. `synchronous`: what was promoted has every flushed commit of what was
+/// before it.
 ///
 /// # Errors
-/// When the server can't be asked, or is a standby.
-pub(super) fn ask(connection: &mut PgConnection, mark: &TransactionMark, synchronous: bool) -> Result<Fate, DbError> {
+/// When the server can't be asked, or is a standby: that one takes what it doesn't know for what never was.
+pub(super) fn ask(
+    connection: &mut PgConnection,
+    mark: &TransactionMark,
+    synchronous: bool,
+) -> Result<(Fate, ServerLife), DbError> {
     let server: Server = diesel::sql_query(
         "SELECT system_identifier::text AS system, pg_catalog.pg_is_in_recovery() AS standby,
                 CASE WHEN NOT pg_catalog.pg_is_in_recovery()
@@ -88,15 +103,16 @@ pub(super) fn ask(connection: &mut PgConnection, mark: &TransactionMark, synchro
     if server.standby {
         return Err(DbError::Unavailable("the server is a standby, which can't tell".to_owned()));
     }
-    if server.system != mark.system {
-        return Ok(Fate::Unknown("the target is another database cluster by now".to_owned()));
+    let now = ServerLife::new(&server.system, server.wal_file.as_deref().unwrap_or_default());
+    if now.system != mark.server.system {
+        return Ok((Fate::Unknown("the target is another database cluster by now".to_owned()), now));
     }
-    let now_on = timeline(server.wal_file.as_deref().unwrap_or_default());
-    if now_on != mark.timeline && !synchronous {
-        return Ok(Fate::Unknown(format!(
-            "the target was promoted or restored meanwhile (timeline {} became {now_on}), and may have lost it",
-            mark.timeline
-        )));
+    if now.timeline != mark.server.timeline && !synchronous {
+        let why = format!(
+            "the target was promoted or restored meanwhile (timeline {} became {}), and may have lost it",
+            mark.server.timeline, now.timeline
+        );
+        return Ok((Fate::Unknown(why), now));
     }
     // A number of our own tells those that were never given out: the server refuses to be asked about them.
     let Status { status } = diesel::sql_query(
@@ -106,10 +122,11 @@ pub(super) fn ask(connection: &mut PgConnection, mark: &TransactionMark, synchro
     )
     .bind::<Text, _>(&mark.xid)
     .get_result(connection)?;
-    Ok(match status.as_deref() {
+    let fate = match status.as_deref() {
         Some("committed") => Fate::Committed,
         Some("aborted") => Fate::RolledBack,
         Some(_) => Fate::InProgress,
         None => Fate::Unknown("it is too long ago for the server to remember".to_owned()),
-    })
+    };
+    Ok((fate, now))
 }

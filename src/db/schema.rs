@@ -144,6 +144,7 @@ diesel::table! {
     job_checkpoints (job_id) {
         job_id -> Uuid,
         lease -> BigInt,
+        seq -> Integer,
         cursor -> Nullable<Json>,
         xid -> Nullable<crate::db::schema::types::Xid8>,
         system -> Nullable<Text>,

@@ -14,7 +14,7 @@ use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::{Bool, Integer, Text, Timestamptz};
 
 use crate::db::DbError;
-use crate::db::fate::{self, Fate, TransactionMark};
+use crate::db::fate::{self, Fate, ServerLife, TransactionMark};
 use crate::db::flusher::Flusher;
 use crate::db::line;
 use crate::db::pool::{Manager, build_any, usage_of};
@@ -274,12 +274,20 @@ impl Target {
         self.supervisor.signal("pg_terminate_backend(pid)", backend, application_name)
     }
 
-    /// Makes what was written by any session of this target as safe as the server makes a commit.
+    /// Makes what was written by any session of this server as safe as it makes a commit.
     ///
     /// # Errors
-    /// When that isn't known within 10 s.
-    pub fn flush(&self) -> Result<(), DbError> {
-        self.flusher.flush()
+    /// When that isn't known within 10 s, or the target is another server by now.
+    pub fn flush(&self, server: &ServerLife) -> Result<(), DbError> {
+        if self.flusher.flush()? == *server {
+            return Ok(());
+        }
+        Err(DbError::Unavailable("the target was promoted or replaced at this moment".to_owned()))
+    }
+
+    /// A commit waits for a standby.
+    pub fn is_synchronous(&self) -> bool {
+        self.settings.synchronous
     }
 
     /// What became of a transaction, where it was marked and flushed before its COMMIT. A commit that this finds will not
@@ -289,10 +297,10 @@ impl Target {
     /// When the target can't be asked.
     pub fn fate(&self, mark: &TransactionMark) -> Result<Fate, DbError> {
         let synchronous = self.settings.synchronous;
-        let fate = self.supervisor.supervise(|connection| fate::ask(connection, mark, synchronous))?;
+        let (fate, server) = self.supervisor.supervise(|connection| fate::ask(connection, mark, synchronous))?;
         if fate == Fate::Committed {
             // Its own wait for a standby may have been cut short.
-            self.flush()?;
+            self.flush(&server)?;
         }
         Ok(fate)
     }

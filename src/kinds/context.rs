@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::db::DbError;
-use crate::db::fate::TransactionMark;
+use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::pool::Pool;
 use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
@@ -45,7 +45,8 @@ pub struct Services {
 pub struct Said {
     progress: Mutex<LastReport>,
     log: Mutex<LogBuffer>,
-    about_to_commit: AtomicBool,
+    /// Transactions that were recorded, or may have been.
+    recorded: AtomicI32,
 }
 
 impl Said {
@@ -56,7 +57,7 @@ impl Said {
 
     /// A transaction of it was recorded, or may have been: what became of that comes before any other end.
     pub fn may_have_committed(&self) -> bool {
-        self.about_to_commit.load(Ordering::SeqCst)
+        self.recorded.load(Ordering::SeqCst) > 0
     }
 
     /// What it has to say.
@@ -88,6 +89,7 @@ pub struct WorkContext<'a> {
     manifest: RefCell<Option<Manifest>>,
     no_effect: Cell<bool>,
     not_to_be_repeated: Cell<bool>,
+    committed: Cell<bool>,
     had_session: Cell<bool>,
 }
 
@@ -110,6 +112,7 @@ impl<'a> WorkContext<'a> {
             manifest: RefCell::default(),
             no_effect: Cell::new(false),
             not_to_be_repeated: Cell::new(false),
+            committed: Cell::new(false),
             had_session: Cell::new(false),
         }
     }
@@ -290,7 +293,7 @@ impl<'a> WorkContext<'a> {
     /// Does the last of the work, in one transaction on a Diesel connection, so that its effects and the job's end are
     /// one: whatever dies, they are there once when the job has succeeded, and not at all otherwise. What `work` returns
     /// is the job's output, should this process not live to say so. Work that changes nothing else may be `REPEATABLE`
-    /// and `FENCED`. Costs two commits of the queue's and the target's besides its own.
+    /// and `FENCED`. To be called once, as the last thing. Costs two commits of the queue's and the target's besides its own.
     ///
     /// # Errors
     /// What `work` returns, after a rollback; otherwise as for any statement.
@@ -302,10 +305,29 @@ impl<'a> WorkContext<'a> {
         exactly_once::transaction(self, &mut connection, work)
     }
 
-    /// Makes what was written on the target so far safe.
-    pub(super) fn flush(&self) -> Result<(), WorkError> {
+    /// What ends the job is committed once. Anything that is committed after it would not be covered by its record.
+    pub(super) fn not_committed_yet(&self) -> Result<(), WorkError> {
+        if self.committed.get() {
+            let error = JobError::new("committed_twice", "the work has committed its last transaction already");
+            return Err(WorkError::Fail(error.with_hint("do all of it in one call of exactly_once")));
+        }
+        Ok(())
+    }
+
+    /// The transaction that ends the job is committed.
+    pub(super) fn committed(&self) {
+        self.committed.set(true);
+    }
+
+    /// A commit on this target waits for a standby, and the wait may have been cut short.
+    pub(super) fn may_have_been_cut_short(&self) -> bool {
+        self.is_stopping() || self.target.is_synchronous()
+    }
+
+    /// Makes what was written on this server so far safe.
+    pub(super) fn flush(&self, server: &ServerLife) -> Result<(), WorkError> {
         self.target
-            .flush()
+            .flush(server)
             .map_err(|error| WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable()))
     }
 
@@ -315,9 +337,9 @@ impl<'a> WorkContext<'a> {
         let result = result.map_err(|error| WorkError::Fail(JobError::new("internal", error.to_string())))?;
         let outcome = Outcome { output, statistics: *self.statistics.borrow(), result };
         // Before it is sent: an answer that is lost leaves it recorded.
-        self.said.about_to_commit.store(true, Ordering::SeqCst);
+        let seq = self.said.recorded.fetch_add(1, Ordering::SeqCst).saturating_add(1);
         let written =
-            self.ask_the_queue(|connection| checkpoint::record(connection, &self.job.lease, mark, &outcome))?;
+            self.ask_the_queue(|connection| checkpoint::record(connection, &self.job.lease, seq, mark, &outcome))?;
         self.held(written)
     }
 

@@ -34,7 +34,7 @@ pub fn commit<T: Serialize + ?Sized>(
         }
         return Err(error);
     }
-    // What the server says meanwhile is looked at first: a commit whose wait for a standby is cut short says so.
+    // What the server says meanwhile is looked at first: a commit whose wait for a standby was cut short says so.
     session.on_notice(None);
     session.take_notices();
     let answer = session.command("COMMIT");
@@ -42,10 +42,11 @@ pub fn commit<T: Serialize + ?Sized>(
     let cut_short = notices.iter().any(|notice| notice.sqlstate.starts_with("01"));
     ctx.hear(session, notices);
     match answer {
-        Ok(tag) if tag == "COMMIT" => match cut_short {
-            false => Ok(()),
-            true => ctx.flush().map_err(|_| in_doubt("the COMMIT's wait for a standby was cut short")),
-        },
+        Ok(tag) if tag == "COMMIT" && cut_short => Err(in_doubt("the COMMIT's wait for a standby was cut short")),
+        Ok(tag) if tag == "COMMIT" => {
+            ctx.committed();
+            Ok(())
+        }
         // The answer to a transaction that had failed is ROLLBACK.
         Ok(_) => {
             ctx.nothing_took_effect();
@@ -67,16 +68,19 @@ fn in_doubt(why: &str) -> WorkError {
 
 /// Everything before the COMMIT.
 fn prepare<T: Serialize + ?Sized>(ctx: &WorkContext<'_>, session: &mut Session, output: &T) -> Result<(), WorkError> {
+    ctx.not_committed_yet()?;
     ctx.check()?;
     let output = json(output)?;
     let rows = session.query(MARK_SQL, &[Some(&ctx.lease().application_name())])?;
     let column = |n: usize| rows.get(0, n).unwrap_or_default();
     let mark = TransactionMark::new(column(0), column(1), column(2));
-    ctx.flush()?;
-    ctx.record(&mark, output)?;
-    ctx.check()?;
+    ctx.flush(&mark.server)?;
+    // Answered after the flush: so the server that was flushed is the one that gave out the number, and not one that has
+    // crashed in between and gives it to somebody else.
     let left = ctx.remaining().as_millis().max(1);
-    Ok(session.execute_batch(&format!("SET LOCAL statement_timeout = {left}; {SAFE_COMMIT_SQL}"))?)
+    session.execute_batch(&format!("SET LOCAL statement_timeout = {left}; {SAFE_COMMIT_SQL}"))?;
+    ctx.record(&mark, output)?;
+    ctx.check()
 }
 
 fn json<T: Serialize + ?Sized>(output: &T) -> Result<RawJson, WorkError> {
@@ -101,15 +105,18 @@ pub(super) fn transaction<T: Serialize>(
     connection: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
 ) -> Result<T, WorkError> {
+    ctx.not_committed_yet()?;
     AnsiTransactionManager::begin_transaction(connection)?;
     let prepared = work(connection).and_then(|output| {
         ctx.check()?;
         let json = json(&output)?;
         let marked: Marked =
             diesel::sql_query(MARK_SQL).bind::<Text, _>(ctx.lease().application_name()).get_result(connection)?;
+        let mark = TransactionMark::new(&marked.xid, &marked.system, &marked.wal_file);
+        ctx.flush(&mark.server)?;
+        // After the flush, as in `prepare`.
         connection.batch_execute(SAFE_COMMIT_SQL)?;
-        ctx.flush()?;
-        ctx.record(&TransactionMark::new(&marked.xid, &marked.system, &marked.wal_file), json)?;
+        ctx.record(&mark, json)?;
         ctx.check()?;
         Ok(output)
     });
@@ -117,10 +124,11 @@ pub(super) fn transaction<T: Serialize>(
         Ok(output) => {
             // Diesel tells a refused COMMIT from a lost connection by words alone: the worker asks the server.
             AnsiTransactionManager::commit_transaction(connection).map_err(|error| in_doubt(&error.to_string()))?;
-            if ctx.is_stopping() {
-                // A cancel may have cut its wait for a standby short.
-                ctx.flush().map_err(|error| error_in_doubt(&error))?;
+            if ctx.may_have_been_cut_short() {
+                // Diesel passes no warning on.
+                return Err(in_doubt("whether the commit has reached the standby isn't known yet"));
             }
+            ctx.committed();
             Ok(output)
         }
         Err(error) => {
@@ -129,12 +137,5 @@ pub(super) fn transaction<T: Serialize>(
             }
             Err(error)
         }
-    }
-}
-
-fn error_in_doubt(error: &WorkError) -> WorkError {
-    match error {
-        WorkError::Retry(error) | WorkError::Fail(error) => in_doubt(&error.message),
-        _ => in_doubt("whether the commit reached the standby isn't known"),
     }
 }

@@ -6,11 +6,11 @@
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Json, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Integer, Json, Nullable, Text};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::db::fate::TransactionMark;
+use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::{DbError, prepared};
 use crate::queue::finish::{Finished, FinishedResult};
 use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
@@ -54,31 +54,34 @@ pub struct Recorded {
 const MINE: &str = "FROM jobs j WHERE j.id = $1 AND j.lease = $2 AND j.worker_id = $3 AND j.state = 'running'
      AND EXISTS (SELECT FROM workers w WHERE w.id = $3) FOR SHARE OF j";
 
-/// Records a transaction before its COMMIT is sent. `false` when the lease is lost: then it must not be.
+/// Records a transaction before its COMMIT is sent: the `seq`-th of this attempt. `false` when the lease is lost: then it
+/// must not be. A copy of an earlier one, on its way for long, changes nothing.
 ///
 /// # Errors
 /// When the database fails. Whether it was recorded isn't known then; recording it again does no harm.
 pub fn record(
     connection: &mut PgConnection,
     lease: &Lease,
+    seq: i32,
     mark: &TransactionMark,
     outcome: &Outcome,
 ) -> Result<bool, DbError> {
     let outcome = RawJson::of(outcome).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
     let written = prepared(format!(
-        "INSERT INTO job_checkpoints AS c (job_id, lease, xid, system, timeline, outcome, updated_at)
-         SELECT j.id, j.lease, $4::xid8, $5, $6, $7, clock_timestamp() {MINE}
+        "INSERT INTO job_checkpoints AS c (job_id, lease, seq, xid, system, timeline, outcome, updated_at)
+         SELECT j.id, j.lease, $4, $5::xid8, $6, $7, $8, clock_timestamp() {MINE}
          ON CONFLICT (job_id) DO UPDATE
-            SET lease = excluded.lease, xid = excluded.xid, system = excluded.system, timeline = excluded.timeline,
-                outcome = excluded.outcome, updated_at = excluded.updated_at
-          WHERE c.lease <= excluded.lease"
+            SET lease = excluded.lease, seq = excluded.seq, xid = excluded.xid, system = excluded.system,
+                timeline = excluded.timeline, outcome = excluded.outcome, updated_at = excluded.updated_at
+          WHERE (c.lease, c.seq) <= (excluded.lease, excluded.seq)"
     ))
     .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
     .bind::<BigInt, _>(lease.number)
     .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
+    .bind::<Integer, _>(seq)
     .bind::<Text, _>(&mark.xid)
-    .bind::<Text, _>(&mark.system)
-    .bind::<Text, _>(&mark.timeline)
+    .bind::<Text, _>(&mark.server.system)
+    .bind::<Text, _>(&mark.server.timeline)
     .bind::<Json, _>(outcome)
     .execute(connection)?;
     Ok(written == 1)
@@ -113,7 +116,8 @@ pub fn recorded(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Re
     let Some(row) = row else { return Ok(None) };
     let unreadable = |e| diesel::result::Error::DeserializationError(Box::new(e));
     let outcome: Outcome = serde_json::from_str(row.outcome.text()).map_err(unreadable)?;
-    let mark = TransactionMark { xid: row.xid, system: row.system, timeline: row.timeline };
+    let server = ServerLife { system: row.system, timeline: row.timeline };
+    let mark = TransactionMark { xid: row.xid, server };
     Ok(Some(Recorded { lease: row.lease, mark, outcome }))
 }
 
@@ -163,7 +167,8 @@ pub fn save(connection: &mut PgConnection, lease: &Lease, cursor: &RawJson) -> R
         "INSERT INTO job_checkpoints AS c (job_id, lease, cursor, updated_at)
          SELECT j.id, j.lease, $4, clock_timestamp() {MINE}
          ON CONFLICT (job_id) DO UPDATE
-            SET lease = excluded.lease, cursor = excluded.cursor, updated_at = excluded.updated_at
+            SET lease = excluded.lease, cursor = excluded.cursor, updated_at = excluded.updated_at,
+                seq = CASE WHEN c.lease = excluded.lease THEN c.seq ELSE 0 END
           WHERE c.lease <= excluded.lease"
     ))
     .bind::<diesel::sql_types::Uuid, _>(lease.job_id)

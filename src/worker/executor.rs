@@ -120,7 +120,9 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         }
     };
     let log = attempt.said.log().take_rest();
-    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log };
+    let has_succeeded = matches!(&ending, Ending::Finished(finished) if finished.state == JobState::Succeeded);
+    let committed = has_succeeded && attempt.said.may_have_committed();
+    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log, committed };
     if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.unwritten(&job.lease);

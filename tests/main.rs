@@ -14,6 +14,7 @@ mod dsn;
 mod dsn_docs;
 mod dsn_leaks;
 mod exactly_once;
+mod exactly_once_model;
 mod execute;
 mod faults;
 mod from_fastapi;

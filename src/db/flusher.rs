@@ -98,13 +98,8 @@ fn commit(session: &mut Session) -> Result<ServerLife, PqError> {
     let rows = session.query(MARK_SQL, &[Some("flush")])?;
     let server = ServerLife::new(rows.get(0, 1).unwrap_or_default(), rows.get(0, 2).unwrap_or_default());
     // Committed here, and not yet on the standby: somebody cancelled the wait.
-    match session.take_notices().into_iter().find(|notice| is_warning(notice)) {
+    match session.take_notices().into_iter().find(Notice::is_warning) {
         None => Ok(server),
         Some(warning) => Err(PqError::connection_lost(&warning.message)),
     }
-}
-
-/// Whatever language the server speaks.
-pub(super) fn is_warning(notice: &Notice) -> bool {
-    notice.sqlstate.starts_with("01")
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::db::fate::{MARK_SQL, SAFE_COMMIT_SQL, TransactionMark};
 use crate::kinds::context::WorkContext;
 use crate::kinds::{CONNECTION_LOST, WorkError};
-use crate::pq::{PqErrorKind, Session};
+use crate::pq::{Notice, PqErrorKind, Session};
 use crate::queue::{JobError, RawJson};
 
 /// Commits the transaction that `session` is in as the end of the job, whose output is `output`. Rolls it back when it
@@ -39,7 +39,7 @@ pub fn commit<T: Serialize + ?Sized>(
     session.take_notices();
     let answer = session.command("COMMIT");
     let notices = session.take_notices();
-    let cut_short = notices.iter().any(|notice| notice.sqlstate.starts_with("01"));
+    let cut_short = notices.iter().any(Notice::is_warning);
     ctx.hear(session, notices);
     match answer {
         Ok(tag) if tag == "COMMIT" && cut_short => Err(in_doubt("the COMMIT's wait for a standby was cut short")),

@@ -1,7 +1,9 @@
 //! Single requests, and bodies of any size, over plain sockets.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -87,6 +89,22 @@ pub fn submit(address: SocketAddr, job: &Value) -> String {
     assert_eq!(status, 202, "{}", String::from_utf8_lossy(body));
     let job: Value = serde_json::from_slice(body).unwrap();
     job["id"].as_str().unwrap().to_owned()
+}
+
+/// Uploads a file of this media type; the upload's id.
+pub fn upload(address: SocketAddr, media_type: &str, file: &Path) -> String {
+    let mut from = File::open(file).unwrap();
+    let length = from.metadata().unwrap().len();
+    let mut connection = Connection::open(address);
+    let head = format!(
+        "POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    connection.stream.write_all(head.as_bytes()).unwrap();
+    std::io::copy(&mut from, &mut connection.stream).unwrap();
+    let (status, body) = connection.send(&[]);
+    assert_eq!(status, 201, "{}", String::from_utf8_lossy(body));
+    let upload: Value = serde_json::from_slice(body).unwrap();
+    upload["id"].as_str().unwrap().to_owned()
 }
 
 /// Waits until a job has ended.

@@ -1,7 +1,7 @@
 //! slowlane as a process of its own: this program, called again with a first argument that nobody types.
 //!
 //! The only file that knows how a process of slowlane is put together. Beside the standard kinds it has two that do
-//! nothing on a target: what is measured is the queue.
+//! nothing on a target, where what is measured is the queue, and one that commits without the protocol.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -53,6 +53,26 @@ impl Work for Stamp {
     }
 }
 
+/// Runs a statement in a transaction, commits it, and hopes.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hopeful {
+    sql: String,
+}
+
+impl Work for Hopeful {
+    const KIND: &'static str = "hopeful";
+    const REPEATABLE: bool = false;
+    type Output = ();
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<(), WorkError> {
+        let mut session = ctx.session()?;
+        session.execute_batch("BEGIN")?;
+        session.query(&self.sql, &[])?;
+        session.command("COMMIT")?;
+        Ok(())
+    }
+}
+
 /// Microseconds since 1970.
 pub fn now_us() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_micros().try_into().unwrap()
@@ -82,7 +102,7 @@ pub fn serve() -> ExitCode {
     if config.roles.workers {
         targets.insert("default".to_owned(), TargetConfig::at(dsn(TARGET_URL)));
     }
-    let registry = Registry::standard().with::<Noop>().with::<Stamp>();
+    let registry = Registry::standard().with::<Noop>().with::<Stamp>().with::<Hopeful>();
     let prepare = move || Ok(Parts { config, queue, target_names, targets, registry, listeners });
     let ready = |addresses: Addresses| println!("http://{}", addresses.api.or(addresses.probes).unwrap());
     match process::run(prepare, ready) {

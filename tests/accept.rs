@@ -200,8 +200,7 @@ fn work_stops_when_nobody_hears_the_beats_and_goes_on_when_they_arrive() {
     let sleeping =
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
     // Nothing fences its effects: it must not go on without its lease.
-    let statements = json!([{"sql": "SELECT pg_sleep(600)"}]);
-    let id = app.submit(&json!({"kind": "execute", "args": {"statements": statements}}));
+    let id = app.submit(&json!({"kind": "unfenced", "args": {}}));
     eventually("it sleeps", || app.target.count(sleeping) == 1);
     proxy.set(Mode::Blackhole);
     eventually("it is stopped on the server", || app.target.count(sleeping) == 0);

@@ -302,30 +302,37 @@ fn a_cancel_or_a_timeout_leaves_nothing() {
 }
 
 #[test]
-fn a_broken_connection_leaves_the_outcome_unknown() {
+fn a_broken_connection_has_it_run_again() {
     let app = with_table();
-    let id = app.submit(&execute(&insert_and_sleep()));
+    let mut job = execute(&insert_and_sleep());
+    job["max_attempts"] = json!(1);
+    let id = app.submit(&job);
     eventually("its session is ended", || {
         app.target.count("SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()) t") == 1
     });
+    // It knows that nothing was committed: it says why, and would be tried again had it another attempt.
     let job = app.ended(&id);
-    assert_eq!((code(&job), &job["attempt"]), (("failed", "outcome_unknown"), &json!(1)), "{job}");
-    assert!(job["error"]["hint"].as_str().unwrap().contains("look at the target"));
+    assert_eq!((code(&job), &job["attempt"]), (("failed", "connection_lost"), &json!(1)), "{job}");
+    assert_eq!(job["error"]["retryable"], true);
+    assert_eq!(app.target.count("SELECT count(*) FROM public.t"), 0);
 }
 
 #[test]
-fn a_connection_that_breaks_in_the_commit_leaves_the_outcome_unknown() {
+fn a_connection_that_breaks_in_the_commit_is_looked_into() {
     let app = with_table();
     app.target.run(
         "CREATE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(600); RETURN NULL; END $$;
          CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON public.t DEFERRABLE INITIALLY DEFERRED
              FOR EACH ROW EXECUTE FUNCTION public.slow()",
     );
-    let id = app.submit(&execute(&json!([{"sql": "INSERT INTO public.t VALUES (1)"}])));
+    let mut job = execute(&json!([{"sql": "INSERT INTO public.t VALUES (1)"}]));
+    job["max_attempts"] = json!(1);
+    let id = app.submit(&job);
     eventually("its session is ended in the COMMIT", || {
         app.target.count("SELECT count(*) FROM (SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query = 'COMMIT' AND datname = current_database()) t") == 1
     });
-    assert_eq!(code(&app.ended(&id)), ("failed", "outcome_unknown"));
+    // The target says that it was rolled back: nothing is unknown.
+    assert_eq!(code(&app.ended(&id)), ("failed", "connection_lost"));
     // An error that the server raises in the COMMIT is clear: nothing was committed, and the caller is told why.
     app.target.run(
         "CREATE OR REPLACE FUNCTION public.slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not so' USING ERRCODE = '23514'; END $$",
@@ -375,7 +382,7 @@ fn what_the_server_rolled_back_is_tried_again() {
 }
 
 #[test]
-fn a_killed_worker_leaves_its_execute_unknown_and_a_stopped_one_hands_it_back() {
+fn a_killed_worker_and_a_stopped_one_hand_their_execute_on() {
     let postgres = Postgres::shared();
     let (queue, target) = (postgres.queue(), postgres.work());
     make_table(&target);
@@ -392,9 +399,12 @@ fn a_killed_worker_leaves_its_execute_unknown_and_a_stopped_one_hands_it_back() 
     second.signal(Signal::SIGKILL);
     second.wait();
     queue.run("UPDATE workers SET beat_at = now() - interval '1 minute'");
+    // The old session is ended before the job is run again.
     let third = Server::serve(&queue, &target, &[]);
+    eventually("it has been handed on", || queue.text(row) == "running 1 2" && target.count(SLEEPING) == 1);
+    assert_eq!(third.client.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
     let job = third.client.ended(&id);
-    assert_eq!((code(&job), &job["interruptions"]), (("failed", "outcome_unknown"), &json!(2)), "{job}");
+    assert_eq!((&job["state"], &job["interruptions"]), (&json!("cancelled"), &json!(2)), "{job}");
     assert_eq!(target.count(SLEEPING), 0);
     assert_eq!(target.count("SELECT count(*) FROM public.t"), 0);
     history::check(&queue, &[id]);

@@ -57,7 +57,8 @@ fn rescue(connection: &mut PgConnection, repeatable: bool) -> usize {
             .iter()
             .filter(|orphan| {
                 liveness::bury(connection, orphan.lease.worker_id).unwrap();
-                liveness::rescue(connection, orphan, repeatable).unwrap()
+                let ending = liveness::ending_of(orphan, repeatable).unwrap();
+                liveness::rescue(connection, orphan, ending).unwrap()
             })
             .count();
         rescued > 0
@@ -128,7 +129,8 @@ fn a_worker_that_came_back_in_time_keeps_its_jobs() {
     });
     assert!(liveness::beat(&mut connection, alive.worker_id).unwrap());
     assert!(!liveness::bury(&mut connection, orphans[0].lease.worker_id).unwrap());
-    assert!(!liveness::rescue(&mut connection, &orphans[0], true).unwrap());
+    let ending = liveness::ending_of(&orphans[0], true).unwrap();
+    assert!(!liveness::rescue(&mut connection, &orphans[0], ending).unwrap());
     assert_eq!(queue.text("SELECT state FROM jobs"), "running");
 }
 

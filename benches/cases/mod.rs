@@ -3,7 +3,9 @@
 mod accept;
 mod drain;
 mod export;
+mod import;
 mod memory;
+mod once;
 mod poll;
 mod start;
 
@@ -20,6 +22,8 @@ pub const CASES: &[(&str, Case)] = &[
     ("drain", drain::run),
     ("start", start::run),
     ("poll", poll::run),
+    ("once", once::run),
     ("export", export::run),
+    ("import", import::run),
     ("memory", memory::run),
 ];

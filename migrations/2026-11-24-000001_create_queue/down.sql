@@ -1,6 +1,7 @@
 DROP VIEW all_attempts;
 DROP TABLE idempotency_keys;
 DROP TABLE workers;
+DROP TABLE job_checkpoints;
 DROP TABLE job_progress;
 DROP TABLE results;
 DROP TABLE result_parts;

@@ -182,6 +182,23 @@ CREATE UNLOGGED TABLE job_progress (
     sampled_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);
 
+-- What must survive a crash: where the work goes on, and the transaction on the target that was about to be committed. A
+-- job with such a transaction ends only when its fate is known. Gone some time after its job.
+CREATE TABLE job_checkpoints (
+    job_id     uuid PRIMARY KEY,
+    -- Of whoever wrote last, and how many transactions that attempt has recorded.
+    lease      bigint NOT NULL,
+    seq        integer NOT NULL DEFAULT 0,
+    cursor     json,
+    xid        xid8,
+    system     text,
+    timeline   text,
+    -- What the job comes to when that transaction took effect.
+    outcome    json,
+    updated_at timestamptz NOT NULL,
+    CONSTRAINT job_checkpoints_transaction CHECK (num_nulls(xid, system, timeline, outcome) IN (0, 4))
+) WITH (fillfactor = 50);
+
 CREATE TABLE workers (
     id         uuid PRIMARY KEY,
     hostname   text NOT NULL,

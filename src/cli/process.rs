@@ -318,6 +318,7 @@ fn open_targets(
             work_mem: target.work_mem,
             allow_unsafe_role: target.allow_unsafe_role,
             read_only: target.read_only,
+            synchronous: target.synchronous,
         };
         open.insert(name.clone(), Arc::new(Target::open(&name, settings, workers, metrics)?));
     }

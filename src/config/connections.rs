@@ -22,7 +22,8 @@ pub struct Connections {
 const DEMO_VARIABLE: &str = "SLOWLANE_DEMO_URL";
 
 /// The keys of `[targets.<name>]`.
-pub(super) const TARGET_KEYS: [&str; 5] = ["dsn", "dsn_env", "work_mem", "allow_unsafe_role", "read_only"];
+pub(super) const TARGET_KEYS: [&str; 6] =
+    ["dsn", "dsn_env", "work_mem", "allow_unsafe_role", "read_only", "synchronous"];
 
 /// `[targets.<name>]` of slowlane.toml.
 #[derive(Clone, Deserialize)]
@@ -34,6 +35,8 @@ pub(super) struct TargetEntry {
     allow_unsafe_role: bool,
     #[serde(default)]
     read_only: bool,
+    #[serde(default)]
+    synchronous: bool,
 }
 
 /// Where a target's connection string stands.
@@ -53,12 +56,14 @@ pub struct TargetConfig {
     pub allow_unsafe_role: bool,
     /// Its sessions can only read. Defaults to no.
     pub read_only: bool,
+    /// Whatever is promoted in its place is a synchronous standby. Defaults to no.
+    pub synchronous: bool,
 }
 
 impl TargetConfig {
     /// A target with nothing said but where it is.
     pub fn at(dsn: Dsn) -> TargetConfig {
-        TargetConfig { dsn, work_mem: None, allow_unsafe_role: false, read_only: false }
+        TargetConfig { dsn, work_mem: None, allow_unsafe_role: false, read_only: false, synchronous: false }
     }
 }
 
@@ -202,6 +207,7 @@ impl TargetEntry {
             work_mem: self.work_mem.clone(),
             allow_unsafe_role: self.allow_unsafe_role,
             read_only: self.read_only,
+            synchronous: self.synchronous,
         })
     }
 }

@@ -157,6 +157,7 @@ impl Config {
             }
             lines.push(format!("allow_unsafe_role = {}", target.allow_unsafe_role));
             lines.push(format!("read_only = {}", target.read_only));
+            lines.push(format!("synchronous = {}", target.synchronous));
         }
         lines.join("\n") + "\n"
     }

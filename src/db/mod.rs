@@ -1,5 +1,5 @@
 //! How the queue's database is reached: pools, when to connect, what a server is looked at for first, silence that is
-//! noticed, the async doorway, migrations, the schema as Diesel sees it, the targets that work runs on, and the private
+//! noticed, what became of a transaction, the async doorway, migrations, the schema as Diesel sees it, the targets that work runs on, and the private
 //! development cluster.
 //!
 //! Knows no job and no HTTP. [`doorway::Doorway`] is the only way by which an async thread meets a connection.
@@ -7,6 +7,8 @@
 pub mod cluster;
 pub mod doorway;
 pub mod error;
+pub mod fate;
+mod flusher;
 mod line;
 pub mod migrations;
 pub mod pool;

@@ -141,6 +141,20 @@ diesel::table! {
 }
 
 diesel::table! {
+    job_checkpoints (job_id) {
+        job_id -> Uuid,
+        lease -> BigInt,
+        seq -> Integer,
+        cursor -> Nullable<Json>,
+        xid -> Nullable<crate::db::schema::types::Xid8>,
+        system -> Nullable<Text>,
+        timeline -> Nullable<Text>,
+        outcome -> Nullable<Json>,
+        updated_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
     workers (id) {
         id -> Uuid,
         hostname -> Text,

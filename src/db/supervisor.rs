@@ -1,4 +1,4 @@
-//! The sessions of a target from which others there are cancelled and ended.
+//! The sessions of a target from which others there are cancelled and ended, and asked about.
 //!
 //! Whoever asks may hold a thread that others wait for, so everything here is bounded, and nobody waits while somebody
 //! else talks to a network: the lock covers who uses which session, never what is said on it. A session that lay idle
@@ -112,8 +112,12 @@ impl Supervisor {
         })
     }
 
-    /// Whether it was done before its session went silent isn't known: it is something that may be done twice.
-    fn supervise<T>(&self, work: impl Fn(&mut PgConnection) -> Result<T, DbError>) -> Result<T, DbError> {
+    /// Does something on one of the sessions. Whether it was done before that went silent isn't known: it is something that
+    /// may be done twice.
+    ///
+    /// # Errors
+    /// The work's own, or when the target can't be reached.
+    pub(super) fn supervise<T>(&self, work: impl Fn(&mut PgConnection) -> Result<T, DbError>) -> Result<T, DbError> {
         let mut place = self.take()?;
         if let Some(mut connection) = place.connection.take().and_then(alive) {
             match work(&mut connection) {

@@ -14,6 +14,8 @@ use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::{Bool, Integer, Text, Timestamptz};
 
 use crate::db::DbError;
+use crate::db::fate::{self, Fate, ServerLife, TransactionMark};
+use crate::db::flusher::Flusher;
 use crate::db::line;
 use crate::db::pool::{Manager, build_any, usage_of};
 use crate::db::reach::Source;
@@ -47,6 +49,8 @@ pub struct TargetSettings {
     pub allow_unsafe_role: bool,
     /// Its sessions can only read, whatever the kind.
     pub read_only: bool,
+    /// Whatever is promoted in its place is a synchronous standby: it has every commit that was acknowledged.
+    pub synchronous: bool,
 }
 
 /// Why a target can't be used.
@@ -123,6 +127,7 @@ pub struct Target {
     diesel: r2d2::Pool<WorkManager<Manager>>,
     sessions: r2d2::Pool<WorkManager<SessionManager>>,
     supervisor: Supervisor,
+    flusher: Flusher,
 }
 
 /// The targets of this process, by name.
@@ -148,6 +153,7 @@ impl Target {
         let sessions = SessionManager::new(source.clone(), HOUSEKEEPING);
         Ok(Target {
             name: name.to_owned(),
+            flusher: Flusher::new(&source),
             source,
             diesel: build_any(WorkManager(diesel), size, &format!("{name} diesel"), metrics),
             sessions: build_any(WorkManager(sessions), size, &format!("{name} libpq"), metrics),
@@ -266,6 +272,37 @@ impl Target {
     /// When the target can't be reached.
     pub fn terminate_backend(&self, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
         self.supervisor.signal("pg_terminate_backend(pid)", backend, application_name)
+    }
+
+    /// Makes what was written by any session of this server as safe as it makes a commit.
+    ///
+    /// # Errors
+    /// When that isn't known within 10 s, or the target is another server by now.
+    pub fn flush(&self, server: &ServerLife) -> Result<(), DbError> {
+        if self.flusher.flush()? == *server {
+            return Ok(());
+        }
+        Err(DbError::Unavailable("the target was promoted or replaced at this moment".to_owned()))
+    }
+
+    /// A commit waits for a standby.
+    pub fn is_synchronous(&self) -> bool {
+        self.settings.synchronous
+    }
+
+    /// What became of a transaction, where it was marked and flushed before its COMMIT. A commit that this finds will not
+    /// be lost any more.
+    ///
+    /// # Errors
+    /// When the target can't be asked.
+    pub fn fate(&self, mark: &TransactionMark) -> Result<Fate, DbError> {
+        let synchronous = self.settings.synchronous;
+        let (fate, server) = self.supervisor.supervise(|connection| fate::ask(connection, mark, synchronous))?;
+        if fate == Fate::Committed {
+            // Its own wait for a standby may have been cut short.
+            self.flush(&server)?;
+        }
+        Ok(fate)
     }
 
     /// Ends every session that carries `application_name`, and each of `backends` unless it works for another job by

@@ -5,22 +5,27 @@
 
 use std::cell::{Cell, RefCell};
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use diesel::pg::PgConnection;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::db::DbError;
+use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::pool::Pool;
 use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
-use crate::kinds::WorkError;
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
-use crate::pq::{Canceller, NoticeSink, PqErrorKind, Session};
+use crate::kinds::{WorkError, exactly_once};
+use crate::pq::{Canceller, Notice, NoticeSink, PqErrorKind, Session};
+use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::progress::{LastReport, Report};
-use crate::queue::{JobError, Lease};
+use crate::queue::{JobError, Lease, RawJson};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
 
 /// Between two tries to reach the queue.
@@ -40,12 +45,19 @@ pub struct Services {
 pub struct Said {
     progress: Mutex<LastReport>,
     log: Mutex<LogBuffer>,
+    /// Transactions that were recorded, or may have been.
+    recorded: AtomicI32,
 }
 
 impl Said {
     /// How far it is.
     pub fn progress(&self) -> MutexGuard<'_, LastReport> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A transaction of it was recorded, or may have been: what became of that comes before any other end.
+    pub fn may_have_committed(&self) -> bool {
+        self.recorded.load(Ordering::SeqCst) > 0
     }
 
     /// What it has to say.
@@ -62,6 +74,8 @@ pub struct LeftBehind {
     pub manifest: Option<Manifest>,
     /// The work knows that nothing of it took effect.
     pub no_effect: bool,
+    /// The work knows that something of it may have taken effect that nothing will tell.
+    pub not_to_be_repeated: bool,
 }
 
 /// One attempt, seen from inside.
@@ -74,6 +88,8 @@ pub struct WorkContext<'a> {
     statistics: RefCell<JobStatistics>,
     manifest: RefCell<Option<Manifest>>,
     no_effect: Cell<bool>,
+    not_to_be_repeated: Cell<bool>,
+    committed: Cell<bool>,
     had_session: Cell<bool>,
 }
 
@@ -95,6 +111,8 @@ impl<'a> WorkContext<'a> {
             statistics: RefCell::default(),
             manifest: RefCell::default(),
             no_effect: Cell::new(false),
+            not_to_be_repeated: Cell::new(false),
+            committed: Cell::new(false),
             had_session: Cell::new(false),
         }
     }
@@ -148,6 +166,12 @@ impl<'a> WorkContext<'a> {
     /// work that may not be repeated can be run again after a shutdown. Call it only on the server's own word.
     pub fn nothing_took_effect(&self) {
         self.no_effect.set(true);
+    }
+
+    /// Says that something of this attempt may have taken effect, and that nobody could find out: even a kind that may be
+    /// repeated isn't then, and ends with the error that it returns.
+    pub fn not_to_be_repeated(&self) {
+        self.not_to_be_repeated.set(true);
     }
 
     /// Counts rows and bytes for the job's `statistics`.
@@ -206,31 +230,123 @@ impl<'a> WorkContext<'a> {
 
     fn notice_sink(&self) -> NoticeSink {
         let said = Arc::clone(&self.said);
-        Box::new(move |notice| {
-            let level = match notice.severity.as_str() {
-                severity if severity.starts_with("DEBUG") => LogLevel::Debug,
-                "NOTICE" => LogLevel::Notice,
-                "WARNING" => LogLevel::Warning,
-                _ => LogLevel::Info,
-            };
-            said.log().say(level, LogSource::Server, Some(notice.sqlstate), &notice.message);
-        })
+        Box::new(move |notice| say_notice(&said, notice))
+    }
+
+    /// Says what was kept back, and has the session's notices arrive as before.
+    pub(super) fn hear(&self, session: &mut Session, notices: Vec<Notice>) {
+        notices.into_iter().for_each(|notice| say_notice(&self.said, notice));
+        session.on_notice(Some(self.notice_sink()));
+    }
+
+    /// Asks something of the queue. Its troubles are not the job's: it waits for them to pass, for as long as the attempt
+    /// may run.
+    fn ask_the_queue<T>(&self, ask: impl Fn(&mut PgConnection) -> Result<T, DbError>) -> Result<T, WorkError> {
+        loop {
+            let connection = self.services.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
+            match connection.and_then(|mut connection| ask(&mut connection)) {
+                Err(DbError::Unavailable(_) | DbError::Busy(_)) if self.control.may_wait(QUEUE_PAUSE) => {}
+                Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
+                outcome => return outcome.map_err(WorkError::from),
+            }
+        }
+    }
+
+    /// What was written under a lease that isn't ours any more was written by nobody.
+    fn held(&self, written: bool) -> Result<(), WorkError> {
+        if written {
+            return Ok(());
+        }
+        self.control.stop(StopReason::LeaseLost);
+        Err(WorkError::Cancelled)
+    }
+
+    /// Keeps where the work is, under the lease: the next attempt finds it, whatever becomes of this one. Durable when
+    /// this returns; one such write costs a commit of the queue.
+    ///
+    /// # Errors
+    /// When the attempt is to end, or its lease is lost.
+    pub fn save_checkpoint<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<(), WorkError> {
+        self.check()?;
+        let cursor = RawJson::of(cursor).map_err(|error| {
+            WorkError::Fail(JobError::new("invalid_checkpoint", format!("the checkpoint has no JSON form: {error}")))
+        })?;
+        let written = self.ask_the_queue(|connection| checkpoint::save(connection, &self.job.lease, &cursor))?;
+        self.held(written)
+    }
+
+    /// What an earlier attempt kept last; `None` when there is nothing.
+    ///
+    /// # Errors
+    /// When it isn't of this type, or the attempt is to end.
+    pub fn checkpoint<T: DeserializeOwned>(&self) -> Result<Option<T>, WorkError> {
+        let saved = self.ask_the_queue(|connection| checkpoint::saved(connection, self.job.lease.job_id))?;
+        let read = |saved: RawJson| {
+            serde_json::from_str(saved.text()).map_err(|error| {
+                let error = JobError::new("invalid_checkpoint", format!("the checkpoint can't be read: {error}"));
+                WorkError::Fail(error.with_hint("an older version may have written it: submit the work as a new job"))
+            })
+        };
+        saved.map(read).transpose()
+    }
+
+    /// Does the last of the work, in one transaction on a Diesel connection, so that its effects and the job's end are
+    /// one: whatever dies, they are there once when the job has succeeded, and not at all otherwise. What `work` returns
+    /// is the job's output, should this process not live to say so. Work that changes nothing else may be `REPEATABLE`
+    /// and `FENCED`. To be called once, as the last thing. Costs two commits of the queue's and the target's besides its own.
+    ///
+    /// # Errors
+    /// What `work` returns, after a rollback; otherwise as for any statement.
+    pub fn exactly_once<T: Serialize>(
+        &self,
+        work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
+    ) -> Result<T, WorkError> {
+        let mut connection = self.diesel()?;
+        exactly_once::transaction(self, &mut connection, work)
+    }
+
+    /// What ends the job is committed once. Anything that is committed after it would not be covered by its record.
+    pub(super) fn not_committed_yet(&self) -> Result<(), WorkError> {
+        if self.committed.get() {
+            let error = JobError::new("committed_twice", "the work has committed its last transaction already");
+            return Err(WorkError::Fail(error.with_hint("do all of it in one call of exactly_once")));
+        }
+        Ok(())
+    }
+
+    /// The transaction that ends the job is committed.
+    pub(super) fn committed(&self) {
+        self.committed.set(true);
+    }
+
+    /// A commit on this target waits for a standby, and the wait may have been cut short.
+    pub(super) fn may_have_been_cut_short(&self) -> bool {
+        self.is_stopping() || self.target.is_synchronous()
+    }
+
+    /// Makes what was written on this server so far safe.
+    pub(super) fn flush(&self, server: &ServerLife) -> Result<(), WorkError> {
+        self.target
+            .flush(server)
+            .map_err(|error| WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable()))
+    }
+
+    /// Records the transaction that is about to be committed, and what the job comes to with it.
+    pub(super) fn record(&self, mark: &TransactionMark, output: RawJson) -> Result<(), WorkError> {
+        let result = self.manifest.borrow().as_ref().map(Manifest::finished).transpose();
+        let result = result.map_err(|error| WorkError::Fail(JobError::new("internal", error.to_string())))?;
+        let outcome = Outcome { output, statistics: *self.statistics.borrow(), result };
+        // Before it is sent: an answer that is lost leaves it recorded.
+        let seq = self.said.recorded.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+        let written =
+            self.ask_the_queue(|connection| checkpoint::record(connection, &self.job.lease, seq, mark, &outcome))?;
+        self.held(written)
     }
 
     fn note(&self, backend: &TargetBackend) -> Result<(), WorkError> {
         let lease = &self.job.lease;
-        let noted = loop {
-            let connection = self.services.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
-            let noted = connection.and_then(|mut connection| {
-                claim::note_backend(&mut connection, lease, backend.pid, backend.backend_start)
-            });
-            match noted {
-                // The queue's troubles are not the job's: it waits for them to pass.
-                Err(DbError::Unavailable(_) | DbError::Busy(_)) if self.control.may_wait(QUEUE_PAUSE) => {}
-                Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
-                outcome => break outcome?,
-            }
-        };
+        let noted = self
+            .ask_the_queue(|connection| claim::note_backend(connection, lease, backend.pid, backend.backend_start))?;
         match noted {
             Noted::Held => Ok(()),
             Noted::CancelRequested => {
@@ -267,8 +383,19 @@ impl<'a> WorkContext<'a> {
             statistics: self.statistics.into_inner(),
             manifest: self.manifest.into_inner(),
             no_effect: self.no_effect.get(),
+            not_to_be_repeated: self.not_to_be_repeated.get(),
         }
     }
+}
+
+fn say_notice(said: &Said, notice: Notice) {
+    let level = match notice.severity.as_str() {
+        severity if severity.starts_with("DEBUG") => LogLevel::Debug,
+        "NOTICE" => LogLevel::Notice,
+        "WARNING" => LogLevel::Warning,
+        _ => LogLevel::Info,
+    };
+    said.log().say(level, LogSource::Server, Some(notice.sqlstate), &notice.message);
 }
 
 /// A Diesel connection on loan. Dereferences to [`PgConnection`].

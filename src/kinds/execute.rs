@@ -2,7 +2,7 @@
 //!
 //! Each of the caller's texts travels alone, as it is. Transaction control and COPY are refused before anything is
 //! stored; what gets past that is caught before our COMMIT, which is only sent while the transaction is still the one
-//! that was begun. Whoever can't tell whether a COMMIT took effect says so.
+//! that was begun. It is committed exactly once: an attempt that ended unknown may be repeated.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
-use crate::kinds::{ArgError, CONNECTION_LOST, Work, WorkError, params};
+use crate::kinds::{ArgError, Work, WorkError, exactly_once, params};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
 use crate::queue::JobError;
 use crate::queue::job::ProgressBasis;
@@ -58,7 +58,8 @@ pub struct StatementCount {
 
 impl Work for Execute {
     const KIND: &'static str = "execute";
-    const REPEATABLE: bool = false;
+    const REPEATABLE: bool = true;
+    const FENCED: bool = true;
     type Output = Executed;
 
     fn check(&self) -> Result<(), Vec<ArgError>> {
@@ -76,20 +77,13 @@ impl Work for Execute {
     }
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Executed, WorkError> {
-        // Whatever kept the session from being had: nothing was sent.
-        let mut work = ctx.session().inspect_err(|_| ctx.nothing_took_effect())?;
+        let mut work = ctx.session()?;
         let (session, _, close) = work.split();
-        let mut intact = true;
-        match self.up_to_commit(session, ctx, &mut intact) {
-            Ok(executed) => commit(session, ctx).map(|()| executed),
+        match self.up_to_commit(session, ctx) {
+            Ok(executed) => exactly_once::commit(ctx, session, &executed).map(|()| executed),
             Err(error) => {
-                let rolled_back = session.command("ROLLBACK").is_ok();
                 // One that speaks COPY, or that isn't where we left it, is of no further use.
-                *close = !rolled_back;
-                // Without a COMMIT nothing takes effect: the server has said so, or it was us who broke it off.
-                if intact && (rolled_back || ctx.is_stopping()) {
-                    ctx.nothing_took_effect();
-                }
+                *close = session.command("ROLLBACK").is_err();
                 Err(error)
             }
         }
@@ -113,13 +107,8 @@ fn refusal(sql: &str) -> Option<&'static str> {
 }
 
 impl Execute {
-    /// Everything but the COMMIT. `intact` is unset when the transaction isn't the one that was begun any more.
-    fn up_to_commit(
-        &self,
-        session: &mut Session,
-        ctx: &WorkContext<'_>,
-        intact: &mut bool,
-    ) -> Result<Executed, WorkError> {
+    /// Everything but the COMMIT.
+    fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>) -> Result<Executed, WorkError> {
         session.execute_batch("BEGIN")?;
         let begun = transaction(session)?;
         let mut statements = Vec::with_capacity(self.statements.len());
@@ -130,8 +119,7 @@ impl Execute {
             // A COMMIT AND CHAIN leaves the session in a transaction: in another one.
             let ended = ["COMMIT", "ROLLBACK"].contains(&count.command.as_str());
             if ended || session.transaction_status() != TransactionStatus::InTransaction {
-                *intact = false;
-                return Err(at(n, ended_the_transaction()));
+                return Err(at(n, ended_the_transaction(ctx)));
             }
             ctx.count(|statistics| {
                 statistics.rows_affected = statistics.rows_affected.saturating_add(count.rows_affected);
@@ -141,11 +129,8 @@ impl Execute {
             self.report(ctx, n + 1);
         }
         if transaction(session)? != begun {
-            *intact = false;
-            return Err(ended_the_transaction());
+            return Err(ended_the_transaction(ctx));
         }
-        ctx.check()?;
-        set_timeout(session, ctx)?;
         Ok(Executed { statements })
     }
 
@@ -212,8 +197,9 @@ fn not_allowed(what: &str) -> WorkError {
     WorkError::Fail(JobError::new("statement_not_allowed", what))
 }
 
-/// Whatever it did before that may be committed or not.
-fn ended_the_transaction() -> WorkError {
+/// Whatever it did before that may be committed or not: it is not to be repeated, whoever asks for it.
+fn ended_the_transaction(ctx: &WorkContext<'_>) -> WorkError {
+    ctx.not_to_be_repeated();
     let error = JobError::new("statement_not_allowed", "a statement ended the transaction that all of them run in");
     WorkError::Fail(error.with_hint("look at the target: what ran up to there may be committed"))
 }
@@ -244,24 +230,6 @@ fn transaction(session: &mut Session) -> Result<String, WorkError> {
 fn set_timeout(session: &mut Session, ctx: &WorkContext<'_>) -> Result<(), WorkError> {
     let left = ctx.remaining().as_millis().max(1);
     session.execute_batch(&format!("SET LOCAL statement_timeout = {left}")).map_err(WorkError::from)
-}
-
-/// Only the word COMMIT means that it is committed: the answer to a transaction that had failed is ROLLBACK.
-fn commit(session: &mut Session, ctx: &WorkContext<'_>) -> Result<(), WorkError> {
-    match session.command("COMMIT") {
-        Ok(tag) if tag == "COMMIT" => Ok(()),
-        Ok(_) => {
-            ctx.nothing_took_effect();
-            Err(WorkError::Fail(JobError::new("sql_error", "the server rolled the transaction back at its end")))
-        }
-        // An error that leaves the session usable was raised before anything was committed.
-        Err(error) if error.kind == PqErrorKind::Server && session.is_idle() => {
-            ctx.nothing_took_effect();
-            Err(error.into())
-        }
-        // Any other, whatever its SQLSTATE: a server that dies of a full disk may have written the commit.
-        Err(error) => Err(WorkError::Fail(JobError::new(CONNECTION_LOST, error.to_string()))),
-    }
 }
 
 #[cfg(test)]

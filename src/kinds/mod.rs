@@ -6,6 +6,7 @@
 pub mod carrier_report;
 pub mod context;
 pub mod control;
+pub mod exactly_once;
 pub mod execute;
 pub mod params;
 mod prepared;
@@ -48,10 +49,12 @@ use crate::results::ResultError;
 pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     /// The kind's name in requests and rows.
     const KIND: &'static str;
-    /// An attempt that ended unknown may be repeated: its effects are none, or the same ones again.
+    /// An attempt that ended unknown may be repeated: its effects are none, the same ones again, or committed by
+    /// [`WorkContext::exactly_once`] alone.
     const REPEATABLE: bool;
-    /// Nothing that it does outlives a lost lease: it only reads, or what it writes is fenced. It goes on while the
-    /// queue can't be reached; work that isn't fenced is stopped then. Defaults to no.
+    /// Nothing that it does outlives a lost lease: it only reads, or what it writes is committed by
+    /// [`WorkContext::exactly_once`]. It goes on while the queue can't be reached; work that isn't fenced is stopped
+    /// then. Defaults to no.
     const FENCED: bool = false;
     /// It keeps a result that can be fetched. Defaults to no.
     const PRODUCES_RESULT: bool = false;

@@ -68,3 +68,10 @@ pub struct Notice {
     /// What it says.
     pub message: String,
 }
+
+impl Notice {
+    /// It is a warning, in whatever language the server speaks.
+    pub fn is_warning(&self) -> bool {
+        self.sqlstate.starts_with("01")
+    }
+}

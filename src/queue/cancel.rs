@@ -1,17 +1,17 @@
 //! What a caller asks of a job: that it stop.
 //!
-//! A job that waits ends at once. One that runs is only marked: the process that owns it stops the statement on the
+//! A job that waits ends at once, unless a transaction of it is in doubt. One that runs is only marked: the process that owns it stops the statement on the
 //! server, and the state says `cancelled` when it has stopped.
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::Array;
+use diesel::sql_types::{Array, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
 use crate::queue::finish::CARRIED;
 use crate::queue::job::{Job, JobState};
-use crate::queue::{partitions, read};
+use crate::queue::{checkpoint, partitions, read};
 
 /// What a request to cancel came to.
 #[derive(Clone, Debug)]
@@ -48,6 +48,17 @@ fn try_request(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome,
             Some("running") => {
                 diesel::update(dsl::jobs.find(id).filter(dsl::cancel_requested_at.is_null()))
                     .set((dsl::cancel_requested_at.eq(diesel::dsl::now), dsl::version.eq(dsl::version + 1)))
+                    .execute(connection)?;
+                Ok(read::job(connection, id)?.map_or(CancelOutcome::NotFound, CancelOutcome::Requested))
+            }
+            Some(_) if checkpoint::is_in_doubt(connection, id)? => {
+                // Whether it took effect comes first: an attempt finds out, and goes no further.
+                diesel::update(dsl::jobs.find(id).filter(dsl::cancel_requested_at.is_null()))
+                    .set((
+                        dsl::cancel_requested_at.eq(diesel::dsl::now),
+                        dsl::run_at.eq(diesel::dsl::sql::<Timestamptz>("least(run_at, now())")),
+                        dsl::version.eq(dsl::version + 1),
+                    ))
                     .execute(connection)?;
                 Ok(read::job(connection, id)?.map_or(CancelOutcome::NotFound, CancelOutcome::Requested))
             }

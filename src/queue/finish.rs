@@ -10,9 +10,11 @@ use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
+use crate::queue::checkpoint;
 use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
 use crate::queue::log::{self, LogLine};
 use crate::queue::partitions;
@@ -63,7 +65,7 @@ pub struct Finished {
 }
 
 /// A complete result, to be shown.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FinishedResult {
     /// Rows in it.
     pub rows: i64,
@@ -190,7 +192,8 @@ fn finished(endings: &[(Lease, Ending)]) -> Vec<(&Lease, &Finished)> {
     finished.collect()
 }
 
-/// Of the jobs that would wait again, those whose end was asked for. Locked, so that no request comes in between.
+/// Of the jobs that would wait again, those whose end was asked for, and of which no transaction is in doubt: whether that
+/// one took effect comes first. Locked, so that no request comes in between.
 fn to_be_cancelled(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
     use crate::db::schema::jobs::dsl;
     let waiting = endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_)));
@@ -199,7 +202,7 @@ fn to_be_cancelled(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -
         return Ok(HashSet::new());
     }
     let rows: Vec<(Uuid, Option<DateTime<Utc>>)> = dsl::jobs
-        .filter(dsl::id.eq_any(ids))
+        .filter(dsl::id.eq_any(ids).and(diesel::dsl::sql::<Bool>(checkpoint::NOT_IN_DOUBT)))
         .order(dsl::id)
         .select((dsl::id, dsl::cancel_requested_at))
         .for_update()

@@ -211,19 +211,19 @@ pub fn orphans(
         .collect())
 }
 
-/// Takes an orphan from its dead owner: handed back if its kind may run again, ended otherwise. Call it only when
-/// the owner is buried and its sessions on the target are gone. `false` when it isn't, or somebody was faster.
+/// Takes an orphan from its dead owner, to end as `ending` says. Call it only when the owner is buried, its sessions on
+/// the target are gone, and no transaction of it is in doubt. `false` when it isn't buried, or somebody was faster.
 ///
 /// # Errors
 /// When the database fails.
-pub fn rescue(connection: &mut PgConnection, orphan: &Orphan, repeatable: bool) -> Result<bool, DbError> {
+pub fn rescue(connection: &mut PgConnection, orphan: &Orphan, ending: Ending) -> Result<bool, DbError> {
     use crate::db::schema::workers::dsl;
     let buried =
         dsl::workers.find(orphan.lease.worker_id).select(dsl::id).first::<Uuid>(connection).optional()?.is_none();
     if !buried {
         return Ok(false);
     }
-    let endings = [(orphan.lease, ending_of(orphan, repeatable)?)];
+    let endings = [(orphan.lease, ending)];
     Ok(!finish::end_for_the_dead(connection, &endings)?.is_empty())
 }
 
@@ -255,7 +255,11 @@ fn try_bury(connection: &mut PgConnection, worker_id: Uuid) -> Result<bool, DbEr
     Ok(true)
 }
 
-fn ending_of(orphan: &Orphan, repeatable: bool) -> Result<Ending, DbError> {
+/// The end of an orphan of which nothing is in doubt: handed back if its kind may run again, ended otherwise.
+///
+/// # Errors
+/// Never in practice: the error has a JSON form.
+pub fn ending_of(orphan: &Orphan, repeatable: bool) -> Result<Ending, DbError> {
     if orphan.cancel_requested && repeatable {
         return Ok(Ending::Finished(Finished { interrupted: true, ..Finished::plain(JobState::Cancelled) }));
     }

@@ -10,6 +10,7 @@
 //! | [`claim`] | rows become running jobs; positions and the sweep |
 //! | [`finish`] | running jobs end, are retried or handed back, under their lease |
 //! | [`cancel`] | what a caller asks of a job |
+//! | [`checkpoint`] | what survives a crash: cursors, and transactions about to be committed |
 //! | [`promote`] | scheduled jobs become claimable |
 //! | [`liveness`] | heartbeats, and what the dead left behind |
 //! | [`log`] | what attempts say while they run |
@@ -23,6 +24,7 @@
 pub mod accept;
 pub mod attempts;
 pub mod cancel;
+pub mod checkpoint;
 pub mod claim;
 pub mod finish;
 pub mod insert;

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub use writer::{Limits, Pushed, ResultWriter};
 
 use crate::db::DbError;
+use crate::queue::RawJson;
+use crate::queue::finish::FinishedResult;
 
 /// A column of a result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +60,17 @@ pub struct Manifest {
     pub truncated: bool,
     /// Of all uncompressed bytes, in hexadecimal.
     pub sha256: String,
+}
+
+impl Manifest {
+    /// What the end of a job stores of it.
+    ///
+    /// # Errors
+    /// Never in practice: it has a JSON form.
+    pub fn finished(&self) -> serde_json::Result<FinishedResult> {
+        let manifest = RawJson::of(self)?;
+        Ok(FinishedResult { rows: self.rows, bytes: self.bytes, truncated: self.truncated, manifest })
+    }
 }
 
 /// A form in which a result is fetched.

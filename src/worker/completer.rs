@@ -42,6 +42,8 @@ pub struct Ended {
     pub ending: Ending,
     /// What it said last.
     pub log: Vec<LogLine>,
+    /// A transaction of it has taken effect on the target.
+    pub committed: bool,
 }
 
 pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Ended>, threads: &mut Threads) -> std::io::Result<()> {
@@ -79,7 +81,7 @@ impl Drop for Group<'_> {
 }
 
 /// A group that is refused, or takes too long again and again, is written one by one. One that is refused alone is
-/// written without its log, and when that is refused too it ends as a plain failure: no job is left running for ever
+/// written without its log, and when that is refused too it ends plainly: no job is left running for ever
 /// because its end can't be stored.
 fn write(shared: &Shared, mut group: Vec<Ended>) {
     if group.len() > 1 {
@@ -112,7 +114,7 @@ fn write_alone(shared: &Shared, ended: Ended, timeouts: Option<i32>) -> Option<E
     None
 }
 
-/// Writes an end that was refused: as it is and without its log, or else as a plain failure.
+/// Writes an end that was refused: as it is and without its log, or else as a plain end.
 fn write_less(shared: &Shared, ended: Ended) {
     if !ended.log.is_empty() {
         let group = [Ended { log: Vec::new(), ..ended.clone() }];
@@ -130,18 +132,22 @@ fn write_less(shared: &Shared, ended: Ended) {
             }
         }
     }
-    write_plain_failure(shared, ended);
+    write_plain_end(shared, ended);
 }
 
-fn write_plain_failure(shared: &Shared, ended: Ended) {
+/// What has taken effect has succeeded, with or without its output; anything else has failed.
+fn write_plain_end(shared: &Shared, ended: Ended) {
     let error = JobError::new("internal", "the end of this job could not be stored; the log says why");
     let Ok(error) = RawJson::of(&error) else { return };
-    let ending = Ending::Finished(Finished { error: Some(error), ..Finished::plain(JobState::Failed) });
+    let ending = match ended.committed {
+        true => Ending::Finished(Finished::plain(JobState::Succeeded)),
+        false => Ending::Finished(Finished { error: Some(error), ..Finished::plain(JobState::Failed) }),
+    };
     let group = [Ended { ending, log: Vec::new(), ..ended }];
     match write_group(shared, &group, None) {
         Ok(held) => told_everybody(shared, &group, &held),
         Err(error) => {
-            log::error!("not even a plain failure could be stored: {error}");
+            log::error!("not even a plain end could be stored: {error}");
             group.iter().for_each(|ended| shared.running.unwritten(&ended.lease));
         }
     }

@@ -8,7 +8,8 @@
 //! | `Cancelled` | failed, `cancelled_by_work` | cancelled | failed, `timeout` | handed back |
 //! | `Snooze`, `Unavailable` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
 //!
-//! A kind that may not be repeated isn't handed back once it has begun, unless it says that nothing took effect. After
+//! What may have committed a transaction is settled first (`worker/settle.rs`): then it has succeeded, whatever came after,
+//! or the table above goes for it. A kind that may not be repeated isn't handed back once it has begun, unless it says that nothing took effect. After
 //! a panic or a lost connection it ends as failed, `outcome_unknown`, whatever was asked of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -19,8 +20,9 @@ use std::time::Duration;
 use crate::db::DbError;
 use crate::kinds::context::LeftBehind;
 use crate::kinds::{CONNECTION_LOST, QUERY_CANCELED, StopReason, WorkContext, WorkError};
+use crate::queue::checkpoint::Outcome;
 use crate::queue::claim::ClaimedJob;
-use crate::queue::finish::{Ending, Finished, FinishedResult};
+use crate::queue::finish::{Ending, Finished};
 use crate::queue::job::{JobState, JobStatistics};
 use crate::queue::liveness::{interrupted, outcome_unknown};
 use crate::queue::{JobError, RawJson, RetryPolicy};
@@ -28,6 +30,7 @@ use crate::results::Manifest;
 use crate::worker::Shared;
 use crate::worker::completer::Ended;
 use crate::worker::running::Attempt;
+use crate::worker::settle::{Obstacle, Settled, settle_attempt};
 
 /// The server's own timer and ours may be this far apart.
 const TIMER_SLACK: Duration = Duration::from_millis(250);
@@ -79,12 +82,22 @@ impl Drop for Presence<'_> {
 /// Runs one attempt. `false` when the attempt was taken from this thread meanwhile.
 fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let job = &attempt.job;
-    let (id, lease) = (job.lease.job_id.to_string(), job.lease.number);
-    log::debug!(job = id, kind = job.kind.as_str(), lease = lease; "an attempt begins");
-    let performed = perform(shared, attempt);
-    attempt.control.end();
-    end_lost_session(shared, attempt, &performed.outcome);
-    let ending = ending(shared, attempt, performed);
+    log::debug!(
+        job = job.lease.job_id.to_string(), kind = job.kind.as_str(), lease = job.lease.number;
+        "an attempt begins"
+    );
+    let ending = match settled_before(shared, attempt) {
+        Some(ending) => {
+            attempt.control.end();
+            ending
+        }
+        None => {
+            let performed = perform(shared, attempt);
+            attempt.control.end();
+            end_lost_session(shared, attempt, &performed.outcome);
+            settled(shared, attempt, performed)
+        }
+    };
     match shared.running.leave(&job.lease) {
         Some(_) => {
             say(shared, attempt, ending);
@@ -110,7 +123,9 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         }
     };
     let log = attempt.said.log().take_rest();
-    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log };
+    let has_succeeded = matches!(&ending, Ending::Finished(finished) if finished.state == JobState::Succeeded);
+    let committed = has_succeeded && attempt.said.may_have_committed();
+    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log, committed };
     if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.unwritten(&job.lease);
@@ -118,11 +133,58 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
     }
 }
 
+/// The end of a job whose transaction an earlier attempt left in doubt, if this is one.
+fn settled_before(shared: &Shared, attempt: &Attempt) -> Option<Result<Ending, DbError>> {
+    let job = &attempt.job;
+    if job.lease.number == 1 {
+        return None;
+    }
+    match settle_attempt(shared, &job.target, &job.lease) {
+        Ok(settled) => end_of(settled),
+        Err(obstacle) => Some(in_doubt(job, &obstacle)),
+    }
+}
+
+/// The end of an attempt: that of its transaction, should it have committed one.
+fn settled(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<Ending, DbError> {
+    if performed.outcome.is_ok() || !attempt.said.may_have_committed() {
+        return ending(shared, attempt, performed);
+    }
+    let job = &attempt.job;
+    match settle_attempt(shared, &job.target, &job.lease) {
+        Ok(settled) => end_of(settled).unwrap_or_else(|| ending(shared, attempt, performed)),
+        Err(obstacle) => in_doubt(job, &obstacle),
+    }
+}
+
+/// The end that a settled transaction makes of its job; nothing when there was none that took effect.
+pub(super) fn end_of(settled: Settled) -> Option<Result<Ending, DbError>> {
+    match settled {
+        Settled::Nothing => None,
+        Settled::Committed(outcome) => Some(Ok(Ending::Finished(outcome.finished()))),
+        Settled::Unknown(why) => Some(failed(&outcome_unknown(&why))),
+    }
+}
+
+/// Whether its transaction took effect can't be found out now: an attempt begins with that, later and later.
+fn in_doubt(job: &ClaimedJob, obstacle: &Obstacle) -> Result<Ending, DbError> {
+    let why = format!("whether its transaction took effect isn't known yet: {}", obstacle.error());
+    unavailable(job, &JobError::new("target_unavailable", why).retryable())
+}
+
+fn unavailable(job: &ClaimedJob, error: &JobError) -> Result<Ending, DbError> {
+    // Leases count every attempt, charged or not.
+    let times = i32::try_from(job.lease.number).unwrap_or(i32::MAX);
+    Ok(Ending::Snooze { delay_ms: milliseconds(UNAVAILABLE.delay(times)), error: Some(json(error)?) })
+}
+
 /// What came of an attempt.
 struct Performed {
     outcome: Result<RawJson, WorkError>,
     /// The kind was reached, and something of it may have taken effect.
     begun: bool,
+    /// Whatever is asked of it, it ends with its own error.
+    not_to_be_repeated: bool,
     statistics: JobStatistics,
     manifest: Option<Manifest>,
 }
@@ -143,7 +205,8 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     let Some(target) = shared.config.targets.get(&job.target) else {
         let error = JobError::new("unknown_target", format!("this process has no target {}", job.target));
         let outcome = Err(WorkError::Fail(error));
-        return Performed { outcome, begun: false, statistics: JobStatistics::default(), manifest: None };
+        let statistics = JobStatistics::default();
+        return Performed { outcome, begun: false, not_to_be_repeated: false, statistics, manifest: None };
     };
     let mut context = WorkContext::new(
         job,
@@ -163,19 +226,20 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
         let error = JobError::new(PANIC, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
     });
-    let LeftBehind { statistics, manifest, no_effect } = context.leave();
-    Performed { outcome, begun: begun && !no_effect, statistics, manifest }
+    let LeftBehind { statistics, manifest, no_effect, not_to_be_repeated } = context.leave();
+    Performed { outcome, begun: begun && !no_effect, not_to_be_repeated, statistics, manifest }
 }
 
 fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<Ending, DbError> {
     let (job, retry) = (&attempt.job, &shared.config.retry);
-    let Performed { outcome, begun, statistics, manifest } = performed;
+    let Performed { outcome, begun, not_to_be_repeated, statistics, manifest } = performed;
     let error = match outcome {
         Ok(output) => return succeeded(output, statistics, manifest),
         Err(error) => error,
     };
     let unclear = |error: &JobError| [PANIC, CONNECTION_LOST].contains(&error.code.as_str());
     match &error {
+        WorkError::Retry(error) | WorkError::Fail(error) if not_to_be_repeated => return failed(error),
         // A panic or a lost connection says nothing about what took effect before, whoever asked for the end.
         WorkError::Retry(error) | WorkError::Fail(error)
             if begun && unclear(error) && !shared.config.repeatable(&job.kind) =>
@@ -196,11 +260,7 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         }
         WorkError::Retry(error) | WorkError::Fail(error) => failed(&error),
         WorkError::Snooze(delay) => Ok(Ending::Snooze { delay_ms: milliseconds(delay), error: None }),
-        WorkError::Unavailable(error) => {
-            // Leases count every attempt, charged or not.
-            let times = i32::try_from(job.lease.number).unwrap_or(i32::MAX);
-            Ok(Ending::Snooze { delay_ms: milliseconds(UNAVAILABLE.delay(times)), error: Some(json(&error)?) })
-        }
+        WorkError::Unavailable(error) => unavailable(job, &error),
         WorkError::Cancelled => {
             let error = JobError::new("cancelled_by_work", "the work stopped without having been asked to");
             failed(&error)
@@ -237,18 +297,9 @@ fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -
 }
 
 fn succeeded(output: RawJson, statistics: JobStatistics, manifest: Option<Manifest>) -> Result<Ending, DbError> {
-    let result = match manifest {
-        None => None,
-        Some(manifest) => Some(FinishedResult {
-            rows: manifest.rows,
-            bytes: manifest.bytes,
-            truncated: manifest.truncated,
-            manifest: json(&manifest)?,
-        }),
-    };
-    // `null` is what a kind without output returns.
-    let output = Some(output).filter(|output| output.text() != "null");
-    Ok(Ending::Finished(Finished { output, statistics, result, ..Finished::plain(JobState::Succeeded) }))
+    let result = manifest.as_ref().map(Manifest::finished).transpose();
+    let result = result.map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
+    Ok(Ending::Finished(Outcome { output, statistics, result }.finished()))
 }
 
 fn failed(error: &JobError) -> Result<Ending, DbError> {

@@ -15,7 +15,7 @@ use crate::kinds::StopReason;
 use crate::queue::liveness::{self, BEAT_EVERY, Held};
 use crate::queue::log::{self as job_log, LogLine};
 use crate::queue::signals::Message;
-use crate::queue::{cancel, finish, progress};
+use crate::queue::{cancel, checkpoint, finish, progress};
 use crate::worker::Shared;
 use crate::worker::running::Attempt;
 use crate::worker::threads::{Threads, jittered};
@@ -45,7 +45,12 @@ pub(super) fn say_goodbye(shared: &Shared) {
 }
 
 fn put_back(connection: &mut PgConnection, held: &Held, repeatable: bool) -> Result<bool, DbError> {
-    let ending = liveness::interrupted(held.interruptions, repeatable, "its worker lost sight of it")?;
+    const WHY: &str = "its worker lost sight of it";
+    let ending = match checkpoint::is_in_doubt(connection, held.lease.job_id)? {
+        // The next attempt begins with finding out: until then it is none too many.
+        true => liveness::interrupted(0, true, WHY)?,
+        false => liveness::interrupted(held.interruptions, repeatable, WHY)?,
+    };
     Ok(!finish::end(connection, &[(held.lease, ending)])?.is_empty())
 }
 

@@ -7,12 +7,14 @@ use chrono::Utc;
 use diesel::pg::PgConnection;
 
 use crate::db::DbError;
-use crate::db::targets::TargetBackend;
+use crate::db::targets::{Target, TargetBackend};
+use crate::queue::finish::Ending;
 use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
-use crate::queue::{insert, partitions, progress};
+use crate::queue::{checkpoint, insert, partitions, progress};
 use crate::results::store;
-use crate::worker::Shared;
+use crate::worker::settle::{Obstacle, settle};
 use crate::worker::threads::{Threads, jittered};
+use crate::worker::{Shared, executor};
 
 /// Between two looks for the dead.
 const RESCUE_EVERY: Duration = Duration::from_secs(2);
@@ -126,19 +128,23 @@ fn rescue_on(shared: &Shared, connection: &mut PgConnection, mut targets: Vec<St
     Ok(())
 }
 
-enum Obstacle {
-    Target(DbError),
-    Queue(DbError),
-}
-
-/// The owner is buried first: from then on it begins nothing. Then its sessions are ended; only then the job is free.
+/// The owner is buried first: from then on it begins nothing. Then its sessions are ended, and what became of its
+/// transaction is found out; only then the job is free.
 fn rescue(shared: &Shared, connection: &mut PgConnection, orphan: &Orphan) -> Result<(), Obstacle> {
     if !liveness::bury(connection, orphan.lease.worker_id).map_err(Obstacle::Queue)? {
         return Ok(());
     }
-    end_sessions(shared, orphan).map_err(Obstacle::Target)?;
-    let repeatable = shared.config.repeatable(&orphan.kind);
-    if liveness::rescue(connection, orphan, repeatable).map_err(Obstacle::Queue)? {
+    let Some(target) = shared.config.targets.get(&orphan.target) else {
+        return Err(Obstacle::Target(DbError::Unavailable(format!("this process has no target {}", orphan.target))));
+    };
+    end_sessions(target, orphan).map_err(Obstacle::Target)?;
+    let settled = executor::end_of(settle(connection, target, &orphan.lease)?);
+    let ending = settled.unwrap_or_else(|| liveness::ending_of(orphan, shared.config.repeatable(&orphan.kind)));
+    let mut ending = ending.map_err(Obstacle::Queue)?;
+    if let Ending::Finished(finished) = &mut ending {
+        finished.interrupted = true;
+    }
+    if liveness::rescue(connection, orphan, ending).map_err(Obstacle::Queue)? {
         let job = orphan.lease.job_id.to_string();
         log::warn!(job = job, worker = orphan.lease.worker_id.to_string(); "took a job from a dead worker");
         shared.config.metrics.finished(&orphan.kind, "rescued");
@@ -148,15 +154,10 @@ fn rescue(shared: &Shared, connection: &mut PgConnection, orphan: &Orphan) -> Re
     Ok(())
 }
 
-fn end_sessions(shared: &Shared, orphan: &Orphan) -> Result<(), DbError> {
-    match shared.config.targets.get(&orphan.target) {
-        Some(target) => {
-            let backend = orphan.backend_pid.zip(orphan.backend_start);
-            let backend = backend.map(|(pid, backend_start)| TargetBackend { pid, backend_start });
-            target.end_sessions(&orphan.lease.application_name(), backend.as_slice())
-        }
-        None => Err(DbError::Unavailable(format!("this process has no target {}", orphan.target))),
-    }
+fn end_sessions(target: &Target, orphan: &Orphan) -> Result<(), DbError> {
+    let backend = orphan.backend_pid.zip(orphan.backend_start);
+    let backend = backend.map(|(pid, backend_start)| TargetBackend { pid, backend_start });
+    target.end_sessions(&orphan.lease.application_name(), backend.as_slice())
 }
 
 fn keep_house(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
@@ -165,6 +166,7 @@ fn keep_house(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbEr
     store::sweep_orphans(connection, RESULTS_BATCH)?;
     insert::forget_old_keys(connection)?;
     progress::sweep(connection)?;
+    checkpoint::sweep(connection)?;
     liveness::forget_the_dead(connection)?;
     let retention = chrono::TimeDelta::from_std(shared.config.retention).unwrap_or(chrono::TimeDelta::MAX);
     if let Some(keep_from) = Utc::now().checked_sub_signed(retention) {

@@ -22,6 +22,7 @@ pub mod janitor;
 pub mod listener;
 pub mod promoter;
 pub mod running;
+mod settle;
 pub mod slots;
 pub mod threads;
 pub mod watchdog;

@@ -12,6 +12,7 @@ use crate::kinds::{JobControl, StopReason};
 use crate::queue::liveness::STOP_WORK_AFTER;
 use crate::worker::Shared;
 use crate::worker::running::Attempt;
+use crate::worker::settle::settle_attempt;
 use crate::worker::threads::Threads;
 use crate::worker::{LET_GO, executor};
 
@@ -104,11 +105,21 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
         log::warn!(job = lease.job_id.to_string(); "the sessions of a stuck attempt could not be ended, and are tried again: {error}");
         return false;
     }
+    let ending = match attempt.said.may_have_committed() {
+        false => None,
+        true => match settle_attempt(shared, &attempt.job.target, &lease) {
+            Ok(settled) => executor::end_of(settled),
+            Err(obstacle) => {
+                log::warn!(job = lease.job_id.to_string(); "whether the transaction of a stuck attempt took effect isn't known, and is asked again: {}", obstacle.error());
+                return false;
+            }
+        },
+    };
     if shared.running.leave(&lease).is_none() {
         return true;
     }
     let reason = attempt.control.stop_reason().unwrap_or(StopReason::Deadline);
-    let ending = executor::given_up(shared, &attempt.job, reason);
+    let ending = ending.unwrap_or_else(|| executor::given_up(shared, &attempt.job, reason));
     log::error!(job = lease.job_id.to_string(), kind = attempt.job.kind.as_str(); "a thread is stuck in its work, and is replaced");
     shared.config.metrics.thread_replaced();
     if let Err(error) = executor::add_thread(shared) {

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
+use diesel::RunQueryDsl;
 use serde::{Deserialize, Serialize};
 use slowlane::kinds::{Registry, Work, WorkContext, WorkError};
 use slowlane::queue::JobError;
@@ -50,6 +51,59 @@ impl Gate {
 
 type Sides = (Sender<i32>, std::sync::Arc<Mutex<Receiver<Step>>>);
 static GATES: LazyLock<Mutex<HashMap<String, Sides>>> = LazyLock::new(Mutex::default);
+
+/// Two statements on a Diesel connection, committed exactly once: the second one may be made to wait.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DieselOnce {}
+
+/// What [`DieselOnce`] says: in the form that `execute` has.
+#[derive(Serialize)]
+pub struct Counts {
+    statements: Vec<Count>,
+}
+
+#[derive(Serialize)]
+struct Count {
+    rows_affected: usize,
+}
+
+impl Work for DieselOnce {
+    const KIND: &'static str = "diesel_once";
+    const REPEATABLE: bool = true;
+    const FENCED: bool = true;
+    type Output = Counts;
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Counts, WorkError> {
+        ctx.exactly_once(|connection| {
+            let mut statements = Vec::new();
+            for sql in [
+                "INSERT INTO public.effects VALUES ('once')",
+                "DO 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); END'",
+            ] {
+                statements.push(Count { rows_affected: diesel::sql_query(sql).execute(connection)? });
+            }
+            ctx.count(|statistics| statistics.rows_affected = 1);
+            Ok(Counts { statements })
+        })
+    }
+}
+
+/// Sleeps on its target for ten minutes. Nothing fences what it might do there.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unfenced {}
+
+impl Work for Unfenced {
+    const KIND: &'static str = "unfenced";
+    const REPEATABLE: bool = true;
+    type Output = ();
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<(), WorkError> {
+        ctx.session()?.execute_batch("SELECT pg_sleep(600)")?;
+        Ok(())
+    }
+}
 
 /// Waits at a gate.
 #[derive(Serialize, Deserialize)]
@@ -106,5 +160,10 @@ impl Work for GatedOnce {
 
 /// Every kind of the tests, and the standard ones.
 pub fn registry() -> Registry {
-    Registry::standard().with::<slowlane::kinds::carrier_report::CarrierReport>().with::<Gated>().with::<GatedOnce>()
+    Registry::standard()
+        .with::<DieselOnce>()
+        .with::<Unfenced>()
+        .with::<slowlane::kinds::carrier_report::CarrierReport>()
+        .with::<Gated>()
+        .with::<GatedOnce>()
 }

@@ -1,0 +1,105 @@
+//! Making sure that what a target's transactions have written so far is on disk, and on its synchronous standby.
+//!
+//! A commit of a session of its own flushes the WAL of everybody before it, whatever they have `synchronous_commit` set
+//! to. One serves all who ask at the same moment.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::db::DbError;
+use crate::db::fate::{MARK_SQL, ServerLife};
+use crate::db::reach::Source;
+use crate::pq::{Notice, Patience, PqError, Session};
+
+/// How long a flush may take. No `statement_timeout` does it: a commit that is interrupted while it waits for a standby
+/// counts as committed, with a warning.
+const LIMIT: Duration = Duration::from_secs(10);
+/// At least `on`: a weaker setting is that of whoever works.
+const SETUP: &str = "SET statement_timeout = 0; SET lock_timeout = 0;
+    SELECT pg_catalog.set_config('synchronous_commit', 'on', false)
+     WHERE pg_catalog.current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')";
+
+/// See the module.
+pub(super) struct Flusher {
+    source: Source,
+    /// Held by whoever flushes.
+    turn: Mutex<Turn>,
+    /// Flushes that have begun.
+    begun: AtomicU64,
+    /// The last one that succeeded, and the last one that failed, by its number.
+    done: AtomicU64,
+    failed: AtomicU64,
+}
+
+#[derive(Default)]
+struct Turn {
+    session: Option<Session>,
+    /// The server of the last flush.
+    server: Option<ServerLife>,
+}
+
+impl Flusher {
+    /// Connects when it is first needed.
+    pub(super) fn new(source: &Source) -> Flusher {
+        let source = source.clone().with("application_name", "slowlane flush");
+        let zero = || AtomicU64::new(0);
+        Flusher { source, turn: Mutex::default(), begun: zero(), done: zero(), failed: zero() }
+    }
+
+    /// Returns when everything that was written before the call is as safe as the server makes a commit. Says which server
+    /// that was.
+    ///
+    /// # Errors
+    /// When that isn't known within 10 s.
+    pub(super) fn flush(&self) -> Result<ServerLife, DbError> {
+        let arrived = self.begun.load(Ordering::SeqCst);
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that began after our arrival has covered us, or found out for us that it can't be done.
+        if let Some(server) = turn.server.as_ref().filter(|_| self.done.load(Ordering::SeqCst) > arrived) {
+            return Ok(server.clone());
+        }
+        if self.failed.load(Ordering::SeqCst) > arrived {
+            return Err(DbError::Unavailable("the target's WAL could not be flushed".to_owned()));
+        }
+        let number = self.begun.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+        match self.commit(&mut turn.session) {
+            Ok(server) => {
+                self.done.store(number, Ordering::SeqCst);
+                Ok(turn.server.insert(server).clone())
+            }
+            Err(error) => {
+                self.failed.store(number, Ordering::SeqCst);
+                turn.session = None;
+                Err(DbError::Unavailable(format!("the target's WAL could not be flushed: {error}")))
+            }
+        }
+    }
+
+    /// A session that lay in wait may have died: then once more with a fresh one.
+    fn commit(&self, place: &mut Option<Session>) -> Result<ServerLife, PqError> {
+        if let Some(session) = place.as_mut() {
+            match commit(session) {
+                Err(_) if session.is_broken() => {}
+                outcome => return outcome,
+            }
+        }
+        let mut session = self.source.connect(Session::connect)?;
+        session.allow(Patience::Each(LIMIT));
+        session.execute_batch(SETUP)?;
+        let server = commit(&mut session)?;
+        *place = Some(session);
+        Ok(server)
+    }
+}
+
+fn commit(session: &mut Session) -> Result<ServerLife, PqError> {
+    session.take_notices();
+    let rows = session.query(MARK_SQL, &[Some("flush")])?;
+    let server = ServerLife::new(rows.get(0, 1).unwrap_or_default(), rows.get(0, 2).unwrap_or_default());
+    // Committed here, and not yet on the standby: somebody cancelled the wait.
+    match session.take_notices().into_iter().find(Notice::is_warning) {
+        None => Ok(server),
+        Some(warning) => Err(PqError::connection_lost(&warning.message)),
+    }
+}

@@ -1,0 +1,209 @@
+//! What of an attempt must survive a crash: where its work goes on, and the transaction on the target that it was about
+//! to commit.
+//!
+//! Every write is fenced by the lease. A job with a recorded transaction is ended by nobody before the fate of that is
+//! known: not by a cancel, not by one interruption too many. Knows no target.
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Integer, Json, Nullable, Text};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::db::fate::{ServerLife, TransactionMark};
+use crate::db::{DbError, prepared};
+use crate::queue::finish::{Finished, FinishedResult};
+use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
+
+/// Rows of jobs that are over, removed by one statement.
+const SWEPT: i64 = 1_000;
+
+/// What a job comes to when its transaction has taken effect.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What the kind returned.
+    pub output: RawJson,
+    /// Rows and bytes.
+    pub statistics: JobStatistics,
+    /// The result that becomes visible.
+    pub result: Option<FinishedResult>,
+}
+
+impl Outcome {
+    /// The end of the job. `null` is what a kind without output returns.
+    pub fn finished(self) -> Finished {
+        let output = Some(self.output).filter(|output| output.text() != "null");
+        let (statistics, result) = (self.statistics, self.result);
+        Finished { output, statistics, result, ..Finished::plain(JobState::Succeeded) }
+    }
+}
+
+/// A transaction that was about to be committed.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// The lease under which it was recorded: its session carries this in its name.
+    pub lease: i64,
+    /// The transaction.
+    pub mark: TransactionMark,
+    /// What it comes to.
+    pub outcome: Outcome,
+}
+
+/// The running job of this lease, whose owner is on the list of the living. Locked, so that nobody takes it away in
+/// between.
+const MINE: &str = "FROM jobs j WHERE j.id = $1 AND j.lease = $2 AND j.worker_id = $3 AND j.state = 'running'
+     AND EXISTS (SELECT FROM workers w WHERE w.id = $3) FOR SHARE OF j";
+
+/// Records a transaction before its COMMIT is sent: the `seq`-th of this attempt. `false` when the lease is lost: then it
+/// must not be. A copy of an earlier one, on its way for long, changes nothing.
+///
+/// # Errors
+/// When the database fails. Whether it was recorded isn't known then; recording it again does no harm.
+pub fn record(
+    connection: &mut PgConnection,
+    lease: &Lease,
+    seq: i32,
+    mark: &TransactionMark,
+    outcome: &Outcome,
+) -> Result<bool, DbError> {
+    let outcome = RawJson::of(outcome).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
+    let written = prepared(format!(
+        "INSERT INTO job_checkpoints AS c (job_id, lease, seq, xid, system, timeline, outcome, updated_at)
+         SELECT j.id, j.lease, $4, $5::xid8, $6, $7, $8, clock_timestamp() {MINE}
+         ON CONFLICT (job_id) DO UPDATE
+            SET lease = excluded.lease, seq = excluded.seq, xid = excluded.xid, system = excluded.system,
+                timeline = excluded.timeline, outcome = excluded.outcome, updated_at = excluded.updated_at
+          WHERE (c.lease, c.seq) <= (excluded.lease, excluded.seq)"
+    ))
+    .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
+    .bind::<BigInt, _>(lease.number)
+    .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
+    .bind::<Integer, _>(seq)
+    .bind::<Text, _>(&mark.xid)
+    .bind::<Text, _>(&mark.server.system)
+    .bind::<Text, _>(&mark.server.timeline)
+    .bind::<Json, _>(outcome)
+    .execute(connection)?;
+    Ok(written == 1)
+}
+
+#[derive(QueryableByName)]
+struct RecordedRow {
+    #[diesel(sql_type = BigInt)]
+    lease: i64,
+    #[diesel(sql_type = Text)]
+    xid: String,
+    #[diesel(sql_type = Text)]
+    system: String,
+    #[diesel(sql_type = Text)]
+    timeline: String,
+    #[diesel(sql_type = Json)]
+    outcome: RawJson,
+}
+
+/// The transaction of a job whose fate isn't known.
+///
+/// # Errors
+/// When the database fails, or a newer version wrote what this one can't read.
+pub fn recorded(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Recorded>, DbError> {
+    let row = prepared(
+        "SELECT lease, xid::text AS xid, system, timeline, outcome FROM job_checkpoints
+          WHERE job_id = $1 AND xid IS NOT NULL",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(job_id)
+    .get_result::<RecordedRow>(connection)
+    .optional()?;
+    let Some(row) = row else { return Ok(None) };
+    let unreadable = |e| diesel::result::Error::DeserializationError(Box::new(e));
+    let outcome: Outcome = serde_json::from_str(row.outcome.text()).map_err(unreadable)?;
+    let server = ServerLife { system: row.system, timeline: row.timeline };
+    let mark = TransactionMark { xid: row.xid, server };
+    Ok(Some(Recorded { lease: row.lease, mark, outcome }))
+}
+
+/// A condition on a row of `jobs`: no transaction of it was about to be committed, or what became of it is known.
+pub(super) const NOT_IN_DOUBT: &str =
+    "NOT EXISTS (SELECT FROM job_checkpoints c WHERE c.job_id = jobs.id AND c.xid IS NOT NULL)";
+
+/// What became of a job's transaction isn't known: nothing else may end the job.
+///
+/// # Errors
+/// When the database fails.
+pub fn is_in_doubt(connection: &mut PgConnection, job_id: Uuid) -> Result<bool, DbError> {
+    #[derive(QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = Bool)]
+        in_doubt: bool,
+    }
+    let row: Found =
+        prepared("SELECT EXISTS (SELECT FROM job_checkpoints WHERE job_id = $1 AND xid IS NOT NULL) AS in_doubt")
+            .bind::<diesel::sql_types::Uuid, _>(job_id)
+            .get_result(connection)?;
+    Ok(row.in_doubt)
+}
+
+/// Forgets a transaction that never took effect. Another one that was recorded since stays.
+///
+/// # Errors
+/// When the database fails.
+pub fn forget(connection: &mut PgConnection, job_id: Uuid, recorded: &Recorded) -> Result<(), DbError> {
+    prepared(
+        "UPDATE job_checkpoints SET xid = NULL, system = NULL, timeline = NULL, outcome = NULL, updated_at = clock_timestamp()
+          WHERE job_id = $1 AND lease = $2 AND xid = $3::xid8",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(job_id)
+    .bind::<BigInt, _>(recorded.lease)
+    .bind::<Text, _>(&recorded.mark.xid)
+    .execute(connection)?;
+    Ok(())
+}
+
+/// Keeps where the work goes on. `false` when the lease is lost.
+///
+/// # Errors
+/// When the database fails.
+pub fn save(connection: &mut PgConnection, lease: &Lease, cursor: &RawJson) -> Result<bool, DbError> {
+    let written = prepared(format!(
+        "INSERT INTO job_checkpoints AS c (job_id, lease, cursor, updated_at)
+         SELECT j.id, j.lease, $4, clock_timestamp() {MINE}
+         ON CONFLICT (job_id) DO UPDATE
+            SET lease = excluded.lease, cursor = excluded.cursor, updated_at = excluded.updated_at,
+                seq = CASE WHEN c.lease = excluded.lease THEN c.seq ELSE 0 END
+          WHERE c.lease <= excluded.lease"
+    ))
+    .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
+    .bind::<BigInt, _>(lease.number)
+    .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
+    .bind::<Json, _>(cursor)
+    .execute(connection)?;
+    Ok(written == 1)
+}
+
+#[derive(QueryableByName)]
+struct CursorRow {
+    #[diesel(sql_type = Nullable<Json>)]
+    cursor: Option<RawJson>,
+}
+
+/// Where the work of a job goes on, if it said so.
+///
+/// # Errors
+/// When the database fails.
+pub fn saved(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<RawJson>, DbError> {
+    let row = prepared("SELECT cursor FROM job_checkpoints WHERE job_id = $1")
+        .bind::<diesel::sql_types::Uuid, _>(job_id)
+        .get_result::<CursorRow>(connection)
+        .optional()?;
+    Ok(row.and_then(|row| row.cursor))
+}
+
+/// Removes what was kept for jobs that are over.
+///
+/// # Errors
+/// When the database fails.
+pub fn sweep(connection: &mut PgConnection) -> Result<(), DbError> {
+    let sql = "DELETE FROM job_checkpoints WHERE job_id = ANY(ARRAY(
+        SELECT c.job_id FROM job_checkpoints c WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = c.job_id) LIMIT $1))";
+    while prepared(sql).bind::<BigInt, _>(SWEPT).execute(connection)? > 0 {}
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! What a job comes to whose transaction may have taken effect: the target is asked, and nobody else decides.
+//!
+//! Asked by whoever is about to end the job, or to run it again: the executor, the watch and the janitor.
+
+use diesel::pg::PgConnection;
+
+use crate::db::DbError;
+use crate::db::fate::Fate;
+use crate::db::targets::Target;
+use crate::queue::Lease;
+use crate::queue::checkpoint::{self, Outcome, Recorded};
+use crate::worker::Shared;
+
+/// What is known of a job's transaction.
+pub(super) enum Settled {
+    /// None took effect: the job may go on as if there had been none.
+    Nothing,
+    /// It took effect: the job has succeeded with this.
+    Committed(Box<Outcome>),
+    /// Nobody will ever know, for this reason.
+    Unknown(String),
+}
+
+/// Who couldn't be asked.
+pub(super) enum Obstacle {
+    Target(DbError),
+    Queue(DbError),
+}
+
+impl Obstacle {
+    pub(super) fn error(&self) -> &DbError {
+        match self {
+            Obstacle::Target(error) | Obstacle::Queue(error) => error,
+        }
+    }
+}
+
+/// Finds out what became of the job's recorded transaction. Forgets one that never took effect. `lease` is that of
+/// whoever asks.
+pub(super) fn settle(connection: &mut PgConnection, target: &Target, lease: &Lease) -> Result<Settled, Obstacle> {
+    let recorded = checkpoint::recorded(connection, lease.job_id).map_err(Obstacle::Queue)?;
+    let Some(recorded) = recorded else { return Ok(Settled::Nothing) };
+    match fate(target, lease, &recorded).map_err(Obstacle::Target)? {
+        Fate::Committed => Ok(Settled::Committed(Box::new(outcome(recorded, lease)))),
+        Fate::RolledBack => {
+            checkpoint::forget(connection, lease.job_id, &recorded).map_err(Obstacle::Queue)?;
+            Ok(Settled::Nothing)
+        }
+        Fate::Unknown(why) => Ok(Settled::Unknown(why)),
+        Fate::InProgress => Err(Obstacle::Target(DbError::Busy("the session of a transaction is still ending"))),
+    }
+}
+
+/// A session that is still there is ended: what it hasn't committed by then, it never will.
+fn fate(target: &Target, lease: &Lease, recorded: &Recorded) -> Result<Fate, DbError> {
+    match target.fate(&recorded.mark)? {
+        Fate::InProgress => {
+            let of = Lease { number: recorded.lease, ..*lease };
+            target.end_sessions(&of.application_name(), &[])?;
+            target.fate(&recorded.mark)
+        }
+        fate => Ok(fate),
+    }
+}
+
+/// The parts of a result carry the lease under which they were written: under another one nobody would find them.
+fn outcome(recorded: Recorded, lease: &Lease) -> Outcome {
+    let Recorded { lease: of, outcome, .. } = recorded;
+    Outcome { result: outcome.result.filter(|_| of == lease.number), ..outcome }
+}
+
+/// As [`settle`], for an attempt of this process.
+pub(super) fn settle_attempt(shared: &Shared, target: &str, lease: &Lease) -> Result<Settled, Obstacle> {
+    let unknown = || DbError::Unavailable(format!("this process has no target {target}"));
+    let target = shared.config.targets.get(target).ok_or_else(|| Obstacle::Target(unknown()))?;
+    let mut connection = shared.config.control.get().map_err(Obstacle::Queue)?;
+    settle(&mut connection, target, lease)
+}

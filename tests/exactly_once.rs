@@ -42,7 +42,15 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
-        let postgres = Postgres::start();
+        Scene::on(Postgres::start())
+    }
+
+    /// On a cluster that writes its WAL only when a commit has it written: what nobody flushed is lost in a crash.
+    fn forgetful() -> Scene {
+        Scene::on(Postgres::with(&[("wal_level", "minimal"), ("max_wal_senders", "0"), ("autovacuum", "off")]))
+    }
+
+    fn on(postgres: Postgres) -> Scene {
         let (queue, target) = (Postgres::shared().queue(), postgres.work());
         target.run(
             "CREATE TABLE public.effects (job text);
@@ -132,7 +140,10 @@ impl Scene {
         let counts = job["output"]["statements"].as_array().unwrap();
         assert_eq!((&counts[0]["rows_affected"], counts.len()), (&json!(1), 2), "{what:?}: {job}");
         assert_eq!(job["statistics"]["rows_affected"], 1, "{what:?}: {job}");
-        history::check(&self.queue, &[id.to_owned()]);
+        let all = self.queue.text("SELECT string_agg(id::text, ' ') FROM finished_jobs");
+        let all: Vec<String> = all.split(' ').map(str::to_owned).collect();
+        assert!(all.contains(&id.to_owned()));
+        history::check(&self.queue, &all);
         job
     }
 }
@@ -207,24 +218,71 @@ fn a_worker_that_is_killed_at_any_point_leaves_its_effect_once() {
     });
 }
 
+/// Transactions of somebody else; their numbers.
+fn others(target: &Database) -> Vec<i64> {
+    (0..20).map(|_| target.count("SELECT pg_current_xact_id()::text")).collect()
+}
+
 #[test]
 fn a_target_that_crashes_at_any_point_has_the_effect_once() {
     at_each(&POINTS, |point| {
-        let scene = Scene::new();
+        // A cluster without standbys waits for none.
+        let scene = if point == Point::Flush { Scene::new() } else { Scene::forgetful() };
         let barrier = scene.hold(point);
         let id = scene.submit();
         eventually("the point is reached", || scene.is_reached(point));
         let numbers = "SELECT backend_xid FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%'";
-        let xid = scene.target.text(numbers);
+        let xid = scene.target.text(numbers).parse::<i64>().unwrap_or_default();
         scene.stop_target();
         scene.start_target();
-        // Somebody else's transactions take the numbers that come next: in the first case, the job's own among them.
-        let theirs: Vec<i64> = (0..20).map(|_| scene.target.count("SELECT pg_current_xact_id()::text")).collect();
-        if point == Point::Work {
-            let xid = xid.parse::<i64>().unwrap();
-            assert!(theirs.contains(&xid), "{xid} was handed out again: {theirs:?}");
-        }
+        // Somebody else takes the numbers that come next. Before the flush, the job's own is among them.
+        let theirs = others(&scene.target);
+        assert_eq!(theirs.contains(&xid), point == Point::Work, "{point:?}: {xid}, {theirs:?}");
         barrier.let_go(&scene);
+        scene.check(&id, &point);
+    });
+}
+
+#[test]
+fn a_target_that_crashes_between_the_mark_and_its_flush_has_the_effect_once() {
+    let scene = Scene::forgetful();
+    let first = scene.submit();
+    assert_eq!(ended_within(&scene.api, &first, Duration::from_secs(30))["state"], "succeeded");
+    scene.target.run("TRUNCATE public.effects");
+    // The session that flushes stands still: the mark is written, and isn't on disk.
+    let flushing = "SELECT pid FROM pg_stat_activity WHERE application_name = 'slowlane flush'";
+    let flusher = nix::unistd::Pid::from_raw(scene.target.text(flushing).parse().unwrap());
+    nix::sys::signal::kill(flusher, Signal::SIGSTOP).unwrap();
+    let id = scene.submit();
+    let marked = "SELECT backend_xid FROM pg_stat_activity
+                   WHERE application_name LIKE 'slowlane:%' AND state = 'idle in transaction' AND query LIKE '%emit_message%'";
+    let mut xid = String::new();
+    eventually("it is marked", || {
+        xid = scene.target.text(marked);
+        !xid.is_empty()
+    });
+    scene.stop_target();
+    scene.start_target();
+    let theirs = others(&scene.target);
+    let took_it = "SELECT pg_xact_status($1::text::xid8)".replace("$1", &format!("'{xid}'"));
+    eventually("its number is somebody else's", || scene.target.text(&took_it) == "committed");
+    assert!(theirs.iter().all(|number| *number >= xid.parse().unwrap()), "{xid}: {theirs:?}");
+    scene.check(&id, &"between mark and flush");
+}
+
+#[test]
+fn a_worker_that_was_frozen_on_its_way_to_the_commit_changes_nothing() {
+    at_each(&[Point::Work, Point::Record, Point::Commit], |point| {
+        let scene = Scene::new();
+        let barrier = scene.hold(point);
+        let id = scene.submit();
+        eventually("the point is reached", || scene.is_reached(point));
+        scene.worker.signal(Signal::SIGSTOP);
+        let _heir = Server::worker(&scene.queue, &scene.target, &["--workers", "2"]);
+        barrier.let_go(&scene);
+        scene.check(&id, &point);
+        scene.worker.signal(Signal::SIGCONT);
+        eventually("it learns that it was declared dead", || scene.worker.log().contains("declared dead"));
         scene.check(&id, &point);
     });
 }
@@ -355,8 +413,10 @@ fn a_commit_is_durable_whatever_the_role_is_set_to() {
 
 /// A copy of a cluster that follows it.
 struct Standby {
-    folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     process: std::process::Child,
+    /// Its receiver, while it is stopped.
+    stopped: std::cell::Cell<Option<nix::unistd::Pid>>,
     port: u16,
 }
 
@@ -393,7 +453,8 @@ impl Standby {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         command.stdin(std::process::Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let process = command.current_dir("/").spawn().unwrap();
-        let standby = Standby { folder, process, port };
+        crate::support::postgres::watch_process(process.id());
+        let standby = Standby { _folder: folder, process, stopped: std::cell::Cell::default(), port };
         eventually("the standby follows", || {
             let mut session = Session::connect(&superuser).unwrap();
             let rows =
@@ -409,17 +470,38 @@ impl Standby {
         Database { dsn: here(&of.dsn), superuser: here(&of.superuser) }
     }
 
-    fn signal(&self, signal: Signal) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.process.id().try_into().unwrap()), signal).unwrap();
+    fn receiver(&self, of: &Database) -> nix::unistd::Pid {
+        let receivers = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
+        nix::unistd::Pid::from_raw(self.database(of).text(receivers).parse().unwrap())
+    }
+
+    /// It receives nothing more.
+    fn stop_receiving(&self, of: &Database) {
+        let receiver = self.receiver(of);
+        nix::sys::signal::kill(receiver, Signal::SIGSTOP).unwrap();
+        self.stopped.set(Some(receiver));
+    }
+
+    /// What it received and hadn't written goes with its receiver.
+    fn lose_what_was_received(&self) {
+        if let Some(receiver) = self.stopped.take() {
+            // It may have gone with its primary.
+            let _ = nix::sys::signal::kill(receiver, Signal::SIGKILL);
+        }
     }
 }
 
 impl Drop for Standby {
     fn drop(&mut self) {
-        self.signal(Signal::SIGCONT);
-        self.signal(Signal::SIGQUIT);
+        self.lose_what_was_received();
+        let process = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
+        let _ = nix::sys::signal::kill(process, Signal::SIGQUIT);
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until && matches!(self.process.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.process.kill();
         let _ = self.process.wait();
-        assert!(self.folder.path().exists());
     }
 }
 
@@ -444,19 +526,19 @@ fn own(folder: &std::path::Path, (user, group): (u32, u32)) {
 }
 
 /// A worker whose target is whichever of two servers takes writes.
-fn worker_on_both(scene: &Scene, standby: &Standby, synchronous: bool) -> Server {
+fn worker_on_both(scene: &Scene, standby: &Standby, synchronous: bool) -> (Server, tempfile::TempDir) {
     let (first, second) = (scene.target.dsn.get("port").unwrap(), standby.port.to_string());
     let dsn = scene.target.dsn.clone();
     let dsn = dsn.with("host", "127.0.0.1,127.0.0.1").with("port", &format!("{first},{second}"));
     let dsn = dsn.with("target_session_attrs", "read-write");
-    let folder = tempfile::tempdir().unwrap().keep();
-    let settings = folder.join("slowlane.toml");
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("slowlane.toml");
     let text = format!("[targets.default]\ndsn_env = \"BOTH_URL\"\nsynchronous = {synchronous}\n");
     std::fs::write(&settings, text).unwrap();
     let mut command = program();
     command.args(["serve", "--no-http", "--probe-listen", "127.0.0.1:0", "--config"]).arg(&settings);
     command.env("SLOWLANE_DATABASE_URL", scene.queue.dsn.to_url().expose()).env("BOTH_URL", dsn.to_url().expose());
-    Server::spawn(command)
+    (Server::spawn(command), folder)
 }
 
 /// The worker dies behind its COMMIT, then the primary, and the standby takes over. `lag`: it had stopped following.
@@ -468,14 +550,11 @@ fn fail_over(synchronous: bool, lag: bool) -> (Value, i64) {
     }
     scene.worker.signal(Signal::SIGTERM);
     scene.worker.wait();
-    let mut worker = worker_on_both(&scene, &standby, synchronous);
+    let (mut worker, _settings) = worker_on_both(&scene, &standby, synchronous);
     if lag {
         let sent = "SELECT pg_current_wal_flush_lsn() = flush_lsn FROM pg_stat_replication";
         eventually("everything so far has arrived", || scene.target.text(sent) == "t");
-        // Its receiver, too: it is the whole group that stops.
-        let receivers = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
-        let receiver: i32 = standby.database(&scene.target).text(receivers).parse().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(receiver), Signal::SIGSTOP).unwrap();
+        standby.stop_receiving(&scene.target);
     }
     let barrier = scene.hold(Point::End);
     let id = scene.submit();
@@ -484,12 +563,7 @@ fn fail_over(synchronous: bool, lag: bool) -> (Value, i64) {
     worker.signal(Signal::SIGKILL);
     worker.wait();
     scene.stop_target();
-    if lag {
-        // What it received and hadn't written goes with its receiver.
-        let receivers = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
-        let receiver: i32 = standby.database(&scene.target).text(receivers).parse().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(receiver), Signal::SIGKILL).unwrap();
-    }
+    standby.lose_what_was_received();
     let promoted = standby.database(&scene.target);
     eventually("the standby answers", || Session::connect(&promoted.superuser).is_ok());
     promoted.run("SELECT pg_promote(true, 60)");

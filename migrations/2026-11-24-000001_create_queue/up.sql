@@ -183,7 +183,7 @@ CREATE UNLOGGED TABLE job_progress (
 ) WITH (fillfactor = 50);
 
 -- What must survive a crash: where the work goes on, and the transaction on the target that was about to be committed. A
--- job with such a transaction ends only when its fate is known. Gone some time after its job.
+-- job with such a transaction ends only when its fate is known. Gone with its job.
 CREATE TABLE job_checkpoints (
     job_id     uuid PRIMARY KEY,
     -- Of whoever wrote last, and how many transactions that attempt has recorded.
@@ -197,7 +197,10 @@ CREATE TABLE job_checkpoints (
     outcome    json,
     updated_at timestamptz NOT NULL,
     CONSTRAINT job_checkpoints_transaction CHECK (num_nulls(xid, system, timeline, outcome) IN (0, 4))
-) WITH (fillfactor = 50);
+) WITH (
+    fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
+    autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000, autovacuum_vacuum_cost_delay = 0
+);
 
 CREATE TABLE workers (
     id         uuid PRIMARY KEY,

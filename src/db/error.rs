@@ -36,6 +36,18 @@ impl DbError {
         }
     }
 
+    /// A refusal that says nothing about the statement itself: a server that is read-only for a while, a full disk, a
+    /// deadlock, a statement that somebody cancelled.
+    pub fn passes(&self) -> bool {
+        if self.is_disk_full() {
+            return true;
+        }
+        let DbError::Query(DieselError::DatabaseError(kind, info)) = self else { return false };
+        let words = ["deadlock detected", "out of memory", "canceling statement"];
+        matches!(kind, DatabaseErrorKind::ReadOnlyTransaction | DatabaseErrorKind::SerializationFailure)
+            || words.iter().any(|word| info.message().contains(word))
+    }
+
     /// The row was refused because no partition holds its id (SQLSTATE 23514, which Diesel reports as a check
     /// violation without a constraint name).
     pub fn is_missing_partition(&self) -> bool {

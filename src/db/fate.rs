@@ -19,8 +19,10 @@ pub const MARK_SQL: &str = "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.t
    FROM pg_catalog.pg_control_system() c";
 
 /// Makes the COMMIT of this transaction wait for the disk, and for a synchronous standby, whatever its session says.
-pub const SAFE_COMMIT_SQL: &str = "SELECT pg_catalog.set_config('synchronous_commit', 'on', true)
-  WHERE pg_catalog.current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')";
+/// Set even where it is strong enough: a reload of the server's settings would weaken what isn't set here.
+pub const SAFE_COMMIT_SQL: &str = "SELECT pg_catalog.set_config('synchronous_commit',
+    CASE WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'remote_apply' THEN 'remote_apply'
+         ELSE 'on' END, true)";
 
 /// Which server, and which of its lives: what is promoted or restored begins another timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,13 +16,18 @@ use crate::pq::{Notice, Patience, PqError, Session};
 /// counts as committed, with a warning.
 const LIMIT: Duration = Duration::from_secs(10);
 /// At least `on`: a weaker setting is that of whoever works.
-const SETUP: &str = "SET statement_timeout = 0; SET lock_timeout = 0;
-    SELECT pg_catalog.set_config('synchronous_commit', 'on', false)
-     WHERE pg_catalog.current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')";
+const SETUP: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning;
+    SELECT pg_catalog.set_config('synchronous_commit',
+        CASE pg_catalog.current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)";
+
+/// Its sessions' `application_name`.
+pub(super) const NAME: &str = "slowlane flush";
 
 /// See the module.
 pub(super) struct Flusher {
     source: Source,
+    /// The server process of one that was given up: it may wait for a standby for ever.
+    given_up: Mutex<Option<i32>>,
     /// Held by whoever flushes.
     turn: Mutex<Turn>,
     /// Flushes that have begun.
@@ -42,9 +47,16 @@ struct Turn {
 impl Flusher {
     /// Connects when it is first needed.
     pub(super) fn new(source: &Source) -> Flusher {
-        let source = source.clone().with("application_name", "slowlane flush");
+        let source = source.clone().with("application_name", NAME);
         let zero = || AtomicU64::new(0);
-        Flusher { source, turn: Mutex::default(), begun: zero(), done: zero(), failed: zero() }
+        Flusher {
+            source,
+            given_up: Mutex::default(),
+            turn: Mutex::default(),
+            begun: zero(),
+            done: zero(),
+            failed: zero(),
+        }
     }
 
     /// Returns when everything that was written before the call is as safe as the server makes a commit. Says which server
@@ -70,10 +82,16 @@ impl Flusher {
             }
             Err(error) => {
                 self.failed.store(number, Ordering::SeqCst);
-                turn.session = None;
+                let given_up = turn.session.take().map(|session| session.backend_pid());
+                *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
                 Err(DbError::Unavailable(format!("the target's WAL could not be flushed: {error}")))
             }
         }
+    }
+
+    /// The server process of the last flush that failed, to be ended. Asked for once.
+    pub(super) fn take_given_up(&self) -> Option<i32> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// A session that lay in wait may have died: then once more with a fresh one.
@@ -87,9 +105,8 @@ impl Flusher {
         let mut session = self.source.connect(Session::connect)?;
         session.allow(Patience::Each(LIMIT));
         session.execute_batch(SETUP)?;
-        let server = commit(&mut session)?;
-        *place = Some(session);
-        Ok(server)
+        // Kept also when it fails: it is known then which process to end.
+        commit(place.insert(session))
     }
 }
 

@@ -65,8 +65,8 @@ impl Manager {
         let setup = format!(
             "SET search_path = slowlane; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET jit = off; {PLANS}
              SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 60000;
-             SELECT set_config('synchronous_commit', 'on', false)
-              WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')",
+             SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
+                                                     WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)",
             purpose.statement_timeout.as_millis(),
             purpose.statement_timeout.as_millis(),
         );

@@ -53,7 +53,8 @@ impl Supervisor {
     /// When the target can't be reached.
     pub(super) fn open(source: &Source) -> Result<(Supervisor, PgConnection), DbError> {
         let source = source.clone().with("application_name", "slowlane supervisor");
-        let setup = format!("SET statement_timeout = {TIMEOUT_MS}; SET TimeZone = 'UTC'");
+        // Whatever role the login is set to take on: what it opened is known by the login itself, and may be ended by it.
+        let setup = format!("SET ROLE NONE; SET statement_timeout = {TIMEOUT_MS}; SET TimeZone = 'UTC'");
         let manager = Manager::work(source, &setup).answering_within(ANSWER);
         let first = manager.open()?;
         let inner = Mutex::new(Inner { idle: None, in_use: 0 });
@@ -85,6 +86,23 @@ impl Supervisor {
         })
     }
 
+    /// Ends a server process of this login that carries `application_name`.
+    ///
+    /// # Errors
+    /// When the target can't be reached.
+    pub(super) fn end_process(&self, pid: i32, application_name: &str) -> Result<(), DbError> {
+        self.supervise(|connection| {
+            diesel::sql_query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                  WHERE pid = $1 AND usename = session_user AND application_name = $2",
+            )
+            .bind::<Integer, _>(pid)
+            .bind::<Text, _>(application_name)
+            .execute(connection)?;
+            Ok(())
+        })
+    }
+
     /// Ends every session that carries `application_name`, and each of `backends` unless it works for another job by
     /// now, and waits until they are gone.
     ///
@@ -99,7 +117,7 @@ impl Supervisor {
         self.supervise(|connection| {
             let rows = diesel::sql_query(
                 "SELECT pg_terminate_backend(pid, $2) AS ended FROM pg_stat_activity
-                  WHERE usename = current_user AND pid <> pg_backend_pid() AND (application_name = $1
+                  WHERE usename = session_user AND pid <> pg_backend_pid() AND (application_name = $1
                      OR ((pid, backend_start) IN (SELECT * FROM unnest($3, $4))
                          AND application_name NOT LIKE 'slowlane:%'))",
             )

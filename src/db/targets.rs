@@ -15,7 +15,7 @@ use diesel::sql_types::{Bool, Integer, Text, Timestamptz};
 
 use crate::db::DbError;
 use crate::db::fate::{self, Fate, ServerLife, TransactionMark};
-use crate::db::flusher::Flusher;
+use crate::db::flusher::{self, Flusher};
 use crate::db::line;
 use crate::db::pool::{Manager, build_any, usage_of};
 use crate::db::reach::Source;
@@ -279,7 +279,13 @@ impl Target {
     /// # Errors
     /// When that isn't known within 10 s, or the target is another server by now.
     pub fn flush(&self, server: &ServerLife) -> Result<(), DbError> {
-        if self.flusher.flush()? == *server {
+        let flushed = self.flusher.flush().inspect_err(|_| {
+            if let Some(pid) = self.flusher.take_given_up() {
+                // Should this fail, it goes when its standby comes back.
+                let _ = self.supervisor.end_process(pid, flusher::NAME);
+            }
+        })?;
+        if flushed == *server {
             return Ok(());
         }
         Err(DbError::Unavailable("the target was promoted or replaced at this moment".to_owned()))
@@ -296,13 +302,14 @@ impl Target {
     /// # Errors
     /// When the target can't be asked.
     pub fn fate(&self, mark: &TransactionMark) -> Result<Fate, DbError> {
-        let synchronous = self.settings.synchronous;
-        let (fate, server) = self.supervisor.supervise(|connection| fate::ask(connection, mark, synchronous))?;
-        if fate == Fate::Committed {
-            // Its own wait for a standby may have been cut short.
-            self.flush(&server)?;
+        let ask = || self.supervisor.supervise(|connection| fate::ask(connection, mark, self.settings.synchronous));
+        let (fate, server) = ask()?;
+        if fate != Fate::Committed {
+            return Ok(fate);
         }
-        Ok(fate)
+        // Its own wait for a standby may have been cut short, or there was none. What the server still says then, stays.
+        self.flush(&server)?;
+        Ok(ask()?.0)
     }
 
     /// Ends every session that carries `application_name`, and each of `backends` unless it works for another job by

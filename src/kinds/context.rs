@@ -76,6 +76,22 @@ pub struct LeftBehind {
     pub no_effect: bool,
     /// The work knows that something of it may have taken effect that nothing will tell.
     pub not_to_be_repeated: bool,
+    /// How far its transaction came.
+    pub commit: CommitState,
+}
+
+/// How far the transaction that ends the job has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum CommitState {
+    /// None was recorded.
+    #[default]
+    None,
+    /// This one was recorded, or may have been, and may have been committed.
+    InDoubt(String),
+    /// It was recorded, and the server said that it was rolled back.
+    RolledBack(String),
+    /// It is committed, and stays so.
+    Committed(String),
 }
 
 /// One attempt, seen from inside.
@@ -89,7 +105,7 @@ pub struct WorkContext<'a> {
     manifest: RefCell<Option<Manifest>>,
     no_effect: Cell<bool>,
     not_to_be_repeated: Cell<bool>,
-    committed: Cell<bool>,
+    commit: RefCell<CommitState>,
     had_session: Cell<bool>,
 }
 
@@ -112,7 +128,7 @@ impl<'a> WorkContext<'a> {
             manifest: RefCell::default(),
             no_effect: Cell::new(false),
             not_to_be_repeated: Cell::new(false),
-            committed: Cell::new(false),
+            commit: RefCell::default(),
             had_session: Cell::new(false),
         }
     }
@@ -233,19 +249,15 @@ impl<'a> WorkContext<'a> {
         Box::new(move |notice| say_notice(&said, notice))
     }
 
-    /// Says what was kept back, and has the session's notices arrive as before.
-    pub(super) fn hear(&self, session: &mut Session, notices: Vec<Notice>) {
-        notices.into_iter().for_each(|notice| say_notice(&self.said, notice));
-        session.on_notice(Some(self.notice_sink()));
-    }
-
     /// Asks something of the queue. Its troubles are not the job's: it waits for them to pass, for as long as the attempt
     /// may run.
     fn ask_the_queue<T>(&self, ask: impl Fn(&mut PgConnection) -> Result<T, DbError>) -> Result<T, WorkError> {
         loop {
             let connection = self.services.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
             match connection.and_then(|mut connection| ask(&mut connection)) {
-                Err(DbError::Unavailable(_) | DbError::Busy(_)) if self.control.may_wait(QUEUE_PAUSE) => {}
+                Err(error)
+                    if (error.passes() || matches!(error, DbError::Unavailable(_) | DbError::Busy(_)))
+                        && self.control.may_wait(QUEUE_PAUSE) => {}
                 Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
                 outcome => return outcome.map_err(WorkError::from),
             }
@@ -305,30 +317,50 @@ impl<'a> WorkContext<'a> {
         exactly_once::transaction(self, &mut connection, work)
     }
 
-    /// What ends the job is committed once. Anything that is committed after it would not be covered by its record.
-    pub(super) fn not_committed_yet(&self) -> Result<(), WorkError> {
-        if self.committed.get() {
-            let error = JobError::new("committed_twice", "the work has committed its last transaction already");
-            return Err(WorkError::Fail(error.with_hint("do all of it in one call of exactly_once")));
+    /// What ends the job is committed once. What is committed after it, or while it is in doubt, would have no record.
+    pub(super) fn may_commit(&self) -> Result<(), WorkError> {
+        match &*self.commit.borrow() {
+            CommitState::None | CommitState::RolledBack(_) => Ok(()),
+            CommitState::InDoubt(_) | CommitState::Committed(_) => {
+                let error =
+                    JobError::new("committed_twice", "the work has sent the COMMIT of its last transaction already");
+                Err(WorkError::Fail(error.with_hint("do all of it in one call of exactly_once")))
+            }
         }
+    }
+
+    /// How far the transaction has come since it was recorded.
+    pub(super) fn commit_is(&self, state: impl FnOnce(String) -> CommitState) {
+        let mut commit = self.commit.borrow_mut();
+        if let CommitState::InDoubt(xid) = &*commit {
+            let xid = xid.clone();
+            *commit = state(xid);
+        }
+    }
+
+    /// A commit that was answered may have to be flushed once more: its wait for a standby may have been cut short.
+    pub(super) fn settle_commit(&self, server: &ServerLife) -> Result<(), WorkError> {
+        if self.is_stopping() || self.target.is_synchronous() {
+            self.flush(server)?;
+        }
+        self.commit_is(CommitState::Committed);
         Ok(())
     }
 
-    /// The transaction that ends the job is committed.
-    pub(super) fn committed(&self) {
-        self.committed.set(true);
-    }
-
-    /// A commit on this target waits for a standby, and the wait may have been cut short.
-    pub(super) fn may_have_been_cut_short(&self) -> bool {
-        self.is_stopping() || self.target.is_synchronous()
-    }
-
-    /// Makes what was written on this server so far safe.
+    /// Makes what was written on this server so far safe. A standby that is away is waited for, for as long as the attempt
+    /// may run.
     pub(super) fn flush(&self, server: &ServerLife) -> Result<(), WorkError> {
-        self.target
-            .flush(server)
-            .map_err(|error| WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable()))
+        loop {
+            match self.target.flush(server) {
+                Err(_) if self.control.may_wait(QUEUE_PAUSE) => {}
+                Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
+                outcome => {
+                    return outcome.map_err(|error| {
+                        WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable())
+                    });
+                }
+            }
+        }
     }
 
     /// Records the transaction that is about to be committed, and what the job comes to with it.
@@ -338,6 +370,7 @@ impl<'a> WorkContext<'a> {
         let outcome = Outcome { output, statistics: *self.statistics.borrow(), result };
         // Before it is sent: an answer that is lost leaves it recorded.
         let seq = self.said.recorded.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+        *self.commit.borrow_mut() = CommitState::InDoubt(mark.xid.clone());
         let written =
             self.ask_the_queue(|connection| checkpoint::record(connection, &self.job.lease, seq, mark, &outcome))?;
         self.held(written)
@@ -384,6 +417,7 @@ impl<'a> WorkContext<'a> {
             manifest: self.manifest.into_inner(),
             no_effect: self.no_effect.get(),
             not_to_be_repeated: self.not_to_be_repeated.get(),
+            commit: self.commit.into_inner(),
         }
     }
 }

@@ -10,10 +10,10 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use serde::Serialize;
 
-use crate::db::fate::{MARK_SQL, SAFE_COMMIT_SQL, TransactionMark};
-use crate::kinds::context::WorkContext;
-use crate::kinds::{CONNECTION_LOST, WorkError};
-use crate::pq::{Notice, PqErrorKind, Session};
+use crate::db::fate::{MARK_SQL, SAFE_COMMIT_SQL, ServerLife, TransactionMark};
+use crate::kinds::WorkError;
+use crate::kinds::context::{CommitState, WorkContext};
+use crate::pq::{PqErrorKind, Session};
 use crate::queue::{JobError, RawJson};
 
 /// Commits the transaction that `session` is in as the end of the job, whose output is `output`. Rolls it back when it
@@ -21,54 +21,47 @@ use crate::queue::{JobError, RawJson};
 ///
 /// # Errors
 /// When the transaction could not be prepared for it, the lease is lost, the attempt is to end, or the server refused the
-/// COMMIT: then nothing took effect. An error of [`CONNECTION_LOST`] leaves open whether it did; the worker finds out.
+/// COMMIT: then nothing of it took effect. After any other error of the COMMIT the worker finds out.
 pub fn commit<T: Serialize + ?Sized>(
     ctx: &WorkContext<'_>,
     session: &mut Session,
     output: &T,
 ) -> Result<(), WorkError> {
-    if let Err(error) = prepare(ctx, session, output) {
-        // A session that can't be rolled back is closed, which does the same.
-        if session.command("ROLLBACK").is_ok() || ctx.is_stopping() {
-            ctx.nothing_took_effect();
+    let server = match prepare(ctx, session, output) {
+        Ok(server) => server,
+        Err(error) => {
+            // A session that can't be rolled back is closed, which does the same.
+            if session.command("ROLLBACK").is_ok() {
+                ctx.commit_is(CommitState::RolledBack);
+            }
+            return Err(error);
         }
-        return Err(error);
-    }
-    // What the server says meanwhile is looked at first: a commit whose wait for a standby was cut short says so.
-    session.on_notice(None);
-    session.take_notices();
-    let answer = session.command("COMMIT");
-    let notices = session.take_notices();
-    let cut_short = notices.iter().any(Notice::is_warning);
-    ctx.hear(session, notices);
-    match answer {
-        Ok(tag) if tag == "COMMIT" && cut_short => Err(in_doubt("the COMMIT's wait for a standby was cut short")),
-        Ok(tag) if tag == "COMMIT" => {
-            ctx.committed();
-            Ok(())
-        }
+    };
+    match session.command("COMMIT") {
+        Ok(tag) if tag == "COMMIT" => ctx.settle_commit(&server),
         // The answer to a transaction that had failed is ROLLBACK.
         Ok(_) => {
-            ctx.nothing_took_effect();
+            ctx.commit_is(CommitState::RolledBack);
             Err(WorkError::Fail(JobError::new("sql_error", "the server rolled the transaction back at its end")))
         }
-        // An error that leaves the session usable was raised before anything was committed.
-        Err(error) if error.kind == PqErrorKind::Server && session.is_idle() => {
-            ctx.nothing_took_effect();
+        Err(error) => {
+            // An error that leaves the session usable was raised before anything was committed. Any other, whatever its
+            // SQLSTATE, says nothing: a server that dies of a full disk may have written the commit.
+            if error.kind == PqErrorKind::Server && session.is_idle() {
+                ctx.commit_is(CommitState::RolledBack);
+            }
             Err(error.into())
         }
-        // Any other, whatever its SQLSTATE: a server that dies of a full disk may have written the commit.
-        Err(error) => Err(in_doubt(&error.to_string())),
     }
 }
 
-fn in_doubt(why: &str) -> WorkError {
-    WorkError::Retry(JobError::new(CONNECTION_LOST, why).retryable())
-}
-
-/// Everything before the COMMIT.
-fn prepare<T: Serialize + ?Sized>(ctx: &WorkContext<'_>, session: &mut Session, output: &T) -> Result<(), WorkError> {
-    ctx.not_committed_yet()?;
+/// Everything before the COMMIT. Says which server it is.
+fn prepare<T: Serialize + ?Sized>(
+    ctx: &WorkContext<'_>,
+    session: &mut Session,
+    output: &T,
+) -> Result<ServerLife, WorkError> {
+    ctx.may_commit()?;
     ctx.check()?;
     let output = json(output)?;
     let rows = session.query(MARK_SQL, &[Some(&ctx.lease().application_name())])?;
@@ -77,10 +70,18 @@ fn prepare<T: Serialize + ?Sized>(ctx: &WorkContext<'_>, session: &mut Session, 
     ctx.flush(&mark.server)?;
     // Answered after the flush: so the server that was flushed is the one that gave out the number, and not one that has
     // crashed in between and gives it to somebody else.
-    let left = ctx.remaining().as_millis().max(1);
-    session.execute_batch(&format!("SET LOCAL statement_timeout = {left}; {SAFE_COMMIT_SQL}"))?;
+    session.execute_batch(&last_settings(ctx))?;
     ctx.record(&mark, output)?;
-    ctx.check()
+    ctx.check()?;
+    Ok(mark.server)
+}
+
+/// What holds for the rest of the transaction: it may wait for the queue, and its COMMIT is as safe as it can be.
+fn last_settings(ctx: &WorkContext<'_>) -> String {
+    let left = ctx.remaining().as_millis().max(1);
+    format!(
+        "SET LOCAL statement_timeout = {left}; SET LOCAL idle_in_transaction_session_timeout = 0; {SAFE_COMMIT_SQL}"
+    )
 }
 
 fn json<T: Serialize + ?Sized>(output: &T) -> Result<RawJson, WorkError> {
@@ -105,7 +106,7 @@ pub(super) fn transaction<T: Serialize>(
     connection: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
 ) -> Result<T, WorkError> {
-    ctx.not_committed_yet()?;
+    ctx.may_commit()?;
     AnsiTransactionManager::begin_transaction(connection)?;
     let prepared = work(connection).and_then(|output| {
         ctx.check()?;
@@ -115,25 +116,21 @@ pub(super) fn transaction<T: Serialize>(
         let mark = TransactionMark::new(&marked.xid, &marked.system, &marked.wal_file);
         ctx.flush(&mark.server)?;
         // After the flush, as in `prepare`.
-        connection.batch_execute(SAFE_COMMIT_SQL)?;
+        connection.batch_execute(&last_settings(ctx))?;
         ctx.record(&mark, json)?;
         ctx.check()?;
-        Ok(output)
+        Ok((output, mark.server))
     });
     match prepared {
-        Ok(output) => {
+        Ok((output, server)) => {
             // Diesel tells a refused COMMIT from a lost connection by words alone: the worker asks the server.
-            AnsiTransactionManager::commit_transaction(connection).map_err(|error| in_doubt(&error.to_string()))?;
-            if ctx.may_have_been_cut_short() {
-                // Diesel passes no warning on.
-                return Err(in_doubt("whether the commit has reached the standby isn't known yet"));
-            }
-            ctx.committed();
+            AnsiTransactionManager::commit_transaction(connection)?;
+            ctx.settle_commit(&server)?;
             Ok(output)
         }
         Err(error) => {
             if AnsiTransactionManager::rollback_transaction(connection).is_ok() {
-                ctx.nothing_took_effect();
+                ctx.commit_is(CommitState::RolledBack);
             }
             Err(error)
         }

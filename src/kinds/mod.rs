@@ -136,6 +136,8 @@ impl From<PqError> for WorkError {
             (_, Some("25006")) => "read_only",
             (_, Some("42501")) => "permission_denied",
             (_, Some("55P03")) => "lock_timeout",
+            // A session or a transaction that was idle, or open, for longer than its role may.
+            (_, Some("25P03" | "25P04")) => CONNECTION_LOST,
             // The server ended the session, or is about to end or to begin.
             (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => CONNECTION_LOST,
             (PqErrorKind::Server, _) => "sql_error",

@@ -49,7 +49,7 @@ impl PqError {
         match (&self.kind, self.sqlstate.as_deref()) {
             (PqErrorKind::Copy | PqErrorKind::Usage, _) => false,
             (_, Some(state)) => {
-                let states = ["40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "53300"];
+                let states = ["25P03", "25P04", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "53300"];
                 states.contains(&state) || state.starts_with("08")
             }
             (PqErrorKind::Connect | PqErrorKind::ConnectionLost, None) => true,

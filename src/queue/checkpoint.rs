@@ -30,11 +30,11 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The end of the job. `null` is what a kind without output returns.
-    pub fn finished(self) -> Finished {
+    /// The end of the job; `settled` is the transaction that made it so. `null` is what a kind without output returns.
+    pub fn finished(self, settled: Option<String>) -> Finished {
         let output = Some(self.output).filter(|output| output.text() != "null");
         let (statistics, result) = (self.statistics, self.result);
-        Finished { output, statistics, result, ..Finished::plain(JobState::Succeeded) }
+        Finished { output, statistics, result, settled, ..Finished::plain(JobState::Succeeded) }
     }
 }
 
@@ -197,13 +197,13 @@ pub fn saved(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<RawJs
     Ok(row.and_then(|row| row.cursor))
 }
 
-/// Removes what was kept for jobs that are over.
+/// Removes what was written for jobs that were over already, some of it: the rest goes with the job's end.
 ///
 /// # Errors
 /// When the database fails.
 pub fn sweep(connection: &mut PgConnection) -> Result<(), DbError> {
     let sql = "DELETE FROM job_checkpoints WHERE job_id = ANY(ARRAY(
         SELECT c.job_id FROM job_checkpoints c WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = c.job_id) LIMIT $1))";
-    while prepared(sql).bind::<BigInt, _>(SWEPT).execute(connection)? > 0 {}
+    prepared(sql).bind::<BigInt, _>(SWEPT).execute(connection)?;
     Ok(())
 }

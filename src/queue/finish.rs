@@ -1,6 +1,7 @@
 //! Ending attempts: jobs finish, wait for a retry, or are handed back, many by one statement, each under its lease.
 //!
-//! A row whose lease has moved on is not touched; its attempt then has no say. Leaving `jobs`, entering
+//! A row whose lease has moved on is not touched; its attempt then has no say. Nor is one of which a transaction on its target is
+//! in doubt, unless the end says what became of that. Leaving `jobs`, entering
 //! `finished_jobs` and the result's manifest are one statement: there is no moment at which half of it can be seen. The
 //! attempt that ended its job is told by the record of the job.
 
@@ -62,6 +63,8 @@ pub struct Finished {
     pub result: Option<FinishedResult>,
     /// The interruption that ended it is counted too.
     pub interrupted: bool,
+    /// The recorded transaction whose fate this end says. A job with another one isn't ended.
+    pub settled: Option<String>,
 }
 
 /// A complete result, to be shown.
@@ -88,6 +91,7 @@ impl Finished {
             progress: None,
             result: None,
             interrupted: false,
+            settled: None,
         }
     }
 }
@@ -219,6 +223,10 @@ pub(crate) const CARRIED: &str =
 /// holds, each end would look at everything that its worker runs.
 const MINE: &str = "j.worker_id IS NOT DISTINCT FROM e.worker_id AND (j.state || '') = 'running'";
 
+/// The end `e` says what became of the job's recorded transaction, or there is none.
+const SETTLED: &str = "NOT EXISTS (SELECT FROM job_checkpoints c
+     WHERE c.job_id = e.id AND c.xid IS NOT NULL AND c.xid::text IS DISTINCT FROM e.settled)";
+
 /// Whose ends are written.
 #[derive(Clone, Copy)]
 enum Owners {
@@ -250,13 +258,13 @@ fn finish(
     let whose = owners.condition();
     let sql = format!(
         "WITH e AS MATERIALIZED (
-            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
                 AS e(id, lease, worker_id, state, error, output, rows_returned, rows_affected, result_bytes, progress,
-                     stored_rows, stored_bytes, truncated, manifest, interrupted)
+                     stored_rows, stored_bytes, truncated, manifest, interrupted, settled)
              {whose}),
         d AS (
             DELETE FROM jobs j USING e
-             WHERE j.id = e.id AND j.lease = e.lease AND {MINE}
+             WHERE j.id = e.id AND j.lease = e.lease AND {MINE} AND {SETTLED}
             RETURNING j.*, e.state AS end_state, e.error AS end_error, e.output, e.rows_returned, e.rows_affected,
                       e.result_bytes, e.progress, e.stored_rows, e.stored_bytes, e.truncated, e.manifest, e.interrupted),
         f AS (
@@ -269,7 +277,8 @@ fn finish(
             INSERT INTO results (job_id, lease, state, rows, bytes, truncated, expires_at, manifest)
             SELECT d.id, d.lease, 'available', d.stored_rows, d.stored_bytes, d.truncated,
                    clock_timestamp() + d.result_ttl_ms * interval '1 millisecond', d.manifest::json
-              FROM d WHERE d.manifest IS NOT NULL)
+              FROM d WHERE d.manifest IS NOT NULL),
+        k AS (DELETE FROM job_checkpoints c WHERE c.job_id = ANY(ARRAY(SELECT d.id FROM d)))
         SELECT id FROM d"
     );
     let results: Vec<Option<&FinishedResult>> = ends.iter().map(|(_, f)| f.result.as_ref()).collect();
@@ -289,6 +298,7 @@ fn finish(
         .bind::<Array<Nullable<Bool>>, _>(column(&results, |r| r.map(|r| r.truncated)))
         .bind::<Array<Nullable<Text>>, _>(column(&results, |r| r.map(|r| r.manifest.text())))
         .bind::<Array<Bool>, _>(column(ends, |(_, f)| f.interrupted))
+        .bind::<Array<Nullable<Text>>, _>(column(ends, |(_, f)| f.settled.as_deref()))
         .load::<Touched>(connection)?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use diesel::result::DatabaseErrorKind;
 use uuid::Uuid;
 
 use crate::db::DbError;
@@ -42,8 +41,6 @@ pub struct Ended {
     pub ending: Ending,
     /// What it said last.
     pub log: Vec<LogLine>,
-    /// A transaction of it has taken effect on the target.
-    pub committed: bool,
 }
 
 pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Ended>, threads: &mut Threads) -> std::io::Result<()> {
@@ -139,10 +136,14 @@ fn write_less(shared: &Shared, ended: Ended) {
 fn write_plain_end(shared: &Shared, ended: Ended) {
     let error = JobError::new("internal", "the end of this job could not be stored; the log says why");
     let Ok(error) = RawJson::of(&error) else { return };
-    let ending = match ended.committed {
-        true => Ending::Finished(Finished::plain(JobState::Succeeded)),
-        false => Ending::Finished(Finished { error: Some(error), ..Finished::plain(JobState::Failed) }),
+    let settled = match &ended.ending {
+        Ending::Finished(finished) if finished.state == JobState::Succeeded => finished.settled.clone(),
+        _ => None,
     };
+    let ending = Ending::Finished(match settled {
+        Some(_) => Finished { settled, ..Finished::plain(JobState::Succeeded) },
+        None => Finished { error: Some(error), ..Finished::plain(JobState::Failed) },
+    });
     let group = [Ended { ending, log: Vec::new(), ..ended }];
     match write_group(shared, &group, None) {
         Ok(held) => told_everybody(shared, &group, &held),
@@ -186,8 +187,8 @@ fn write_group(shared: &Shared, group: &[Ended], mut timeouts: Option<i32>) -> R
                     return Err(error);
                 }
             }
-            Err(error) if group.len() == 1 && (passes(&error) || refusals > 0) => {
-                refusals -= i32::from(!passes(&error));
+            Err(error) if group.len() == 1 && (error.passes() || refusals > 0) => {
+                refusals -= i32::from(!error.passes());
                 log::warn!("the end of an attempt was refused, and is tried again: {error}");
                 if shared.stop.wait(pause.next_pause()) {
                     return Err(error);
@@ -196,19 +197,6 @@ fn write_group(shared: &Shared, group: &[Ended], mut timeouts: Option<i32>) -> R
             outcome => return outcome,
         }
     }
-}
-
-/// A refusal that says nothing about what is to be stored: a server that is read-only for a while, a full disk, a
-/// deadlock, a statement that somebody cancelled.
-fn passes(error: &DbError) -> bool {
-    if error.is_disk_full() {
-        return true;
-    }
-    let DbError::Query(diesel::result::Error::DatabaseError(kind, info)) = error else { return false };
-    let kinds = [DatabaseErrorKind::ReadOnlyTransaction, DatabaseErrorKind::SerializationFailure];
-    let words = ["deadlock detected", "out of memory", "canceling statement"];
-    kinds.iter().any(|known| std::mem::discriminant(known) == std::mem::discriminant(kind))
-        || words.iter().any(|word| info.message().contains(word))
 }
 
 fn told_everybody(shared: &Shared, group: &[Ended], held: &HashSet<Uuid>) {

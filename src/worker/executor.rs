@@ -8,8 +8,8 @@
 //! | `Cancelled` | failed, `cancelled_by_work` | cancelled | failed, `timeout` | handed back |
 //! | `Snooze`, `Unavailable` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
 //!
-//! What may have committed a transaction is settled first (`worker/settle.rs`): then it has succeeded, whatever came after,
-//! or the table above goes for it. A kind that may not be repeated isn't handed back once it has begun, unless it says that nothing took effect. After
+//! What may have committed a transaction is settled first (`worker/settle.rs`): then it has succeeded, whatever came
+//! after, or the table above goes for it. A kind that may not be repeated isn't handed back once it has begun, unless it says that nothing took effect. After
 //! a panic or a lost connection it ends as failed, `outcome_unknown`, whatever was asked of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::db::DbError;
-use crate::kinds::context::LeftBehind;
+use crate::kinds::context::{CommitState, LeftBehind};
 use crate::kinds::{CONNECTION_LOST, QUERY_CANCELED, StopReason, WorkContext, WorkError};
+use crate::queue::cancel;
 use crate::queue::checkpoint::Outcome;
 use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished};
@@ -123,9 +124,7 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         }
     };
     let log = attempt.said.log().take_rest();
-    let has_succeeded = matches!(&ending, Ending::Finished(finished) if finished.state == JobState::Succeeded);
-    let committed = has_succeeded && attempt.said.may_have_committed();
-    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log, committed };
+    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log };
     if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.unwritten(&job.lease);
@@ -140,36 +139,79 @@ fn settled_before(shared: &Shared, attempt: &Attempt) -> Option<Result<Ending, D
         return None;
     }
     match settle_attempt(shared, &job.target, &job.lease) {
+        Ok(Settled::RolledBack) => rolled_back_before(shared, job),
         Ok(settled) => end_of(settled),
-        Err(obstacle) => Some(in_doubt(job, &obstacle)),
+        Err(obstacle) => Some(waits(job, &obstacle)),
     }
 }
 
-/// The end of an attempt: that of its transaction, should it have committed one.
-fn settled(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<Ending, DbError> {
-    if performed.outcome.is_ok() || !attempt.said.may_have_committed() {
-        return ending(shared, attempt, performed);
+/// Its last transaction had no effect: whether it goes on is what it would have been then.
+fn rolled_back_before(shared: &Shared, job: &ClaimedJob) -> Option<Result<Ending, DbError>> {
+    const WHY: &str = "its last transaction was rolled back";
+    if !shared.config.repeatable(&job.kind) {
+        return Some(failed(&outcome_unknown(WHY)));
     }
+    let cancelled = shared.config.control.get().and_then(|mut c| cancel::requested(&mut c, &[job.lease.job_id]));
+    if cancelled.is_ok_and(|ids| !ids.is_empty()) {
+        return Some(Ok(Ending::Finished(Finished::plain(JobState::Cancelled))));
+    }
+    // The attempt that ended in doubt was charged: this may be one more than there are.
+    (job.attempt > job.max_attempts).then(|| failed(&JobError::new(CONNECTION_LOST, WHY).retryable()))
+}
+
+/// The end of an attempt: that of its transaction, should it have recorded one.
+fn settled(shared: &Shared, attempt: &Attempt, mut performed: Performed) -> Result<Ending, DbError> {
     let job = &attempt.job;
-    match settle_attempt(shared, &job.target, &job.lease) {
-        Ok(settled) => end_of(settled).unwrap_or_else(|| ending(shared, attempt, performed)),
-        Err(obstacle) => in_doubt(job, &obstacle),
+    match std::mem::take(&mut performed.commit) {
+        CommitState::None => ending(shared, attempt, performed),
+        CommitState::Committed(xid) if performed.outcome.is_ok() => {
+            let ending = ending(shared, attempt, performed)?;
+            Ok(match ending {
+                Ending::Finished(finished) => Ending::Finished(Finished { settled: Some(xid), ..finished }),
+                ending => ending,
+            })
+        }
+        // Also when the work took no notice: what is recorded decides.
+        CommitState::Committed(_) | CommitState::InDoubt(_) | CommitState::RolledBack(_) => {
+            match settle_attempt(shared, &job.target, &job.lease) {
+                Ok(settled) => end_of(settled).unwrap_or_else(|| ending(shared, attempt, performed)),
+                Err(obstacle) => in_doubt(shared, job, &obstacle),
+            }
+        }
     }
 }
 
 /// The end that a settled transaction makes of its job; nothing when there was none that took effect.
 pub(super) fn end_of(settled: Settled) -> Option<Result<Ending, DbError>> {
     match settled {
-        Settled::Nothing => None,
-        Settled::Committed(outcome) => Some(Ok(Ending::Finished(outcome.finished()))),
-        Settled::Unknown(why) => Some(failed(&outcome_unknown(&why))),
+        Settled::Nothing | Settled::RolledBack => None,
+        Settled::Committed(xid, outcome) => Some(Ok(Ending::Finished(outcome.finished(Some(xid))))),
+        Settled::Unknown(xid, why) => Some(failed(&outcome_unknown(&why)).map(|ending| match ending {
+            Ending::Finished(finished) => Ending::Finished(Finished { settled: Some(xid), ..finished }),
+            ending => ending,
+        })),
     }
 }
 
-/// Whether its transaction took effect can't be found out now: an attempt begins with that, later and later.
-fn in_doubt(job: &ClaimedJob, obstacle: &Obstacle) -> Result<Ending, DbError> {
+fn not_known_yet(obstacle: &Obstacle) -> JobError {
+    let code = match obstacle {
+        Obstacle::Target(_) => "target_unavailable",
+        Obstacle::Queue(_) => "queue_unavailable",
+    };
     let why = format!("whether its transaction took effect isn't known yet: {}", obstacle.error());
-    unavailable(job, &JobError::new("target_unavailable", why).retryable())
+    JobError::new(code, why).retryable()
+}
+
+/// An attempt that has worked, and of which isn't known whether its transaction took effect: the next one begins with
+/// finding out. It is charged, or what ends its target with each COMMIT would do so for ever.
+fn in_doubt(shared: &Shared, job: &ClaimedJob, obstacle: &Obstacle) -> Result<Ending, DbError> {
+    let delay_ms = milliseconds(shared.config.retry.delay(job.attempt));
+    Ok(Ending::Retry { delay_ms, error: json(&not_known_yet(obstacle))? })
+}
+
+/// An attempt that has only asked, and had no answer: again later and later.
+fn waits(job: &ClaimedJob, obstacle: &Obstacle) -> Result<Ending, DbError> {
+    unavailable(job, &not_known_yet(obstacle))
 }
 
 fn unavailable(job: &ClaimedJob, error: &JobError) -> Result<Ending, DbError> {
@@ -185,6 +227,8 @@ struct Performed {
     begun: bool,
     /// Whatever is asked of it, it ends with its own error.
     not_to_be_repeated: bool,
+    /// How far its last transaction came.
+    commit: CommitState,
     statistics: JobStatistics,
     manifest: Option<Manifest>,
 }
@@ -205,8 +249,8 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     let Some(target) = shared.config.targets.get(&job.target) else {
         let error = JobError::new("unknown_target", format!("this process has no target {}", job.target));
         let outcome = Err(WorkError::Fail(error));
-        let statistics = JobStatistics::default();
-        return Performed { outcome, begun: false, not_to_be_repeated: false, statistics, manifest: None };
+        let (statistics, commit) = (JobStatistics::default(), CommitState::None);
+        return Performed { outcome, begun: false, not_to_be_repeated: false, commit, statistics, manifest: None };
     };
     let mut context = WorkContext::new(
         job,
@@ -226,13 +270,13 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
         let error = JobError::new(PANIC, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
     });
-    let LeftBehind { statistics, manifest, no_effect, not_to_be_repeated } = context.leave();
-    Performed { outcome, begun: begun && !no_effect, not_to_be_repeated, statistics, manifest }
+    let LeftBehind { statistics, manifest, no_effect, not_to_be_repeated, commit } = context.leave();
+    Performed { outcome, begun: begun && !no_effect, not_to_be_repeated, commit, statistics, manifest }
 }
 
 fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<Ending, DbError> {
     let (job, retry) = (&attempt.job, &shared.config.retry);
-    let Performed { outcome, begun, not_to_be_repeated, statistics, manifest } = performed;
+    let Performed { outcome, begun, not_to_be_repeated, statistics, manifest, .. } = performed;
     let error = match outcome {
         Ok(output) => return succeeded(output, statistics, manifest),
         Err(error) => error,
@@ -299,7 +343,7 @@ fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -
 fn succeeded(output: RawJson, statistics: JobStatistics, manifest: Option<Manifest>) -> Result<Ending, DbError> {
     let result = manifest.as_ref().map(Manifest::finished).transpose();
     let result = result.map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
-    Ok(Ending::Finished(Outcome { output, statistics, result }.finished()))
+    Ok(Ending::Finished(Outcome { output, statistics, result }.finished(None)))
 }
 
 fn failed(error: &JobError) -> Result<Ending, DbError> {

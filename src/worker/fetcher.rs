@@ -104,7 +104,7 @@ impl<'s> Fetcher<'s> {
         for attempt in self.shared.slots.hand_over(attempts, full) {
             // The process is going down: nothing of it has begun.
             if self.shared.running.leave(&attempt.job.lease).is_some() {
-                let ending = interrupted(attempt.job.interruptions, true, "its worker shut down");
+                let ending = interrupted(0, true, "its worker shut down");
                 executor::say(self.shared, &attempt, ending);
             }
         }

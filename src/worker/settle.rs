@@ -13,12 +13,14 @@ use crate::worker::Shared;
 
 /// What is known of a job's transaction.
 pub(super) enum Settled {
-    /// None took effect: the job may go on as if there had been none.
+    /// None was recorded, as far as this lease can know.
     Nothing,
+    /// It never took effect.
+    RolledBack,
     /// It took effect: the job has succeeded with this.
-    Committed(Box<Outcome>),
+    Committed(String, Box<Outcome>),
     /// Nobody will ever know, for this reason.
-    Unknown(String),
+    Unknown(String, String),
 }
 
 /// Who couldn't be asked.
@@ -39,14 +41,18 @@ impl Obstacle {
 /// whoever asks.
 pub(super) fn settle(connection: &mut PgConnection, target: &Target, lease: &Lease) -> Result<Settled, Obstacle> {
     let recorded = checkpoint::recorded(connection, lease.job_id).map_err(Obstacle::Queue)?;
-    let Some(recorded) = recorded else { return Ok(Settled::Nothing) };
+    // One of a later lease is none of ours: its owner is at work.
+    let Some(recorded) = recorded.filter(|recorded| recorded.lease <= lease.number) else {
+        return Ok(Settled::Nothing);
+    };
+    let xid = recorded.mark.xid.clone();
     match fate(target, lease, &recorded).map_err(Obstacle::Target)? {
-        Fate::Committed => Ok(Settled::Committed(Box::new(outcome(recorded, lease)))),
+        Fate::Committed => Ok(Settled::Committed(xid, Box::new(outcome(recorded, lease)))),
         Fate::RolledBack => {
             checkpoint::forget(connection, lease.job_id, &recorded).map_err(Obstacle::Queue)?;
-            Ok(Settled::Nothing)
+            Ok(Settled::RolledBack)
         }
-        Fate::Unknown(why) => Ok(Settled::Unknown(why)),
+        Fate::Unknown(why) => Ok(Settled::Unknown(xid, why)),
         Fate::InProgress => Err(Obstacle::Target(DbError::Busy("the session of a transaction is still ending"))),
     }
 }

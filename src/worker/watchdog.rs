@@ -105,7 +105,8 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
         log::warn!(job = lease.job_id.to_string(); "the sessions of a stuck attempt could not be ended, and are tried again: {error}");
         return false;
     }
-    let ending = match attempt.said.may_have_committed() {
+    // Also when it was about to find out what an earlier attempt had committed.
+    let ending = match attempt.said.may_have_committed() || lease.number > 1 {
         false => None,
         true => match settle_attempt(shared, &attempt.job.target, &lease) {
             Ok(settled) => executor::end_of(settled),

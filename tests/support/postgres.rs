@@ -38,6 +38,19 @@ fn watch(folder: &std::path::Path) {
         .unwrap();
 }
 
+/// Ends a process when the one that started it is gone.
+#[expect(clippy::zombie_processes, reason = "it outlives this process: that is what it is for")]
+pub fn watch_process(pid: u32) {
+    let script = "while kill -0 $0 2>/dev/null; do sleep 0.5; done; kill -QUIT $1 2>/dev/null";
+    Command::new("sh")
+        .args(["-c", script, &std::process::id().to_string(), &pid.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+}
+
 impl Postgres {
     /// A cluster that only the caller uses: it may be stopped and broken.
     pub fn start() -> Postgres {

@@ -12,7 +12,7 @@ use crate::support::app::TestApp;
 use crate::support::child::{Server, program};
 use crate::support::postgres::{Database, Postgres};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{eventually, history};
+use crate::support::{PATIENCE, eventually, history};
 
 /// Where an attempt is held up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,7 +282,11 @@ fn a_worker_that_was_frozen_on_its_way_to_the_commit_changes_nothing() {
         barrier.let_go(&scene);
         scene.check(&id, &point);
         scene.worker.signal(Signal::SIGCONT);
-        eventually("it learns that it was declared dead", || scene.worker.log().contains("declared dead"));
+        let until = Instant::now() + PATIENCE;
+        while !scene.worker.log().contains("declared dead") {
+            assert!(Instant::now() < until, "{point:?}: it didn't learn that it was declared dead: {}", scene.worker.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
         scene.check(&id, &point);
     });
 }

@@ -10,9 +10,10 @@ SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 CREATE ROLE slowlane_owner LOGIN PASSWORD :'owner';
 CREATE ROLE slowlane_queue LOGIN NOINHERIT PASSWORD :'queue' IN ROLE slowlane_owner;
+CREATE ROLE slowlane_client NOLOGIN;
 CREATE ROLE slowlane_demo LOGIN PASSWORD :'work';
 CREATE DATABASE slowlane OWNER slowlane_owner;
 REVOKE ALL ON DATABASE slowlane FROM PUBLIC;
-GRANT CONNECT ON DATABASE slowlane TO slowlane_queue;
+GRANT CONNECT ON DATABASE slowlane TO slowlane_queue, slowlane_client;
 CREATE DATABASE demo OWNER slowlane_demo;
 SQL

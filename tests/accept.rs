@@ -220,8 +220,8 @@ fn work_stops_when_nobody_hears_the_beats_and_goes_on_when_they_arrive() {
 
 fn new_job(id: Uuid) -> Accept {
     Accept {
+        id,
         job: NewJob {
-            id,
             kind: "query".to_owned(),
             args: RawJson::of(&json!({"sql": "SELECT 1"})).unwrap(),
             target: "default".to_owned(),
@@ -232,8 +232,8 @@ fn new_job(id: Uuid) -> Accept {
             max_attempts: 1,
             labels: BTreeMap::new(),
             result_ttl_ms: 1000,
-            retry_of: None,
         },
+        retry_of: None,
         idempotency: None,
     }
 }

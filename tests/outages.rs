@@ -293,8 +293,8 @@ fn a_statement_that_was_never_sent_is_no_silence() {
 
 fn new_job(id: Uuid) -> Accept {
     Accept {
+        id,
         job: NewJob {
-            id,
             kind: "query".to_owned(),
             args: RawJson::of(&json!({"sql": "SELECT 1"})).unwrap(),
             target: "default".to_owned(),
@@ -305,8 +305,8 @@ fn new_job(id: Uuid) -> Accept {
             max_attempts: 1,
             labels: BTreeMap::new(),
             result_ttl_ms: 1000,
-            retry_of: None,
         },
+        retry_of: None,
         idempotency: None,
     }
 }

@@ -72,6 +72,91 @@ CREATE UNIQUE INDEX jobs_retry_of ON jobs (retry_of) WHERE retry_of IS NOT NULL;
 -- What a worker holds: cancel requests, rescue.
 CREATE INDEX jobs_running ON jobs (worker_id) WHERE state = 'running';
 
+-- Puts a job into the queue within its caller's transaction: there when that commits, gone when it is rolled back. Runs
+-- with the rights of the schema's owner, so that a role needs none but to call it; hence the pinned search_path. Refuses
+-- what POST /v1/jobs refuses, as far as a database can know it: which kinds, queues and targets there are is known to
+-- processes alone. The numbers are those of src/queue/job.rs; a test compares them.
+CREATE FUNCTION enqueue(
+    kind          text,
+    args          json        DEFAULT '{}',
+    queue         text        DEFAULT 'default',
+    target        text        DEFAULT 'default',
+    priority      integer     DEFAULT 5,
+    run_at        timestamptz DEFAULT NULL,
+    timeout_ms    bigint      DEFAULT 3600000,
+    max_attempts  integer     DEFAULT 3,
+    labels        jsonb       DEFAULT '{}',
+    result_ttl_ms bigint      DEFAULT 86400000,
+    notify        boolean     DEFAULT true
+) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = slowlane, pg_temp AS $$
+DECLARE
+    -- Not now(): the transaction may have begun long ago.
+    clock    CONSTANT timestamptz := clock_timestamp();
+    micros   CONSTANT bigint := extract(epoch FROM clock) * 1000000;
+    -- The part of a millisecond in 12 bits, so that ids grow within one too (RFC 9562, 6.2, method 3).
+    fraction CONSTANT integer := micros % 1000 * 4096 / 1000;
+    noise    CONSTANT bytea := uuid_send(gen_random_uuid());
+    later    CONSTANT boolean := coalesce(run_at > clock, false);
+    id       uuid;
+    wrong    text;
+BEGIN
+    wrong := CASE
+        WHEN (char_length(kind) BETWEEN 1 AND 128) IS NOT TRUE THEN 'kind: expected a name of 1 to 128 characters'
+        WHEN (char_length(queue) BETWEEN 1 AND 128) IS NOT TRUE THEN 'queue: expected a name of 1 to 128 characters'
+        WHEN (char_length(target) BETWEEN 1 AND 128) IS NOT TRUE THEN 'target: expected a name of 1 to 128 characters'
+        WHEN json_typeof(args) IS DISTINCT FROM 'object' THEN 'args: expected an object'
+        WHEN octet_length(args::text) > 1048576 THEN 'args: expected at most 1048576 bytes'
+        -- No text of Postgres can hold it. Behind an even number of backslashes it is six plain characters.
+        WHEN args::text ~ '(^|[^\\])(\\\\)*\\u0000' THEN 'args: expected no \u0000'
+        -- Looked at closely only when there are brackets enough: readers of a list of jobs must not stumble over one.
+        WHEN octet_length(args::text) - octet_length(translate(args::text, '{[', '')) > 63
+            AND jsonb_path_exists(args::jsonb, 'strict $.**{63 to last} ? (@.type() == "object" || @.type() == "array")')
+            THEN 'args: expected at most 63 levels'
+        WHEN (priority BETWEEN 0 AND 9) IS NOT TRUE THEN 'priority: expected an integer from 0 to 9'
+        WHEN NOT (run_at >= '0001-01-01 00:00:00+00' AND run_at < '10000-01-01 00:00:00+00')
+            THEN 'run_at: expected a time of the years 1 to 9999'
+        WHEN (timeout_ms BETWEEN 1 AND 86400000) IS NOT TRUE THEN 'timeout_ms: expected an integer from 1 to 86400000'
+        WHEN (max_attempts BETWEEN 1 AND 25) IS NOT TRUE THEN 'max_attempts: expected an integer from 1 to 25'
+        WHEN (result_ttl_ms BETWEEN 1 AND 2592000000) IS NOT TRUE
+            THEN 'result_ttl_ms: expected an integer from 1 to 2592000000'
+        WHEN jsonb_typeof(labels) IS DISTINCT FROM 'object' THEN 'labels: expected an object whose values are strings'
+    END;
+    IF wrong IS NULL AND labels <> '{}' THEN
+        SELECT CASE
+            WHEN count(*) > 32 THEN 'labels: expected at most 32 labels'
+            WHEN bool_or(jsonb_typeof(l.value) <> 'string') THEN 'labels: expected an object whose values are strings'
+            WHEN bool_or(char_length(l.name) NOT BETWEEN 1 AND 128 OR char_length(l.value #>> '{}') > 128)
+                THEN 'labels: expected names of 1 to 128 characters and values of at most as many'
+            END INTO wrong FROM jsonb_each(labels) AS l(name, value);
+    END IF;
+    IF wrong IS NOT NULL THEN
+        RAISE EXCEPTION 'slowlane.enqueue: %', wrong USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- A UUIDv7: 48 bits of milliseconds, the version, the fraction, the variant, 62 random bits.
+    id := encode(substring(int8send(micros / 1000) FROM 3)
+        || set_byte(set_byte(substring(noise FROM 7), 0, 112 | (fraction >> 8)), 1, fraction & 255), 'hex')::uuid;
+    INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
+                      timeout_ms, max_attempts, result_ttl_ms)
+    VALUES (id, kind, queue, target, priority, CASE WHEN later THEN 'scheduled' ELSE 'queued' END, args, labels, clock,
+            greatest(run_at, clock), CASE WHEN later THEN NULL ELSE pg_current_xact_id() END,
+            timeout_ms, max_attempts, result_ttl_ms);
+    IF notify THEN
+        -- Workers wake at the commit. A hint names a place before the job, in steps of 10 ms: Postgres sends what is said
+        -- twice in a transaction once, so that a thousand jobs of one are a few hints.
+        PERFORM pg_notify('slowlane', json_build_object(
+            'origin', '00000000-0000-0000-0000-000000000000',
+            'message', CASE WHEN later THEN to_json('scheduled'::text) ELSE json_build_object('ready',
+                json_build_array(json_build_object(
+                    'queue', queue, 'priority', priority, 'id', '00000000-0000-0000-0000-000000000000',
+                    'run_at', to_char(date_bin('10 milliseconds', clock, 'epoch') AT TIME ZONE 'UTC',
+                                      'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))) END)::text);
+    END IF;
+    RETURN id;
+END $$;
+-- Who may enqueue may have the targets' roles do whatever a kind does: nobody may who wasn't granted it.
+REVOKE ALL ON FUNCTION first_id_of(date), require_near_clock(uuid, uuid),
+    enqueue(text, json, text, text, integer, timestamptz, bigint, integer, jsonb, bigint, boolean) FROM PUBLIC;
+
 CREATE TABLE finished_jobs (
     id                  uuid NOT NULL,
     kind                text NOT NULL,

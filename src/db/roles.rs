@@ -1,7 +1,8 @@
 //! The roles and databases of a cluster of ours, and what the service may do in the queue's schema.
 //!
 //! `slowlane_owner` migrates; `slowlane_queue` is the service: it may act as the owner where partitions are made and
-//! dropped, and only by saying so; a work role can do nothing but work. Each step may be repeated.
+//! dropped, and only by saying so; a member of `slowlane_client` may put jobs in by SQL; a work role can do nothing but
+//! work. Each step may be repeated.
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
@@ -14,6 +15,8 @@ use crate::db::DbError;
 pub const OWNER: &str = "slowlane_owner";
 /// The service.
 pub const QUEUE: &str = "slowlane_queue";
+/// May enqueue by SQL, and nothing else. Nobody logs in as it: applications' own roles are made members.
+pub const CLIENT: &str = "slowlane_client";
 /// The work role of the demo.
 pub const DEMO: &str = "slowlane_demo";
 /// The queue's database in a cluster of ours.
@@ -59,12 +62,16 @@ pub fn set_up(superuser: &mut PgConnection, passwords: &Passwords) -> Result<(),
         set_up_role(superuser, role, password)?;
     }
     superuser.batch_execute(&format!("GRANT {} TO {}", identifier(OWNER), identifier(QUEUE)))?;
+    if !exists(superuser, CLIENT)? {
+        superuser.batch_execute(&format!("CREATE ROLE {} NOLOGIN", identifier(CLIENT)))?;
+    }
     set_up_database(superuser, QUEUE_DATABASE, OWNER)?;
     set_up_database(superuser, DEMO_DATABASE, DEMO)?;
     superuser.batch_execute(&format!(
-        "REVOKE ALL ON DATABASE {0} FROM PUBLIC; GRANT CONNECT ON DATABASE {0} TO {1}",
+        "REVOKE ALL ON DATABASE {0} FROM PUBLIC; GRANT CONNECT ON DATABASE {0} TO {1}, {2}",
         identifier(QUEUE_DATABASE),
-        identifier(QUEUE)
+        identifier(QUEUE),
+        identifier(CLIENT)
     ))?;
     Ok(())
 }
@@ -98,6 +105,18 @@ fn set_up_database(superuser: &mut PgConnection, database: &str, owner: &str) ->
     if !present {
         superuser.batch_execute(&format!("CREATE DATABASE {} OWNER {}", identifier(database), identifier(owner)))?;
     }
+    Ok(())
+}
+
+/// Lets a role enqueue by SQL, as the schema's owner and after migrating: it sees no table and no job.
+///
+/// # Errors
+/// When the database fails, or there is no such role.
+pub fn grant_client(owner: &mut PgConnection, client: &str) -> Result<(), DbError> {
+    let client = identifier(client);
+    owner.batch_execute(&format!(
+        "GRANT USAGE ON SCHEMA slowlane TO {client}; GRANT EXECUTE ON FUNCTION slowlane.enqueue TO {client}"
+    ))?;
     Ok(())
 }
 

@@ -149,7 +149,7 @@ pub(super) async fn retry(
     }
     let job = job_to_retry(&shared, id).await?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
-    match submit::accept(&request, &shared, Accept { job, idempotency }).await {
+    match submit::accept(&request, &shared, Accept { retry_of: Some(id), idempotency, ..Accept::new(job) }).await {
         Err(problem) if problem.code == Code::RetryUnfinished => Err(naming_the_unfinished(&shared, id, problem).await),
         answer => answer,
     }

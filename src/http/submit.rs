@@ -8,7 +8,6 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use crate::http::headers::{idempotency, prefer_wait};
 use crate::http::jobs::{self, retry_after};
@@ -39,7 +38,7 @@ pub(super) async fn submit(
     let members = strict_json::object(&body)?;
     let job = new_job(&shared, &members)?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
-    accept(&request, &shared, Accept { job, idempotency }).await
+    accept(&request, &shared, Accept { idempotency, ..Accept::new(job) }).await
 }
 
 /// Makes a job a committed row, and answers with it.
@@ -212,7 +211,6 @@ struct Fields<'m, 'b> {
 impl<'b> Fields<'_, 'b> {
     fn read(&mut self) -> NewJob {
         NewJob {
-            id: Uuid::now_v7(),
             kind: self.kind(),
             args: self.args(),
             target: self.name("target"),
@@ -223,7 +221,6 @@ impl<'b> Fields<'_, 'b> {
             max_attempts: self.integer("max_attempts", DEFAULT_MAX_ATTEMPTS, 1, MAX_MAX_ATTEMPTS),
             labels: self.labels(),
             result_ttl_ms: self.integer("result_ttl_ms", DEFAULT_RESULT_TTL_MS, 1, MAX_RESULT_TTL_MS),
-            retry_of: None,
         }
     }
 

@@ -25,7 +25,7 @@ pub use control::{JobControl, StopReason};
 
 use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind};
-use crate::queue::{JobError, RawJson};
+use crate::queue::{JobError, NewJob, RawJson};
 use crate::results::ResultError;
 
 /// A kind of work: its arguments are the type itself.
@@ -69,6 +69,17 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
         Ok(())
     }
 
+    /// A job that runs this work, with every default, for [`queue::insert()`](crate::queue::insert()). Other values than
+    /// the defaults are given by fields: `NewJob { priority: 2, ..work.job()? }`.
+    ///
+    /// # Errors
+    /// Each argument that can't be accepted.
+    fn job(&self) -> Result<NewJob, CheckError> {
+        self.check().map_err(|errors| CheckError { errors })?;
+        let args = RawJson::of(self).map_err(no_json)?;
+        Ok(NewJob::new(Self::KIND, args))
+    }
+
     /// Does the work, on a thread of its own that may wait.
     ///
     /// # Errors
@@ -94,10 +105,18 @@ impl ArgError {
 
 /// Arguments that a kind refuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the arguments were refused")]
+#[error("the arguments were refused: {}", listed(.errors))]
 pub struct CheckError {
     /// Each of them.
     pub errors: Vec<ArgError>,
+}
+
+fn listed(errors: &[ArgError]) -> String {
+    errors.iter().map(|error| format!("{}: {}", error.pointer, error.detail)).collect::<Vec<_>>().join("; ")
+}
+
+fn no_json(error: serde_json::Error) -> CheckError {
+    CheckError { errors: vec![ArgError::new("", format!("expected arguments that have a JSON form: {error}"))] }
 }
 
 /// How an attempt failed, and what that means for the job.
@@ -282,6 +301,27 @@ impl Registry {
             Some(entry) => (entry.check)(args),
             None => Err(CheckError { errors: vec![ArgError::new("", "there is no such kind")] }),
         }
+    }
+
+    /// A job of a kind and with arguments that come from elsewhere, both checked, with every default.
+    ///
+    /// ```
+    /// use slowlane::Registry;
+    ///
+    /// let kinds = Registry::standard();
+    /// let job = kinds.job("query", &serde_json::json!({"sql": "SELECT 1"}))?;
+    /// assert_eq!(job.kind, "query");
+    /// let refused = kinds.job("query", &serde_json::json!({"sql": ""})).unwrap_err();
+    /// assert_eq!(refused.errors[0].pointer, "/sql");
+    /// # Ok::<(), slowlane::kinds::CheckError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// That there is no such kind, or each argument that is refused.
+    pub fn job<A: Serialize + ?Sized>(&self, kind: &str, args: &A) -> Result<NewJob, CheckError> {
+        let args = RawJson::of(args).map_err(no_json)?;
+        self.check(kind, &args.0)?;
+        Ok(NewJob::new(kind, args))
     }
 
     /// Runs an attempt.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -16,7 +17,7 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::db::pool::Manager;
 use crate::queue::insert::{self, Inserted};
-use crate::queue::job::{Job, JobError, JobState, NewJob};
+use crate::queue::job::{Job, JobError, JobState, JobStatistics, NewJob};
 use crate::queue::retry;
 use crate::queue::signals::{ReadyHint, Signals};
 
@@ -38,10 +39,55 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 /// One request: a job, and the key that makes repeating it harmless.
 #[derive(Clone, Debug)]
 pub struct Accept {
+    /// The id that the job gets: a UUIDv7 made in this process, so that a lost commit can be looked up.
+    pub id: Uuid,
     /// The job, checked.
     pub job: NewJob,
+    /// The job that this one is a retry of.
+    pub retry_of: Option<Uuid>,
     /// The caller's key, where it gave one.
     pub idempotency: Option<Idempotency>,
+}
+
+impl Accept {
+    /// A job that is asked for once.
+    pub fn new(job: NewJob) -> Accept {
+        Accept { id: Uuid::now_v7(), job, retry_of: None, idempotency: None }
+    }
+
+    /// What the job is when its row has just been written.
+    pub(super) fn written(&self, state: JobState, created_at: DateTime<Utc>, run_at: DateTime<Utc>) -> Job {
+        let job = self.job.clone();
+        Job {
+            id: self.id,
+            kind: job.kind,
+            state,
+            version: 1,
+            attempt: 0,
+            max_attempts: job.max_attempts,
+            interruptions: 0,
+            target: job.target,
+            queue: job.queue,
+            priority: job.priority,
+            labels: job.labels,
+            args: job.args,
+            created_at,
+            run_at,
+            started_at: None,
+            finished_at: None,
+            deadline_at: None,
+            timeout_ms: job.timeout_ms,
+            result_ttl_ms: job.result_ttl_ms,
+            progress: None,
+            statistics: JobStatistics::default(),
+            result: None,
+            backend: None,
+            cancel_requested_at: None,
+            error: None,
+            output: None,
+            retry_of: self.retry_of,
+        }
+    }
 }
 
 /// An `Idempotency-Key` in its scope, and what it was used for.
@@ -150,7 +196,7 @@ impl Writer {
     /// # Errors
     /// [`AcceptError`] says what the caller can do.
     pub async fn accept(&self, request: Accept) -> Result<Accepted, AcceptError> {
-        let id = request.job.id;
+        let id = request.id;
         let bytes = request.job.args.text().len();
         if self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes) > MAX_WAITING_BYTES {
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
@@ -231,7 +277,7 @@ impl WriterThread {
                 requests.iter().map(|request| self.insert_alone(request)).collect()
             }
             Ok(outcomes) => outcomes,
-            Err(error) => requests.iter().map(|request| Err(error.for_job(request.job.id))).collect(),
+            Err(error) => requests.iter().map(|request| Err(error.for_job(request.id))).collect(),
         };
         self.hint(&outcomes);
         for (waiting, outcome) in group.into_iter().zip(outcomes) {
@@ -241,7 +287,7 @@ impl WriterThread {
     }
 
     fn insert_alone(&mut self, request: &Accept) -> Result<Accepted, AcceptError> {
-        let id = request.job.id;
+        let id = request.id;
         let mut outcomes = self.insert(&[request]).map_err(|error| error.for_job(id))?;
         outcomes.pop().unwrap_or(Err(AcceptError::OutcomeUnknown(id)))
     }

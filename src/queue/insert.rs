@@ -80,17 +80,17 @@ pub fn end_backend(connection: &mut PgConnection, backend: &Backend) -> Result<(
 /// [`DbError::Query`] when one row is refused: then none is inserted.
 pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec<Inserted>, DbError> {
     let mut created = insert_rows(connection, requests)?;
-    let repeated: Vec<&&Accept> = requests.iter().filter(|request| !created.contains_key(&request.job.id)).collect();
+    let repeated: Vec<&&Accept> = requests.iter().filter(|request| !created.contains_key(&request.id)).collect();
     // The rows are committed by now: whatever goes wrong from here on is no refusal of theirs.
     let mut known = look_up_keys(connection, &repeated).unwrap_or_else(|error| {
         log::warn!("what idempotency keys were used for can't be learned: {error}");
-        repeated.iter().map(|request| (request.job.id, Inserted::Unknown(request.job.id))).collect()
+        repeated.iter().map(|request| (request.id, Inserted::Unknown(request.id))).collect()
     });
     Ok(requests
         .iter()
-        .map(|request| match created.remove(&request.job.id) {
+        .map(|request| match created.remove(&request.id) {
             Some(job) => Inserted::Created(job),
-            None => known.remove(&request.job.id).unwrap_or(Inserted::Gone),
+            None => known.remove(&request.id).unwrap_or(Inserted::Gone),
         })
         .collect())
 }
@@ -102,15 +102,15 @@ pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec
 pub fn insert_missing(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec<Inserted>, DbError> {
     let mut found = HashMap::new();
     for request in requests {
-        if let Some(job) = read::job(connection, request.job.id)? {
+        if let Some(job) = read::job(connection, request.id)? {
             found.insert(job.id, job);
         }
     }
-    let missing: Vec<&Accept> = requests.iter().copied().filter(|r| !found.contains_key(&r.job.id)).collect();
+    let missing: Vec<&Accept> = requests.iter().copied().filter(|r| !found.contains_key(&r.id)).collect();
     let mut inserted = insert(connection, &missing)?.into_iter();
     Ok(requests
         .iter()
-        .map(|request| match found.remove(&request.job.id) {
+        .map(|request| match found.remove(&request.id) {
             Some(job) => Inserted::Created(job),
             None => inserted.next().unwrap_or(Inserted::Gone),
         })
@@ -184,7 +184,7 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
     };
     let with_keys = requests.iter().any(|request| request.idempotency.is_some());
     let without = prepared(statement(with_keys))
-        .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.job.id))
+        .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.id))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.kind.as_str()))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.queue.as_str()))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.target.as_str()))
@@ -195,9 +195,9 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         .bind::<Array<BigInt>, _>(column(requests, |r| r.job.timeout_ms))
         .bind::<Array<Integer>, _>(column(requests, |r| r.job.max_attempts))
         .bind::<Array<BigInt>, _>(column(requests, |r| r.job.result_ttl_ms))
-        .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.job.retry_of))
-        .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.job.id).min())
-        .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.job.id).max());
+        .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.retry_of))
+        .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).min())
+        .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).max());
     let rows: Vec<Row> = if with_keys {
         without
             .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.principal))
@@ -212,9 +212,9 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
     };
     let mut made: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
     let jobs = requests.iter().filter_map(|request| {
-        let row = made.remove(&request.job.id)?;
+        let row = made.remove(&request.id)?;
         let state = if row.scheduled { JobState::Scheduled } else { JobState::Queued };
-        Some((row.id, request.job.accepted(state, row.created_at, row.run_at)))
+        Some((row.id, request.written(state, row.created_at, row.run_at)))
     });
     Ok(jobs.collect())
 }
@@ -238,7 +238,7 @@ fn look_up_keys(connection: &mut PgConnection, requests: &[&&Accept]) -> Result<
             Some((_, job_id)) => read::job(connection, job_id)?.map_or(Inserted::Gone, Inserted::Replayed),
             None => Inserted::Gone,
         };
-        answers.insert(request.job.id, answer);
+        answers.insert(request.id, answer);
     }
     Ok(answers)
 }

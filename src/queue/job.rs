@@ -36,6 +36,12 @@ pub const MAX_RESULT_TTL_MS: i64 = 2_592_000_000;
 pub const MAX_LABELS: usize = 32;
 /// The longest label key and value, in characters.
 pub const MAX_LABEL_CHARS: usize = 128;
+/// The longest name of a kind, a queue or a target, in characters.
+pub const MAX_NAME_CHARS: usize = 128;
+/// The longest arguments, as JSON text in bytes: 1 MiB.
+pub const MAX_ARGS_BYTES: usize = 1024 * 1024;
+/// The deepest nesting of arguments: with the request around them, 64 levels.
+pub const MAX_ARGS_DEPTH: usize = 63;
 /// A job that was interrupted this often ends as `failed`, `poison`.
 pub const MAX_INTERRUPTIONS: i32 = 3;
 /// An id's time may differ from the database's clock by this much.
@@ -160,11 +166,21 @@ impl ToSql<sql_types::Jsonb, Pg> for RawJson {
     }
 }
 
-/// A job that a caller asks for, checked, not yet stored.
+/// A job that a caller asks for, not yet stored: its id is made when it is.
+///
+/// [`Work::job`](crate::kinds::Work::job) makes one of a kind's own type, and
+/// [`Registry::job`](crate::kinds::Registry::job) one whose kind and arguments come from elsewhere; both check them.
+///
+/// ```
+/// use slowlane::queue::{NewJob, RawJson};
+///
+/// let args = RawJson::of(&serde_json::json!({"sql": "REFRESH MATERIALIZED VIEW sales"}))?;
+/// let job = NewJob { priority: 8, max_attempts: 1, ..NewJob::new("execute", args) };
+/// assert_eq!(job.queue, "default");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct NewJob {
-    /// A UUIDv7 made in this process.
-    pub id: Uuid,
     /// The name of the kind of work.
     pub kind: String,
     /// What the kind is told, as the caller wrote it.
@@ -185,15 +201,12 @@ pub struct NewJob {
     pub labels: BTreeMap<String, String>,
     /// How long its result is kept.
     pub result_ttl_ms: i64,
-    /// The job that this one is a retry of.
-    pub retry_of: Option<Uuid>,
 }
 
 impl NewJob {
     /// A job of `kind` on the target `default`, with every default of the contract.
     pub fn new(kind: &str, args: RawJson) -> NewJob {
         NewJob {
-            id: Uuid::now_v7(),
             kind: kind.to_owned(),
             args,
             target: "default".to_owned(),
@@ -204,40 +217,6 @@ impl NewJob {
             max_attempts: DEFAULT_MAX_ATTEMPTS,
             labels: BTreeMap::new(),
             result_ttl_ms: DEFAULT_RESULT_TTL_MS,
-            retry_of: None,
-        }
-    }
-
-    /// The job that this one is when its row has just been written.
-    pub(crate) fn accepted(&self, state: JobState, created_at: DateTime<Utc>, run_at: DateTime<Utc>) -> Job {
-        Job {
-            id: self.id,
-            kind: self.kind.clone(),
-            state,
-            version: 1,
-            attempt: 0,
-            max_attempts: self.max_attempts,
-            interruptions: 0,
-            target: self.target.clone(),
-            queue: self.queue.clone(),
-            priority: self.priority,
-            labels: self.labels.clone(),
-            args: self.args.clone(),
-            created_at,
-            run_at,
-            started_at: None,
-            finished_at: None,
-            deadline_at: None,
-            timeout_ms: self.timeout_ms,
-            result_ttl_ms: self.result_ttl_ms,
-            progress: None,
-            statistics: JobStatistics::default(),
-            result: None,
-            backend: None,
-            cancel_requested_at: None,
-            error: None,
-            output: None,
-            retry_of: self.retry_of,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`job`] | the nouns: states, jobs, errors, limits |
 //! | [`accept`] | the writer: requests become committed rows |
+//! | [`enqueue`] | jobs of an application, within its own transaction |
 //! | [`claim`] | rows become running jobs; positions and the sweep |
 //! | [`finish`] | running jobs end, are retried or handed back, under their lease |
 //! | [`cancel`] | what a caller asks of a job |
@@ -26,6 +27,7 @@ pub mod attempts;
 pub mod cancel;
 pub mod checkpoint;
 pub mod claim;
+pub mod enqueue;
 pub mod finish;
 pub mod insert;
 pub mod job;
@@ -38,4 +40,5 @@ pub mod read;
 pub mod retry;
 pub mod signals;
 
+pub use enqueue::{InsertError, InvalidJob, insert, insert_without_notify};
 pub use job::{Job, JobError, JobState, Lease, NewJob, RawJson, RetryPolicy};

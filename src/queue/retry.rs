@@ -38,7 +38,6 @@ pub fn of(connection: &mut PgConnection, id: Uuid) -> Result<RetryOf, DbError> {
 
 fn again(job: Job) -> NewJob {
     NewJob {
-        id: Uuid::now_v7(),
         kind: job.kind,
         args: job.args,
         target: job.target,
@@ -49,7 +48,6 @@ fn again(job: Job) -> NewJob {
         max_attempts: job.max_attempts,
         labels: job.labels,
         result_ttl_ms: job.result_ttl_ms,
-        retry_of: Some(job.id),
     }
 }
 

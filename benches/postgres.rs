@@ -65,7 +65,7 @@ impl Postgres {
         let superuser = postgres.superuser("postgres");
         roles::set_up(&mut Manager::work(&superuser, "SELECT 1").open().unwrap(), &passwords).unwrap();
         postgres.create(TEMPLATE, &format!("OWNER {}", roles::OWNER));
-        slowlane::cli::migrate::migrate(&postgres.login(roles::OWNER, TEMPLATE), roles::QUEUE).unwrap();
+        slowlane::migrate(postgres.login(roles::OWNER, TEMPLATE)).unwrap();
         postgres
     }
 

@@ -3,7 +3,6 @@
 //! The only file that knows how a process of slowlane is put together. Beside the standard kinds it has two that do
 //! nothing on a target, where what is measured is the queue, and one that commits without the protocol.
 
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -11,10 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use slowlane::cli::process::{self, Addresses, Listeners, Parts};
-use slowlane::config::{File, Settings, TargetConfig};
-use slowlane::dsn::Dsn;
-use slowlane::kinds::{Registry, Work, WorkContext, WorkError};
+use slowlane::config::{File, Settings};
+use slowlane::{DatabaseUrl, Work, WorkContext, WorkError};
 
 use crate::http;
 use crate::postgres::Database;
@@ -95,27 +92,19 @@ pub fn serve() -> ExitCode {
     if !config.roles.http {
         config.probe_listen = Some(anywhere);
     }
-    let listeners = Listeners::open(&config).unwrap();
-    let queue = dsn(QUEUE_URL);
-    let target_names = vec!["default".to_owned()];
-    let mut targets = BTreeMap::new();
-    if config.roles.workers {
-        targets.insert("default".to_owned(), TargetConfig::at(dsn(TARGET_URL)));
-    }
-    let registry = Registry::standard().with::<Noop>().with::<Stamp>().with::<Hopeful>();
-    let prepare = move || Ok(Parts { config, queue, target_names, targets, registry, listeners });
-    let ready = |addresses: Addresses| println!("http://{}", addresses.api.or(addresses.probes).unwrap());
-    match process::run(prepare, ready) {
+    let (queue, target) = (DatabaseUrl::env(QUEUE_URL), DatabaseUrl::env(TARGET_URL));
+    let server = slowlane::Server::builder().config(config).queue(queue).target("default", target);
+    let served = server.kind::<Noop>().kind::<Stamp>().kind::<Hopeful>().build().and_then(|server| {
+        println!("http://{}", server.address().or(server.probe_address()).unwrap());
+        server.run()
+    });
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::FAILURE
         }
     }
-}
-
-fn dsn(variable: &str) -> Dsn {
-    Dsn::parse(&std::env::var(variable).unwrap(), slowlane::pq::parameters()).unwrap()
 }
 
 /// A process that serves. Asked to stop, then killed, when it is dropped.

@@ -10,7 +10,9 @@
 //!
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
 //! [`db`] holds pools, the async doorway, the schema and the private development cluster,
-//! `config` the settings, `cli` the subcommands.
+//! `config` the settings, [`app`] puts processes together, `cli` has the subcommands.
+//!
+//! A program of your own needs [`Server`] or [`Workers`], and kinds of [`Work`]. [`queue::insert()`] puts a job in within a transaction of yours.
 //!
 //! Who may use whom is written in ARCHITECTURE.md and enforced by `tests/layers.rs`.
 
@@ -29,6 +31,7 @@
     )
 )]
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod db;
@@ -41,3 +44,7 @@ pub mod pq;
 pub mod queue;
 pub mod results;
 pub mod worker;
+
+pub use app::{AppError, DatabaseUrl, Grants, Running, Server, Target, Workers, migrate};
+pub use kinds::{ArgError, Registry, Work, WorkContext, WorkError};
+pub use queue::{JobError, NewJob};

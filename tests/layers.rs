@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("dsn", &[]),
     ("metrics", &[]),
     ("config", &["dsn"]),
@@ -15,7 +15,8 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("kinds", &["queue", "results", "pq", "db"]),
     ("worker", &["queue", "results", "pq", "db", "dsn", "kinds", "metrics"]),
     ("http", &["queue", "results", "db", "kinds", "metrics"]),
-    ("cli", &["config", "dsn", "pq", "db", "queue", "results", "kinds", "worker", "http", "metrics"]),
+    ("app", &["config", "dsn", "pq", "db", "queue", "kinds", "worker", "http", "metrics"]),
+    ("cli", &["app", "config", "dsn", "pq", "db", "queue", "results", "kinds", "worker", "http", "metrics"]),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {
@@ -91,7 +92,7 @@ fn the_http_side_knows_no_driver_and_no_kind() {
 const WRONG_ON_PURPOSE: &str = "cli/demo/wrong.rs";
 
 /// What else names actix_web outside the HTTP side: the process that puts the servers together names their types.
-const NAMES_SERVERS: (&str, [&str; 2]) = ("cli/process.rs", ["use actix_web::dev::Server;", "use actix_web::web;"]);
+const NAMES_SERVERS: (&str, [&str; 2]) = ("app/process.rs", ["use actix_web::dev::Server;", "use actix_web::web;"]);
 
 #[test]
 fn handlers_stand_in_one_room_and_one_file_that_does_it_wrong_on_purpose() {

@@ -13,6 +13,8 @@ mod dev;
 mod dsn;
 mod dsn_docs;
 mod dsn_leaks;
+mod embed;
+mod enqueue;
 mod exactly_once;
 mod exactly_once_model;
 mod execute;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use slowlane::cli::migrate;
 use slowlane::db::{migrations, roles};
 
 use crate::support::child::program;
@@ -25,7 +24,7 @@ fn dump(database: &Database) -> String {
 fn up_down_up_is_the_same_schema() {
     let database = Postgres::shared().empty(roles::OWNER);
     let dsn = database.dsn.clone();
-    assert_eq!(migrate::migrate(&dsn, roles::QUEUE).unwrap().len(), 1);
+    assert_eq!(slowlane::migrate(&dsn).unwrap().len(), 1);
     let first = dump(&database);
     assert!(first.contains("CREATE TABLE slowlane.jobs"));
     let mut owner = database.owner();
@@ -36,9 +35,9 @@ fn up_down_up_is_the_same_schema() {
         0
     );
     assert_eq!(database.count("SELECT count(*) FROM pg_proc WHERE pronamespace = 'slowlane'::regnamespace"), 0);
-    assert_eq!(migrate::migrate(&dsn, roles::QUEUE).unwrap().len(), 1);
+    assert_eq!(slowlane::migrate(&dsn).unwrap().len(), 1);
     assert_eq!(dump(&database), first);
-    assert_eq!(migrate::migrate(&dsn, roles::QUEUE).unwrap().len(), 0);
+    assert_eq!(slowlane::migrate(&dsn).unwrap().len(), 0);
 }
 
 #[test]
@@ -48,9 +47,9 @@ fn an_applications_own_migrations_stay_untouched() {
                   INSERT INTO public.__diesel_schema_migrations VALUES ('20010101000000'), ('20261124000001');
                   GRANT ALL ON public.__diesel_schema_migrations TO PUBLIC; CREATE TABLE public.jobs (mine int)");
     let before = database.text("SELECT string_agg(m::text, ' ' ORDER BY m) FROM public.__diesel_schema_migrations m");
-    migrate::migrate(&database.dsn, roles::QUEUE).unwrap();
+    slowlane::migrate(&database.dsn).unwrap();
     migrations::down(&mut database.owner()).unwrap();
-    migrate::migrate(&database.dsn, roles::QUEUE).unwrap();
+    slowlane::migrate(&database.dsn).unwrap();
     assert_eq!(
         database.text("SELECT string_agg(m::text, ' ' ORDER BY m) FROM public.__diesel_schema_migrations m"),
         before

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
+use crate::app::process::{self, Addresses, Listeners};
+use crate::app::{AppError, Server};
 use crate::cli::private::{Databases, Slot};
-use crate::cli::process::{self, Addresses, Listeners, Parts};
 use crate::cli::{Failure, Sources, warn_of_unknown_variables};
-use crate::config::{Config, Connections, TargetConfig};
+use crate::config::{Config, Connections};
 use crate::db::cluster::{self, default_data_dir};
-use crate::kinds::Registry;
 use crate::kinds::carrier_report::CarrierReport;
 
 /// The arguments of `slowlane dev`.
@@ -38,11 +38,9 @@ impl Dev {
         let slot = Arc::<Slot>::default();
         let (prepared, settings) = (Arc::clone(&slot), config.clone());
         let prepare = move || {
-            let databases = Databases::set_up(&prepared, data_dir)?;
-            let targets = [("default".to_owned(), TargetConfig::at(databases.demo))].into();
-            let registry = Registry::standard().with::<CarrierReport>();
-            let target_names = vec!["default".to_owned()];
-            Ok(Parts { config: settings, queue: databases.queue, target_names, targets, registry, listeners })
+            let databases = Databases::set_up(&prepared, data_dir).map_err(AppError::Preparing)?;
+            let server = Server::builder().config(settings).queue(databases.queue).target("default", databases.demo);
+            server.kind::<CarrierReport>().parts_on(listeners)
         };
         let ready = move |addresses: Addresses| {
             let address = addresses.api.unwrap_or(config.listen);
@@ -51,7 +49,7 @@ impl Dev {
         let outcome = process::run(prepare, ready);
         // Taken out by this thread: the one that watches it must not be the one that is left to stop it.
         drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
-        outcome
+        Ok(outcome?)
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::cli::{Failure, surroundings};
+use crate::cli::Failure;
 use crate::config;
 use crate::dsn::{self, Change, DsnError, Reading, dialects};
 use crate::pq;
@@ -71,7 +71,7 @@ impl Looked {
     fn at(text: &str) -> Looked {
         let mut looked = Looked { outcome: dsn::read(text, pq::parameters()), around: Vec::new(), trouble: None };
         if let Ok(reading) = &mut looked.outcome {
-            match reading.dsn.within(surroundings(), pq::parameters(), &mut looked.around) {
+            match reading.dsn.within(pq::surroundings(), pq::parameters(), &mut looked.around) {
                 Ok(dsn) => reading.dsn = dsn,
                 Err(error) => looked.trouble = Some(error),
             }

@@ -1,19 +1,14 @@
 //! `slowlane migrate`: how the queue's schema stands, and the way up.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Subcommand;
 
+use crate::app::{self, Grants};
 use crate::cli::{Failure, plain_dsn_reader};
 use crate::config::{Connections, File};
-use crate::db::pool::{Manager, Purpose};
 use crate::db::{migrations, roles};
 use crate::dsn::Dsn;
-use crate::queue::partitions;
-
-/// A migration may rewrite a table.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// The subcommands of `slowlane migrate`. Both want a DSN of the schema's owner.
 #[derive(Subcommand)]
@@ -43,18 +38,17 @@ pub struct Up {
     /// The role that `slowlane serve` uses: it is granted what the service needs, where it exists
     #[arg(long, value_name = "ROLE", default_value = roles::QUEUE)]
     service_role: String,
+    /// The role whose members may enqueue by SQL: it is granted that and nothing else, where it exists
+    #[arg(long, value_name = "ROLE", default_value = roles::CLIENT)]
+    client_role: String,
 }
 
 impl Where {
-    fn manager(self) -> Result<Manager, Failure> {
+    fn dsn(self) -> Result<Dsn, Failure> {
         let file = File::read(self.config.as_deref())?;
         let connections = Connections { database_url: self.database_url, ..Connections::default() };
-        Ok(manager(&connections.queue(&file, plain_dsn_reader(&file)?)?))
+        Ok(connections.queue(&file, plain_dsn_reader(&file)?)?)
     }
-}
-
-fn manager(queue: &Dsn) -> Manager {
-    Manager::queue(queue, &Purpose { name: "migrate", statement_timeout: STATEMENT_TIMEOUT })
 }
 
 impl Migrate {
@@ -64,10 +58,10 @@ impl Migrate {
     /// When the database can't be used, or was migrated by a newer slowlane.
     pub fn run(self) -> Result<(), Failure> {
         match self {
-            Migrate::Status(queue) => status(&queue.manager()?),
+            Migrate::Status(queue) => status(&queue.dsn()?),
             Migrate::Up(up) => {
-                let role = up.service_role;
-                let applied = apply(&up.queue.manager()?, &role)?;
+                let grants = Grants { service: up.service_role, client: up.client_role };
+                let applied = app::migrate_with(up.queue.dsn()?, &grants)?;
                 applied.iter().for_each(|version| println!("applied {version}"));
                 if applied.is_empty() {
                     println!("nothing to apply");
@@ -78,8 +72,8 @@ impl Migrate {
     }
 }
 
-fn status(manager: &Manager) -> Result<(), Failure> {
-    let status = migrations::status(&mut manager.open()?)?;
+fn status(queue: &Dsn) -> Result<(), Failure> {
+    let status = migrations::status(&mut app::migrate::manager(queue).open()?)?;
     for (what, versions) in [("applied", &status.applied), ("pending", &status.pending), ("unknown", &status.unknown)] {
         versions.iter().for_each(|version| println!("{what} {version}"));
     }
@@ -88,22 +82,4 @@ fn status(manager: &Manager) -> Result<(), Failure> {
     }
     println!("{}", if status.is_current() { "up to date" } else { "run `slowlane migrate up`" });
     Ok(())
-}
-
-/// Migrates, makes the days of history, and grants the service its rights. Says what was applied.
-///
-/// # Errors
-/// As [`migrations::up`].
-pub fn migrate(owner: &Dsn, service_role: &str) -> Result<Vec<String>, Failure> {
-    apply(&manager(owner), service_role)
-}
-
-fn apply(manager: &Manager, service_role: &str) -> Result<Vec<String>, Failure> {
-    let mut connection = manager.open()?;
-    let applied = migrations::up(&mut connection)?;
-    partitions::ensure(&mut connection)?;
-    if roles::exists(&mut connection, service_role)? {
-        roles::grant_service(&mut connection, service_role)?;
-    }
-    Ok(applied)
 }

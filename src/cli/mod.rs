@@ -7,20 +7,17 @@ pub mod logging;
 pub mod migrate;
 pub mod private;
 pub mod probe;
-pub mod process;
 pub mod serve;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::OnceLock;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config, Connections, DsnReader, File, Settings};
-use crate::dsn::Surroundings;
 use crate::pq;
 
 /// What a subcommand fails with: one line for people.
@@ -87,14 +84,8 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_subcommands(without_empty_variables)
 }
 
-/// What stood around the process when it began.
-fn surroundings() -> &'static Surroundings {
-    static SURROUNDINGS: OnceLock<Surroundings> = OnceLock::new();
-    SURROUNDINGS.get_or_init(pq::take_surroundings)
-}
-
 fn dsn_reader(strict: bool) -> DsnReader<'static> {
-    DsnReader { table: pq::parameters(), surroundings: surroundings(), strict }
+    DsnReader { table: pq::parameters(), surroundings: pq::surroundings(), strict }
 }
 
 /// For subcommands without settings of their own: `SLOWLANE_DSN_STRICT`, then the file; what is read is logged.
@@ -146,7 +137,7 @@ fn refuse_arguments(error: &clap::Error) -> ! {
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
     // Before there is a second thread.
-    surroundings();
+    pq::take_surroundings();
     let command = without_empty_variables(Cli::command());
     let matches = command.try_get_matches().unwrap_or_else(|error| refuse_arguments(&error));
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| refuse_arguments(&error));

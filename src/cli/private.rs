@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::cli::{Failure, demo, migrate};
+use crate::app;
+use crate::cli::{Failure, demo};
 use crate::config::DsnReader;
 use crate::db::cluster::{self, Cluster, ClusterOptions};
 use crate::db::pool::Manager;
@@ -60,7 +61,7 @@ impl Databases {
         *place = Some(cluster);
         drop(place);
         roles::set_up(&mut Manager::work(&superuser, "SELECT 1").open()?, &passwords)?;
-        migrate::migrate(&owner, roles::QUEUE)?;
+        app::migrate(&owner)?;
         demo::load(&databases.demo)?;
         let urls = format!(
             "{QUEUE_NAME}={}\n{DEMO_NAME}={}\n",

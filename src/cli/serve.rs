@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::cli::process::{self, Addresses, Listeners, Parts};
+use crate::app::{Server, Target};
 use crate::cli::{Failure, Sources, dsn_reader, warn_of_unknown_variables};
 use crate::config::Connections;
-use crate::kinds::Registry;
 
 /// The arguments of `slowlane serve`.
 #[derive(clap::Args)]
@@ -39,18 +38,13 @@ impl Serve {
             print!("{}", config.print(&queue, &target_names, &targets));
             return Ok(());
         }
-        let listeners = Listeners::open(&config)?;
-        let parts = Parts { config, queue, target_names, targets, registry: Registry::standard(), listeners };
-        process::run(move || Ok(parts), |addresses| say_where(&addresses))
-    }
-}
-
-fn say_where(addresses: &Addresses) {
-    match addresses.api {
-        Some(address) => log::info!("serving on http://{address}"),
-        None => log::info!("running jobs"),
-    }
-    if let Some(address) = addresses.probes {
-        log::info!("probes are answered on http://{address}");
+        let mut server = Server::builder().config(config).queue(queue);
+        for name in target_names {
+            server = server.target_name(&name);
+        }
+        for (name, target) in targets {
+            server = server.target(&name, Target::from(target));
+        }
+        Ok(server.run()?)
     }
 }

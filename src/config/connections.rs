@@ -124,7 +124,7 @@ impl Connections {
             let target = match source {
                 TargetSource::File(entry) => entry.resolve(&name, reader)?,
                 TargetSource::Variable(variable) => {
-                    TargetConfig::at(from_variable(&format!("target {name}"), variable, reader)?)
+                    TargetConfig::at(reader.read_variable(&format!("target {name}"), variable)?)
                 }
             };
             targets.insert(name, target);
@@ -170,7 +170,7 @@ impl Connections {
 }
 
 /// A connection string in the place of a name would be shown by every message about it.
-fn check_name(name: &str) -> Result<(), ConfigError> {
+pub(crate) fn check_name(name: &str) -> Result<(), ConfigError> {
     let is_name = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
     if is_name {
         return Ok(());
@@ -178,26 +178,12 @@ fn check_name(name: &str) -> Result<(), ConfigError> {
     Err(ConfigError::Invalid("target", "a target's name has letters, digits, `_` and `-` only".to_owned()))
 }
 
-fn from_variable(setting: &str, name: &str, reader: DsnReader<'_>) -> Result<Dsn, ConfigError> {
-    // A connection string in the place of a variable's name would be shown by the message.
-    let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
-    if !is_name {
-        return Err(ConfigError::Missing(format!(
-            "{setting}: expected the name of an environment variable that holds the DSN"
-        )));
-    }
-    match variable(name) {
-        Some(text) => reader.read(&format!("{setting} ({name})"), &text),
-        None => Err(ConfigError::Missing(format!("{setting}: the environment variable {name} is not set"))),
-    }
-}
-
 impl TargetEntry {
     fn resolve(&self, name: &str, reader: DsnReader<'_>) -> Result<TargetConfig, ConfigError> {
         let setting = format!("targets.{name}");
         let dsn = match (&self.dsn, &self.dsn_env) {
             (Some(text), None) => reader.read(&setting, text)?,
-            (None, Some(source)) => from_variable(&setting, source, reader)?,
+            (None, Some(source)) => reader.read_variable(&setting, source)?,
             _ => {
                 return Err(ConfigError::Missing(format!("{setting}: expected either dsn or dsn_env")));
             }

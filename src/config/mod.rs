@@ -20,6 +20,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use connections::check_name as check_target_name;
 pub use connections::{Connections, TargetConfig, demo_database};
 pub use file::File;
 pub use reader::DsnReader;
@@ -200,6 +201,7 @@ mod tests {
         assert_eq!((config.listen.port(), config.api_connections), (1, 4));
         let zero = Settings { workers: Some(0), ..Settings::default() };
         assert!(zero.resolve(&File::default()).unwrap_err().to_string().starts_with("workers"));
+        assert_eq!(Config::default().listen.to_string(), DEFAULT_LISTEN);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How a connection string of a setting is read: for whomever it was written, by name, and with what stands around it.
 
-use crate::config::ConfigError;
+use crate::config::{ConfigError, variable};
 use crate::dsn::{self, Dsn, Parameter, Surroundings};
 
 /// Reads connection strings.
@@ -15,6 +15,24 @@ pub struct DsnReader<'r> {
 }
 
 impl DsnReader<'_> {
+    /// Reads the string that the environment variable `name` holds, for `setting`.
+    ///
+    /// # Errors
+    /// As [`DsnReader::read`], or when there is no such variable.
+    pub fn read_variable(&self, setting: &str, name: &str) -> Result<Dsn, ConfigError> {
+        // A connection string in the place of a variable's name would be shown by the message.
+        let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !is_name {
+            return Err(ConfigError::Missing(format!(
+                "{setting}: expected the name of an environment variable that holds the DSN"
+            )));
+        }
+        match variable(name) {
+            Some(text) => self.read(&format!("{setting} ({name})"), &text),
+            None => Err(ConfigError::Missing(format!("{setting}: the environment variable {name} is not set"))),
+        }
+    }
+
     /// Reads the string of `setting`. What had to be changed is logged, by the setting's name.
     ///
     /// # Errors

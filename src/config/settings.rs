@@ -13,6 +13,8 @@ use crate::dsn::Secret;
 
 /// Where the server listens: loopback only.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
+/// The port of [`DEFAULT_LISTEN`].
+const DEFAULT_PORT: u16 = 8080;
 /// Threads that run jobs.
 const DEFAULT_WORKERS: u32 = 8;
 /// The most threads that can be asked for.
@@ -140,18 +142,71 @@ settings! {
     log_format: LogFormat, "SLOWLANE_LOG_FORMAT";
 }
 
-fn at_least_one(setting: &'static str, given: Option<u32>, default: u32) -> Result<u32, ConfigError> {
-    let value = given.unwrap_or(default);
-    if (1..=MAX_WORKERS).contains(&value) {
-        Ok(value)
-    } else {
-        Err(ConfigError::Invalid(setting, format!("expected 1 to {MAX_WORKERS}")))
+fn expect(holds: bool, setting: &'static str, expected: impl Into<String>) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::Invalid(setting, expected.into())) }
+}
+
+fn set<T>(place: &mut T, given: Option<T>) {
+    if let Some(value) = given {
+        *place = value;
     }
 }
 
-fn longer_than_nothing(setting: &'static str, given: Option<Span>, default: Duration) -> Result<Duration, ConfigError> {
-    let value = given.map_or(default, |span| span.0);
-    if value.is_zero() { Err(ConfigError::Invalid(setting, "expected more than 0".to_owned())) } else { Ok(value) }
+fn set_span(place: &mut Duration, given: Option<Span>) {
+    set(place, given.map(|span| span.0));
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)),
+            probe_listen: None,
+            roles: Roles { http: true, workers: true },
+            allowed_hosts: Vec::new(),
+            api_token: None,
+            queues: vec!["default".to_owned()],
+            workers: DEFAULT_WORKERS,
+            api_connections: DEFAULT_API_CONNECTIONS,
+            control_connections: DEFAULT_CONTROL_CONNECTIONS,
+            result_connections: DEFAULT_RESULT_CONNECTIONS,
+            api_statement_timeout: DEFAULT_API_STATEMENT_TIMEOUT,
+            shutdown_grace: DEFAULT_SHUTDOWN_GRACE,
+            notify: true,
+            retention: DEFAULT_RETENTION,
+            result_store_bytes: DEFAULT_RESULT_STORE_BYTES,
+            dsn_strict: false,
+            log: DEFAULT_LOG.to_owned(),
+            log_format: LogFormat::Plain,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what was set field by field.
+    ///
+    /// # Errors
+    /// For a value that can't be used.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let named = !self.queues.is_empty() && !self.queues.iter().any(String::is_empty);
+        expect(named, "queues", "expected the names of queues")?;
+        expect(self.result_store_bytes >= 0, "result_store_bytes", "expected 0 or more")?;
+        let why = "together with no_http nothing is left to do: leave one of them out";
+        expect(self.roles.http || self.roles.workers, "no_workers", why)?;
+        for (setting, span) in [("api_statement_timeout", self.api_statement_timeout), ("retention", self.retention)] {
+            expect(!span.is_zero(), setting, "expected more than 0")?;
+        }
+        for (setting, number) in [
+            ("workers", self.workers),
+            ("api_connections", self.api_connections),
+            ("control_connections", self.control_connections),
+            ("result_connections", self.result_connections),
+        ] {
+            expect((1..=MAX_WORKERS).contains(&number), setting, format!("expected 1 to {MAX_WORKERS}"))?;
+        }
+        let blank = |c: char| c.is_whitespace() || c.is_control();
+        let whole = |token: &Secret| !token.expose().is_empty() && !token.expose().contains(blank);
+        expect(self.api_token.as_ref().is_none_or(whole), "api_token", "expected a token without blanks")
+    }
 }
 
 impl Settings {
@@ -160,53 +215,31 @@ impl Settings {
     /// # Errors
     /// For a value that can't be used.
     pub fn resolve(self, file: &File) -> Result<Config, ConfigError> {
-        let api_token = self.api_token(file)?;
-        let given = self.or(file.settings.clone());
-        let default_listen =
-            || DEFAULT_LISTEN.parse().map_err(|_| ConfigError::Invalid("listen", "no default".to_owned()));
-        let queues = given.queues.unwrap_or_else(|| vec!["default".to_owned()]);
-        if queues.is_empty() || queues.iter().any(String::is_empty) {
-            return Err(ConfigError::Invalid("queues", "expected the names of queues".to_owned()));
-        }
-        let result_store_bytes = given.result_store_bytes.unwrap_or(DEFAULT_RESULT_STORE_BYTES);
-        if result_store_bytes < 0 {
-            return Err(ConfigError::Invalid("result_store_bytes", "expected 0 or more".to_owned()));
-        }
-        let roles = Roles { http: !given.no_http.unwrap_or(false), workers: !given.no_workers.unwrap_or(false) };
-        if !roles.http && !roles.workers {
-            let why = "together with no_http nothing is left to do: leave one of them out";
-            return Err(ConfigError::Invalid("no_workers", why.to_owned()));
-        }
-        let timeout =
-            longer_than_nothing("api_statement_timeout", given.api_statement_timeout, DEFAULT_API_STATEMENT_TIMEOUT)?;
-        Ok(Config {
-            listen: given.listen.map_or_else(default_listen, Ok)?,
-            roles,
-            probe_listen: given.probe_listen,
-            allowed_hosts: given.allowed_host.unwrap_or_default(),
-            api_token,
-            queues,
-            workers: at_least_one("workers", given.workers, DEFAULT_WORKERS)?,
-            api_connections: at_least_one("api_connections", given.api_connections, DEFAULT_API_CONNECTIONS)?,
-            control_connections: at_least_one(
-                "control_connections",
-                given.control_connections,
-                DEFAULT_CONTROL_CONNECTIONS,
-            )?,
-            result_connections: at_least_one(
-                "result_connections",
-                given.result_connections,
-                DEFAULT_RESULT_CONNECTIONS,
-            )?,
-            api_statement_timeout: timeout,
-            shutdown_grace: given.shutdown_grace.map_or(DEFAULT_SHUTDOWN_GRACE, |span| span.0),
-            notify: given.notify.unwrap_or(true),
-            retention: longer_than_nothing("retention", given.retention, DEFAULT_RETENTION)?,
-            result_store_bytes,
-            dsn_strict: given.dsn_strict.unwrap_or(false),
-            log: given.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
-            log_format: given.log_format.unwrap_or(LogFormat::Plain),
-        })
+        let mut config = Config { api_token: self.api_token(file)?, ..Config::default() };
+        self.or(file.settings.clone()).apply(&mut config);
+        config.check()?;
+        Ok(config)
+    }
+
+    fn apply(self, config: &mut Config) {
+        set(&mut config.listen, self.listen);
+        set(&mut config.probe_listen, self.probe_listen.map(Some));
+        set(&mut config.roles.http, self.no_http.map(|no| !no));
+        set(&mut config.roles.workers, self.no_workers.map(|no| !no));
+        set(&mut config.allowed_hosts, self.allowed_host);
+        set(&mut config.queues, self.queues);
+        set(&mut config.workers, self.workers);
+        set(&mut config.api_connections, self.api_connections);
+        set(&mut config.control_connections, self.control_connections);
+        set(&mut config.result_connections, self.result_connections);
+        set_span(&mut config.api_statement_timeout, self.api_statement_timeout);
+        set_span(&mut config.shutdown_grace, self.shutdown_grace);
+        set(&mut config.notify, self.notify);
+        set_span(&mut config.retention, self.retention);
+        set(&mut config.result_store_bytes, self.result_store_bytes);
+        set(&mut config.dsn_strict, self.dsn_strict);
+        set(&mut config.log, self.log);
+        set(&mut config.log_format, self.log_format);
     }
 
     fn api_token(&self, file: &File) -> Result<Option<Secret>, ConfigError> {
@@ -224,11 +257,6 @@ impl Settings {
             (None, None, Some(path)) if file.api_token.is_none() => read(path)?,
             (None, None, _) => file.api_token.clone(),
         };
-        match token {
-            Some(token) if token.is_empty() || token.chars().any(|c| c.is_whitespace() || c.is_control()) => {
-                Err(ConfigError::Invalid("api_token", "expected a token without blanks".to_owned()))
-            }
-            token => Ok(token.map(Secret::new)),
-        }
+        Ok(token.map(Secret::new))
     }
 }

@@ -24,7 +24,7 @@ pub use resolve::with_addresses;
 pub use session::{Canceller, Column, Notification, Rows, Session, Statement, TransactionStatus, connect_failure};
 pub use socket::Mark;
 pub use stream::{Chunk, RowStream};
-pub use surroundings::take_surroundings;
+pub use surroundings::{surroundings, take_surroundings};
 
 use std::sync::OnceLock;
 

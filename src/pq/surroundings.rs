@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use openssl_probe::ProbeResult;
 
@@ -18,18 +19,39 @@ const SYSTEM_FOLDER: &str = "/etc/postgresql-common";
 /// A file of services is small: 1 MiB.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// What was found when somebody first asked.
+static FOUND: OnceLock<Surroundings> = OnceLock::new();
+
 /// Reads libpq's variables and files, takes the variables away, and says where this machine keeps the certificates that
 /// it trusts. For the first line of a program: while another thread
 /// runs, nothing is taken away, and libpq goes on seeing them.
-pub fn take_surroundings() -> Surroundings {
+pub fn take_surroundings() -> &'static Surroundings {
+    FOUND.get_or_init(|| {
+        let found = look();
+        take_away(&found);
+        found
+    })
+}
+
+/// Libpq's variables and files, left where they are unless [`take_surroundings`] took them: the environment is that of a
+/// program that slowlane is only a part of.
+pub fn surroundings() -> &'static Surroundings {
+    FOUND.get_or_init(look)
+}
+
+fn look() -> Surroundings {
     let variables: BTreeMap<String, Secret> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| is_libpqs(name))
         .map(|(name, value)| (name, Secret::new(value)))
         .collect();
     let service_files = service_files(&variables).iter().filter_map(|path| read(path)).collect();
+    Surroundings { variables, service_files }
+}
+
+fn take_away(found: &Surroundings) {
     if is_alone() {
-        for name in variables.keys() {
+        for name in found.variables.keys() {
             // SAFETY: this is the only thread of the process, so that nobody reads the environment meanwhile.
             unsafe { std::env::remove_var(name) };
         }
@@ -38,7 +60,6 @@ pub fn take_surroundings() -> Surroundings {
             unsafe { std::env::set_var(name, value) };
         }
     }
-    Surroundings { variables, service_files }
 }
 
 /// A variable that libpq reads: others that begin with PG are somebody else's, such as one that holds a connection string.

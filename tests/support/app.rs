@@ -1,36 +1,22 @@
-//! The whole server within the tests' process, put together as the program does it.
+//! The whole server within the tests' process, put together as any program that embeds it does.
 
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::mpsc::channel;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use slowlane::cli::process::{self, Addresses, Listeners, Parts, StopRequests};
-use slowlane::config::{Config, File, Settings, TargetConfig};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use slowlane::config::Config;
+use slowlane::{Running, Server};
 
 use super::client::Client;
+use super::kinds;
 use super::postgres::{Database, Postgres};
-use super::{PATIENCE, kinds};
 
 /// A running server. Stopped when it is dropped.
 pub struct TestApp {
     pub client: Client,
     pub queue: Database,
     pub target: Database,
-    stop: UnboundedSender<()>,
-    thread: Option<JoinHandle<()>>,
-}
-
-struct Channel(UnboundedReceiver<()>);
-
-impl StopRequests for Channel {
-    async fn next(&mut self) {
-        if self.0.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-    }
+    running: Option<Running>,
 }
 
 impl TestApp {
@@ -52,37 +38,28 @@ impl TestApp {
     }
 
     pub fn on(queue: Database, target: Database, change: impl FnOnce(&mut Config)) -> TestApp {
-        let mut config = Settings::default().resolve(&File::default()).unwrap();
-        config.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.workers = 4;
-        config.shutdown_grace = Duration::ZERO;
-        change(&mut config);
-        let listeners = Listeners::open(&config).unwrap();
-        let targets = [("default".to_owned(), TargetConfig::at(target.dsn.clone()))].into();
-        let dsn = queue.dsn.clone();
-        let target_names = vec!["default".to_owned()];
-        let parts =
-            move || Ok(Parts { config, queue: dsn, target_names, targets, registry: kinds::registry(), listeners });
-        let (stop, stopped) = unbounded_channel();
-        let (ready, address) = channel();
-        let serve = move || {
-            let tell = move |addresses: Addresses| ready.send(addresses.api.unwrap()).unwrap();
-            process::run_until(move || Ok(Channel(stopped)), parts, tell).unwrap();
+        let mut config = Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            workers: 4,
+            shutdown_grace: Duration::ZERO,
+            ..Config::default()
         };
-        let thread = std::thread::Builder::new().name("app".to_owned()).spawn(serve).unwrap();
-        let client = Client::new(address.recv_timeout(PATIENCE).expect("the server did not start"));
+        change(&mut config);
+        let server = Server::builder().config(config).queue(&queue.dsn).target("default", &target.dsn);
+        let running = server.registry(kinds::registry()).build().unwrap().start().unwrap();
+        let client = Client::new(running.address().unwrap());
         super::eventually("the server is ready", || client.get("/readyz").status == 200);
-        TestApp { client, queue, target, stop, thread: Some(thread) }
+        TestApp { client, queue, target, running: Some(running) }
     }
 
     /// Asks it to stop; a second time, to hurry.
     pub fn ask_to_stop(&self) {
-        self.stop.send(()).unwrap();
+        self.running.as_ref().unwrap().ask_to_stop();
     }
 
     /// Waits until it has stopped.
     pub fn join(&mut self) {
-        self.thread.take().unwrap().join().unwrap();
+        self.running.take().unwrap().wait().unwrap();
     }
 }
 
@@ -90,15 +67,5 @@ impl Deref for TestApp {
     type Target = Client;
     fn deref(&self) -> &Client {
         &self.client
-    }
-}
-
-impl Drop for TestApp {
-    fn drop(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = self.stop.send(());
-            let _ = self.stop.send(());
-            let _ = thread.join();
-        }
     }
 }

@@ -16,7 +16,11 @@ use super::{PATIENCE, eventually};
 
 /// The program, with nothing of the surrounding environment that would be a setting.
 pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_slowlane"));
+    without_settings(Command::new(env!("CARGO_BIN_EXE_slowlane")))
+}
+
+/// Any program, with nothing of the surrounding environment that would be a setting.
+pub fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars() {
         if name.starts_with("SLOWLANE_") || name.starts_with("PG") || name == "DATABASE_URL" {
             command.env_remove(name);

@@ -83,7 +83,7 @@ impl Postgres {
         };
         postgres.create(&format!("CREATE DATABASE {TEMPLATE} OWNER {}", roles::OWNER));
         let owner = postgres.queue.clone().with("user", roles::OWNER).with("dbname", TEMPLATE);
-        slowlane::cli::migrate::migrate(&owner, roles::QUEUE).unwrap();
+        slowlane::migrate(&owner).unwrap();
         postgres
     }
 

@@ -13,11 +13,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
+use crate::app::process::{self, StopRequests, StopSignals};
 use crate::cli::demo::child;
 use crate::cli::demo::kill::{self, Kill};
 use crate::cli::demo::measure::{Contestant, Environment, Measured, Run, Statement};
 use crate::cli::private::{Databases, Slot};
-use crate::cli::process::{self, StopRequests, StopSignals};
 use crate::cli::{Failure, plain_dsn_reader};
 use crate::config::{DsnReader, File};
 use crate::db::cluster::{self, ClusterError, default_data_dir};

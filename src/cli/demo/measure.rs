@@ -110,7 +110,7 @@ impl Contestant {
             command
                 .args(["--queues", &environment.queue, "--shutdown-grace", "4s", "--log-format", "json", "--log"])
                 .arg(
-                    "warn,slowlane::cli::serve=info,slowlane::http::submit=debug,slowlane::worker::executor=debug,\
+                    "warn,slowlane::app::server=info,slowlane::http::submit=debug,slowlane::worker::executor=debug,\
                  slowlane::worker::completer=debug",
                 );
             command.env("SLOWLANE_DATABASE_URL", environment.databases.queue.to_url().expose());

@@ -11,9 +11,10 @@ use std::time::Duration;
 use actix_rt::signal::unix::{Signal, SignalKind, signal};
 use actix_web::dev::Server;
 use actix_web::web;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::cli::Failure;
+use crate::app::AppError;
 use crate::config::{Config, TargetConfig};
 use crate::db::doorway::DoorwayThreads;
 use crate::db::pool::{self, Manager, Pool, Purpose};
@@ -42,6 +43,9 @@ const RESULTS_STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITER_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long requests may take to end when everything else has.
 const HTTP_GRACE: Duration = Duration::from_secs(5);
+
+/// Of a thread that should have said how it ended.
+pub(super) const DIED: &str = "a thread that the process needs has panicked; the log says why";
 
 /// What a process is made of.
 pub struct Parts {
@@ -81,26 +85,31 @@ impl Listeners {
     ///
     /// # Errors
     /// When an address can't be used, or would be reachable from other machines without a token.
-    pub fn open(config: &Config) -> Result<Listeners, Failure> {
+    pub fn open(config: &Config) -> Result<Listeners, AppError> {
         http_settings(config)?;
         let api = config.roles.http.then(|| listen(config.listen, "--listen")).transpose()?;
         let probes = config.probe_listen.map(|address| listen(address, "--probe-listen")).transpose()?;
         Ok(Listeners { api, probes })
     }
 
-    fn addresses(&self) -> std::io::Result<Addresses> {
+    /// Where they listen.
+    ///
+    /// # Errors
+    /// When the system doesn't say.
+    pub fn addresses(&self) -> std::io::Result<Addresses> {
         let address = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
         Ok(Addresses { api: address(&self.api)?, probes: address(&self.probes)? })
     }
 }
 
-fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            format!("{address} is in use by another program: stop that one, or choose another address with {flag}")
-                .into()
-        }
-        _ => format!("can't listen on {address}: {error}").into(),
+fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).map_err(|error| {
+        AppError::Listen(match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!("{address} is in use by another program: stop that one, or choose another address with {flag}")
+            }
+            _ => format!("can't listen on {address}: {error}"),
+        })
     })
 }
 
@@ -108,7 +117,7 @@ fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {
 ///
 /// # Errors
 /// When it would be reachable from other machines without a token.
-fn http_settings(config: &Config) -> Result<HttpSettings, Failure> {
+fn http_settings(config: &Config) -> Result<HttpSettings, AppError> {
     let settings = HttpSettings {
         listen: config.roles.http.then_some(config.listen).into_iter().chain(config.probe_listen).collect(),
         allowed_hosts: config.allowed_hosts.clone(),
@@ -126,9 +135,9 @@ fn http_settings(config: &Config) -> Result<HttpSettings, Failure> {
 /// # Errors
 /// When preparing fails, the databases can't be used as they are, or a thread can't be started.
 pub fn run(
-    prepare: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
+    prepare: impl FnOnce() -> Result<Parts, AppError> + Send + 'static,
     ready: impl FnOnce(Addresses) + 'static,
-) -> Result<(), Failure> {
+) -> Result<(), AppError> {
     run_until(StopSignals::new, prepare, ready)
 }
 
@@ -138,9 +147,12 @@ pub fn run(
 /// As [`run`].
 pub fn run_until<S: StopRequests>(
     stop: impl FnOnce() -> std::io::Result<S> + 'static,
-    prepare: impl FnOnce() -> Result<Parts, Failure> + Send + 'static,
+    prepare: impl FnOnce() -> Result<Parts, AppError> + Send + 'static,
     ready: impl FnOnce(Addresses) + 'static,
-) -> Result<(), Failure> {
+) -> Result<(), AppError> {
+    if Handle::try_current().is_ok() {
+        return Err(AppError::WithinRuntime);
+    }
     let doorway_threads = actix_rt::System::new().block_on(async move {
         // Signals are listened to before there is anything to stop.
         let mut stop = stop()?;
@@ -169,10 +181,10 @@ pub fn run_until<S: StopRequests>(
             }
         });
         for server in servers {
-            server.await??;
+            server.await.map_err(|_| AppError::Died(DIED))??;
         }
-        drain.await?;
-        Ok::<_, Failure>(Some(doorway_threads))
+        drain.await.map_err(|_| AppError::Died(DIED))?;
+        Ok::<_, AppError>(Some(doorway_threads))
     })?;
     drop(doorway_threads);
     log::info!("stopped");
@@ -182,9 +194,9 @@ pub fn run_until<S: StopRequests>(
 /// Waits for the start to be done. `None` when it was asked to stop meanwhile: what had begun is then finished first,
 /// unless it is asked again.
 async fn unless_stopped<T>(
-    starting: impl Future<Output = Result<T, Failure>>,
+    starting: impl Future<Output = Result<T, AppError>>,
     stop: &mut impl StopRequests,
-) -> Result<Option<T>, Failure> {
+) -> Result<Option<T>, AppError> {
     tokio::pin!(starting);
     tokio::select! {
         started = &mut starting => return started.map(Some),
@@ -200,17 +212,18 @@ async fn unless_stopped<T>(
 ///
 /// # Errors
 /// The work's own; or when it panicked, with this text.
-pub async fn on_a_thread<T: Send + 'static>(
+pub async fn on_a_thread<T: Send + 'static, E: From<AppError> + Send + 'static>(
     name: &str,
     panicked: &'static str,
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
     let (done, outcome) = oneshot::channel();
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+    let run = move || {
         // Whoever waited has gone: the process is ending.
         let _ = done.send(work());
-    })?;
-    outcome.await.unwrap_or_else(|_| Err(panicked.into()))
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(AppError::from)?;
+    outcome.await.unwrap_or_else(|_| Err(AppError::Died(panicked).into()))
 }
 
 /// Everything that is needed to serve, and nothing of it started but the doorway and the writer.
@@ -225,7 +238,7 @@ struct Assembled {
     grace: Duration,
 }
 
-fn assemble(parts: Parts) -> Result<Assembled, Failure> {
+fn assemble(parts: Parts) -> Result<Assembled, AppError> {
     let Parts { config, queue, target_names, targets, registry, listeners } = parts;
     let settings = http_settings(&config)?;
     // What one connection finds out about the queue, the others needn't find out again.
@@ -261,7 +274,7 @@ fn assemble(parts: Parts) -> Result<Assembled, Failure> {
         control: pools.control.clone(),
         signals: Arc::clone(&signals),
     });
-    let threads = usize::try_from(config.workers)?;
+    let threads = usize::try_from(config.workers).unwrap_or(usize::MAX);
     let workers = config.roles.workers.then(|| WorkersConfig {
         queue,
         control: pools.control,
@@ -285,7 +298,7 @@ fn manager(queue: &Source, name: &'static str, statement_timeout: Duration) -> M
 }
 
 /// One timed connection before any pool: a wrong setting is one clear message.
-fn check_queue(queue: &Source) -> Result<(), Failure> {
+fn check_queue(queue: &Source) -> Result<(), AppError> {
     let mut connection = manager(queue, "start", CONTROL_STATEMENT_TIMEOUT).open()?;
     let status = migrations::status(&mut connection)?;
     if !migrations::speaks_english(&mut connection)? {
@@ -297,11 +310,7 @@ fn check_queue(queue: &Source) -> Result<(), Failure> {
         return Err(migrations::MigrateError::Newer(status.unknown.join(", ")).into());
     }
     if !status.pending.is_empty() {
-        return Err(format!(
-            "the queue's schema lacks migrations ({}): run `slowlane migrate up`",
-            status.pending.join(", ")
-        )
-        .into());
+        return Err(AppError::SchemaBehind(status.pending.join(", ")));
     }
     Ok(())
 }
@@ -310,7 +319,7 @@ fn open_targets(
     targets: BTreeMap<String, TargetConfig>,
     workers: u32,
     metrics: &Arc<Metrics>,
-) -> Result<Targets, Failure> {
+) -> Result<Targets, AppError> {
     let mut open = Targets::new();
     for (name, target) in targets {
         let settings = TargetSettings {

@@ -1,0 +1,24 @@
+//! slowlane inside another program: servers and workers put together from what the program says, and the migration of
+//! the queue's schema.
+//!
+//! The only room beside the command line that knows them all, and the command line starts processes by it. Reads no
+//! flag and no slowlane.toml, starts no log and takes no environment variable away: all three belong to the program.
+//!
+//! | file | what it has |
+//! | --- | --- |
+//! | `builder` | what a program says: databases, kinds, settings |
+//! | `server` | [`Server`] and [`Workers`], run to their end or beside the program |
+//! | [`mod@migrate`] | the queue's schema, brought up to this build |
+//! | [`process`] | the assembly, and the order in which a process stops |
+//! | `error` | why something can't be started |
+
+mod builder;
+mod error;
+pub mod migrate;
+pub mod process;
+mod server;
+
+pub use builder::{DatabaseUrl, ServerBuilder, Target, WorkersBuilder};
+pub use error::AppError;
+pub use migrate::{Grants, migrate, migrate_with};
+pub use server::{Running, Server, Workers};

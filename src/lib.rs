@@ -12,7 +12,8 @@
 //! [`db`] holds pools, the async doorway, the schema and the private development cluster,
 //! `config` the settings, [`app`] puts processes together, `cli` has the subcommands.
 //!
-//! A program of your own needs [`Server`] or [`Workers`], and kinds of [`Work`]. [`queue::insert()`] puts a job in within a transaction of yours.
+//! A program of your own needs [`Server`] or [`Workers`], and kinds of [`Work`]; docs/rust.md goes from the first line of
+//! such a program to its last. [`queue::insert()`] puts a job in within a transaction of yours.
 //!
 //! Who may use whom is written in ARCHITECTURE.md and enforced by `tests/layers.rs`.
 
@@ -43,8 +44,13 @@ pub mod metrics;
 pub mod pq;
 pub mod queue;
 pub mod results;
-pub mod worker;
+pub(crate) mod worker;
 
 pub use app::{AppError, DatabaseUrl, Grants, Running, Server, Target, Workers, migrate};
 pub use kinds::{ArgError, Registry, Work, WorkContext, WorkError};
 pub use queue::{JobError, NewJob};
+
+/// The guide's blocks, compiled with the tests of this documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rust.md")]
+mod guide {}

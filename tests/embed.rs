@@ -1,12 +1,16 @@
 //! slowlane as a part of another program: builders, ways to run, and what they say when something is wrong.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 use slowlane::db::roles;
 use slowlane::{AppError, DatabaseUrl, Grants, Server, Target, Work, WorkContext, WorkError, Workers};
 
+use crate::support::child::{Server as Child, without_settings};
 use crate::support::client::Client;
 use crate::support::kinds::{Gate, Gated, Step};
 use crate::support::postgres::{Database, Postgres};
@@ -201,4 +205,78 @@ fn migrating_from_rust_grants_the_roles_that_are_named() {
     );
     let error = slowlane::migrate("postgres://u:hunter2@127.0.0.1:1/d").unwrap_err().to_string();
     assert!(!error.contains("hunter2"), "{error}");
+}
+
+/// The example, built as whoever tries it builds it.
+fn example() -> PathBuf {
+    // Beside the tests' own: what they share is built once.
+    let profile = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.args(["build", "--locked", "--example", "custom_kind", "--message-format", "json", "--target-dir"]);
+    cargo.arg(profile.parent().unwrap());
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    let output =
+        cargo.current_dir(std::env::var_os("CARGO_MANIFEST_DIR").unwrap()).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let messages = String::from_utf8(output.stdout).unwrap();
+    let built = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let built = built.filter(|message| message["target"]["name"] == "custom_kind");
+    built.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).next_back().unwrap()
+}
+
+#[test]
+fn the_example_goes_on_from_its_checkpoint_after_a_kill() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let program = example();
+    let start = || {
+        let mut command = without_settings(Command::new(&program));
+        command.env("LISTEN", "127.0.0.1:0").env("SLOWLANE_DATABASE_URL", url(&queue));
+        command.env("SLOWLANE_DEMO_URL", url(&target));
+        Child::spawn(command)
+    };
+    // Three carriers that fly each day of a year; in July its rows can't be written before somebody lets go.
+    target.run(
+        "SET search_path = public; SET ROLE slowlane_demo;
+         CREATE TABLE flights AS SELECT c.carrier, extract(month FROM day)::smallint AS month,
+                CASE WHEN extract(day FROM day) <> 13 THEN (extract(day FROM day) * c.n - 20)::smallint END AS arr_delay
+           FROM generate_series(date '2013-01-01', '2013-12-31', '1 day') AS day, (VALUES ('AA', 1), ('BB', 2), ('CC', 3)) AS c(carrier, n);
+         CREATE TABLE delay_statistics (carrier text, month smallint, flights bigint NOT NULL,
+             arrived bigint NOT NULL, late bigint NOT NULL, delay_minutes bigint, PRIMARY KEY (carrier, month));
+         CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF NEW.month = 7 THEN PERFORM pg_advisory_xact_lock(7); END IF; RETURN NEW; END $$;
+         CREATE TRIGGER hold BEFORE INSERT ON delay_statistics FOR EACH ROW EXECUTE FUNCTION hold()",
+    );
+    let mut holder = target.session();
+    holder.execute_batch("SELECT pg_advisory_lock(7)").unwrap();
+    let mut first = start();
+    let id = first.client.submit(&json!({"kind": "delay_statistics", "args": {}}));
+    let held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND application_name LIKE 'slowlane:%' AND datname = current_database()";
+    eventually("it is in the middle", || target.count(held) == 1);
+    first.signal(Signal::SIGKILL);
+    first.wait();
+    drop(holder);
+    let written = "SELECT string_agg(concat_ws(' ', carrier, month, xmin), ',' ORDER BY month, carrier) FROM public.delay_statistics WHERE month < 7";
+    let before = target.text(written);
+    assert_eq!(before.split(',').count(), 18);
+    let second = start();
+    let job = second.client.ended(&id);
+    assert_eq!(
+        (&job["state"], &job["attempt"], &job["interruptions"]),
+        (&json!("succeeded"), &json!(1), &json!(1)),
+        "{job}"
+    );
+    assert_eq!(job["output"], json!({"rows": 36, "began_at": 7}));
+    assert_eq!(target.text(written), before, "what was done is left alone");
+    let log = second.client.get(&format!("/v1/jobs/{id}/log")).text();
+    assert!(log.contains("going on with month 7"), "{log}");
+    let wrong = "SELECT count(*) FROM public.delay_statistics FULL JOIN (
+            SELECT carrier, month, count(*) AS flights, count(arr_delay) AS arrived, count(*) FILTER (WHERE arr_delay > 15) AS late, sum(arr_delay) AS delay_minutes
+              FROM public.flights GROUP BY 1, 2) expected USING (carrier, month, flights, arrived, late, delay_minutes)";
+    assert_eq!(target.count(wrong), 36);
+    let refused =
+        second.client.post("/v1/jobs", &json!({"kind": "delay_statistics", "args": {"from_month": 13}})).problem();
+    assert_eq!(refused.2, ["/args/from_month", "/args/to_month"]);
 }

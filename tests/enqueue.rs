@@ -338,7 +338,7 @@ fn workers_wake_at_the_commit() {
         .queue
         .count("SELECT count(*) FROM finished_jobs WHERE started_at - created_at > interval '400 milliseconds'");
     assert!(waited < 10, "{waited} of 20 jobs waited for the poll");
-    // The first of these comes while the promoter sleeps for an hour; it is told.
+    // One for later runs when it is due.
     let at = "clock_timestamp() + interval '200 milliseconds'";
     let id = enqueue(&mut session, &format!("{SELECT_1}, run_at => {at}")).unwrap();
     assert_eq!(app.ended(&id)["state"], "succeeded");
@@ -539,4 +539,36 @@ fn a_kind_that_nobody_knows_waits_and_can_be_cancelled() {
         assert_eq!(app.job(&id)["state"], "queued");
         assert_eq!(app.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).json()["state"], "cancelled");
     }
+}
+
+/// What docs/rust.md shows of SQL runs as it stands there.
+#[test]
+fn the_guides_sql_runs() {
+    let queue = Postgres::shared().queue();
+    let dsn = application(&queue);
+    let user = dsn.get("user").unwrap();
+    let guide = include_str!("../docs/rust.md");
+    let blocks: Vec<&str> = guide.split("```sql\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    let [transaction, roles, function] = blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let mut session = session(&dsn);
+    session
+        .execute_batch(&format!("SET search_path = {user}; CREATE TABLE invoices (customer bigint, cents bigint)"))
+        .unwrap();
+    session.execute_batch(transaction).unwrap();
+    let jobs = "SELECT string_agg(concat_ws(' ', kind, state, queue, priority, timeout_ms, max_attempts, labels ->> 'team', args), ',' ORDER BY id) FROM jobs";
+    assert_eq!(
+        queue.text(jobs),
+        r#"add_up queued default 5 3600000 3 {"customer": 7},execute scheduled nightly 8 600000 1 billing {"statements" : [{"sql" : "ANALYZE invoices"}]}"#
+    );
+    assert!(roles.contains(slowlane::db::roles::CLIENT));
+    // For a role that may nothing else.
+    queue.run(&format!(
+        "CREATE ROLE only_{user}; SET search_path = public; {}; SET ROLE only_{user}; SELECT public.add_up(8)",
+        function.replace("TO shop", &format!("TO only_{user}"))
+    ));
+    assert_eq!(queue.count("SELECT count(*) FROM jobs WHERE (args ->> 'customer') = '8'"), 1);
+    let by_hand = guide.split('`').find(|text| text.starts_with("GRANT USAGE")).unwrap().replace('\n', " ");
+    queue.run(&format!("CREATE ROLE hand_{user}; {}", by_hand.replace("TO shop", &format!("TO hand_{user}"))));
+    queue.run(&format!("SET ROLE hand_{user}; SELECT slowlane.enqueue('add_up')"));
+    assert_eq!(queue.count("SELECT count(*) FROM jobs"), 4);
 }

@@ -9,13 +9,13 @@
 //! | `builder` | what a program says: databases, kinds, settings |
 //! | `server` | [`Server`] and [`Workers`], run to their end or beside the program |
 //! | [`mod@migrate`] | the queue's schema, brought up to this build |
-//! | [`process`] | the assembly, and the order in which a process stops |
+//! | `process` | the assembly, and the order in which a process stops |
 //! | `error` | why something can't be started |
 
 mod builder;
 mod error;
 pub mod migrate;
-pub mod process;
+pub(crate) mod process;
 mod server;
 
 pub use builder::{DatabaseUrl, ServerBuilder, Target, WorkersBuilder};

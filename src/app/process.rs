@@ -106,7 +106,7 @@ fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener, AppError> {
     TcpListener::bind(address).map_err(|error| {
         AppError::Listen(match error.kind() {
             std::io::ErrorKind::AddrInUse => {
-                format!("{address} is in use by another program: stop that one, or choose another address with {flag}")
+                format!("{address} is in use by another program: stop that one, or choose another address ({flag})")
             }
             _ => format!("can't listen on {address}: {error}"),
         })

@@ -94,7 +94,29 @@ pub enum CommitState {
     Committed(String),
 }
 
-/// One attempt, seen from inside.
+/// One attempt, seen from inside: what [`Work::run`](crate::kinds::Work::run) is given.
+///
+/// Its sessions carry the job's id as their `application_name`, are limited to what is left of the attempt's time, and are
+/// stopped on their servers by a cancel, the deadline and a shutdown. Each is the attempt's own until it is dropped.
+///
+/// ```
+/// use diesel::prelude::*;
+/// use slowlane::queue::log::LogLevel;
+/// use slowlane::{WorkContext, WorkError};
+///
+/// fn refresh(ctx: &WorkContext<'_>, views: &[String]) -> Result<(), WorkError> {
+///     let done: usize = ctx.checkpoint()?.unwrap_or(0);
+///     let mut connection = ctx.diesel()?;
+///     for (n, view) in views.iter().enumerate().skip(done) {
+///         ctx.check()?;
+///         let refreshed = diesel::sql_query("SELECT refresh($1)").bind::<diesel::sql_types::Text, _>(view);
+///         refreshed.execute(&mut *connection)?;
+///         ctx.log(LogLevel::Info, &format!("{view} is fresh, {:?} are left", ctx.remaining()));
+///         ctx.save_checkpoint(&(n + 1))?;
+///     }
+///     Ok(())
+/// }
+/// ```
 pub struct WorkContext<'a> {
     job: &'a ClaimedJob,
     control: Arc<JobControl>,

@@ -28,7 +28,11 @@ use crate::pq::{PqError, PqErrorKind};
 use crate::queue::{JobError, NewJob, RawJson};
 use crate::results::ResultError;
 
-/// A kind of work: its arguments are the type itself.
+/// A kind of work: its arguments are the type itself. docs/rust.md goes through one from start to end.
+///
+/// Give it to a server by [`ServerBuilder::kind`](crate::app::ServerBuilder::kind), or to a [`Registry`]. The type is read
+/// from a job's `args` twice: when it is accepted, so that a mistake is a 422 with the field's pointer, and when it runs.
+/// `#[serde(deny_unknown_fields)]` makes a misspelt argument one.
 ///
 /// ```
 /// use slowlane::kinds::{Work, WorkContext, WorkError};
@@ -45,6 +49,10 @@ use crate::results::ResultError;
 ///         Ok(format!("hello {}", self.name))
 ///     }
 /// }
+///
+/// let job = Greet { name: "you".to_owned() }.job()?;
+/// assert_eq!((job.kind.as_str(), job.args.text()), ("greet", r#"{"name":"you"}"#));
+/// # Ok::<(), slowlane::kinds::CheckError>(())
 /// ```
 pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     /// The kind's name in requests and rows.
@@ -120,6 +128,27 @@ fn no_json(error: serde_json::Error) -> CheckError {
 }
 
 /// How an attempt failed, and what that means for the job.
+///
+/// | | the job | an attempt is charged |
+/// | --- | --- | --- |
+/// | [`Retry`](WorkError::Retry) | is `scheduled` again, later each time; `failed` when none is left | yes |
+/// | [`Fail`](WorkError::Fail) | is `failed` | yes |
+/// | [`Cancelled`](WorkError::Cancelled) | is `cancelled`, `failed` with code `timeout`, or handed back, as it was asked | if it ended |
+/// | [`Snooze`](WorkError::Snooze) | is `scheduled` for then | no |
+/// | [`Unavailable`](WorkError::Unavailable) | is `scheduled`, later each time up to a minute | no |
+///
+/// `?` makes the right one of Diesel's errors and of [`PqError`]: what may pass is tried again.
+///
+/// ```
+/// use slowlane::{JobError, WorkError};
+///
+/// fn run() -> Result<(), WorkError> {
+///     Err(diesel::result::Error::NotFound)?
+/// }
+/// assert!(matches!(run(), Err(WorkError::Fail(error)) if error.code == "sql_error"));
+/// let later = WorkError::of(JobError::new("rates_missing", "today's rates aren't there yet").retryable());
+/// assert!(matches!(later, WorkError::Retry(_)));
+/// ```
 #[derive(Clone, Debug)]
 pub enum WorkError {
     /// Worth another attempt, if there is one left.
@@ -242,7 +271,15 @@ struct Entry {
     run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
 }
 
-/// The list of kinds that a process knows.
+/// The list of kinds that a process knows: it accepts and claims jobs of these, and of no others.
+///
+/// ```
+/// use slowlane::Registry;
+/// use slowlane::kinds::query::Query;
+///
+/// assert_eq!(Registry::standard().names(), ["execute", "query"]);
+/// assert_eq!(Registry::default().with::<Query>().names(), ["query"]);
+/// ```
 #[derive(Default)]
 pub struct Registry {
     kinds: BTreeMap<&'static str, Entry>,

@@ -148,7 +148,7 @@ pub fn insert(connection: &mut PgConnection, job: &NewJob) -> Result<Uuid, Inser
 /// As [`insert()`], and tells nobody: workers find the job when they look for themselves, within 1.2 s.
 ///
 /// A NOTIFY takes a lock of the whole database while its transaction commits. Where many small transactions enqueue, this
-/// lets them commit side by side.
+/// lets them commit side by side, which is several times faster.
 ///
 /// # Errors
 /// As [`insert()`].

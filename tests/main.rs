@@ -32,3 +32,4 @@ mod results;
 mod roles;
 mod secrets;
 mod tls;
+mod uploads;

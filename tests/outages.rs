@@ -306,6 +306,7 @@ fn new_job(id: Uuid) -> Accept {
             labels: BTreeMap::new(),
             result_ttl_ms: 1000,
             retry_of: None,
+            upload: None,
         },
         idempotency: None,
     }

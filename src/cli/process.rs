@@ -114,6 +114,8 @@ fn http_settings(config: &Config) -> Result<HttpSettings, Failure> {
         allowed_hosts: config.allowed_hosts.clone(),
         api_token: config.api_token.as_ref().map(|token| Token::new(token.expose())),
         result_store_bytes: config.result_store_bytes,
+        upload_limit_bytes: config.upload_limit_bytes,
+        upload_idle: config.upload_idle_timeout,
         grace: HTTP_GRACE,
     };
     http::check_listen(&settings)?;

@@ -31,6 +31,10 @@ const DEFAULT_API_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 const DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 86_400);
 /// Bytes on disk of stored results: 20 GiB.
 const DEFAULT_RESULT_STORE_BYTES: i64 = 20 * 1024 * 1024 * 1024;
+/// The largest upload: 10 GiB.
+const DEFAULT_UPLOAD_LIMIT_BYTES: i64 = 10 * 1024 * 1024 * 1024;
+/// How long nothing may come of a body.
+const DEFAULT_UPLOAD_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is logged.
 const DEFAULT_LOG: &str = "info,actix_server=warn";
 
@@ -128,8 +132,12 @@ settings! {
     notify: bool, "SLOWLANE_NOTIFY";
     /// How long records of finished jobs are kept [default: 30d]
     retention: Span, "SLOWLANE_RETENTION";
-    /// Bytes of stored results above which jobs with results are refused [default: 20 GiB]
+    /// Bytes of stored results and uploads above which further ones are refused [default: 20 GiB]
     result_store_bytes: i64, "SLOWLANE_RESULT_STORE_BYTES";
+    /// The most bytes of one upload, as it is sent [default: 10 GiB]
+    upload_limit_bytes: i64, "SLOWLANE_UPLOAD_LIMIT_BYTES";
+    /// How long an upload may stay silent; a MiB of it may take ten times as long [default: 30s]
+    upload_idle_timeout: Span, "SLOWLANE_UPLOAD_IDLE_TIMEOUT";
     /// Refuse a connection string that would have to be translated [default: false]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     dsn_strict: bool, "SLOWLANE_DSN_STRICT";
@@ -172,6 +180,10 @@ impl Settings {
         if result_store_bytes < 0 {
             return Err(ConfigError::Invalid("result_store_bytes", "expected 0 or more".to_owned()));
         }
+        let upload_limit_bytes = given.upload_limit_bytes.unwrap_or(DEFAULT_UPLOAD_LIMIT_BYTES);
+        if upload_limit_bytes < 0 {
+            return Err(ConfigError::Invalid("upload_limit_bytes", "expected 0 or more".to_owned()));
+        }
         let roles = Roles { http: !given.no_http.unwrap_or(false), workers: !given.no_workers.unwrap_or(false) };
         if !roles.http && !roles.workers {
             let why = "together with no_http nothing is left to do: leave one of them out";
@@ -203,6 +215,12 @@ impl Settings {
             notify: given.notify.unwrap_or(true),
             retention: longer_than_nothing("retention", given.retention, DEFAULT_RETENTION)?,
             result_store_bytes,
+            upload_limit_bytes,
+            upload_idle_timeout: longer_than_nothing(
+                "upload_idle_timeout",
+                given.upload_idle_timeout,
+                DEFAULT_UPLOAD_IDLE_TIMEOUT,
+            )?,
             dsn_strict: given.dsn_strict.unwrap_or(false),
             log: given.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
             log_format: given.log_format.unwrap_or(LogFormat::Plain),

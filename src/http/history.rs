@@ -166,7 +166,10 @@ fn refuse_fields(body: &[u8]) -> Result<(), Problem> {
 
 async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<NewJob, Problem> {
     let job = match shared.doorway.run(move |connection| retry::of(connection, id)).await? {
-        RetryOf::Retry(job) => *job,
+        RetryOf::Retry(job) => {
+            let upload = shared.registry.upload(&job.kind, &job.args.0).map(|upload| upload.id);
+            NewJob { upload, ..*job }
+        }
         // Says 404 in the words of every other route.
         RetryOf::NotFound => return Err(jobs::not_found(id)),
         RetryOf::NotRetryable(state) => {

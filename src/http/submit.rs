@@ -45,7 +45,14 @@ pub(super) async fn submit(
 /// Makes a job a committed row, and answers with it.
 pub(super) async fn accept(request: &HttpRequest, shared: &Shared, accept: Accept) -> Result<HttpResponse, Problem> {
     check_result_store(shared, &accept.job)?;
-    let accepted = shared.writer.accept(accept).await.map_err(not_accepted)?;
+    let upload = accept.job.upload.and_then(|_| shared.registry.upload(&accept.job.kind, &accept.job.args.0));
+    let accepted = shared.writer.accept(accept).await.map_err(|error| match (error, upload) {
+        (AcceptError::NoUpload, Some(upload)) => {
+            Problem::new(Code::UnknownUpload, format!("there is no upload {}, or its time has passed", upload.id))
+                .field(format!("/args{}", upload.pointer), "expected the id of an upload that is ready")
+        }
+        (error, _) => not_accepted(error),
+    })?;
     let (job, replayed) = match accepted {
         Accepted::Created(job) => {
             shared.metrics.accepted(&job.kind);
@@ -117,6 +124,7 @@ fn not_accepted(error: AcceptError) -> Problem {
             Problem::new(Code::IdempotencyKeyReused, "this key was used for a request with another body")
                 .field("Idempotency-Key", "expected a new key, or the same request as before")
         }
+        AcceptError::NoUpload => Problem::new(Code::UnknownUpload, "the upload is not there"),
         AcceptError::RetryUnfinished => {
             Problem::new(Code::RetryUnfinished, "this job has a retry that has not ended yet")
                 .hint("wait for that one, or cancel it first")
@@ -171,17 +179,18 @@ fn new_job(shared: &Shared, members: &Members<'_>) -> Result<NewJob, Problem> {
     }
     let mut fields = Fields { members, errors: Vec::new() };
     fields.refuse_unknown();
-    let job = fields.read();
+    let mut job = fields.read();
     let Fields { errors, .. } = fields;
     if !errors.is_empty() {
         return Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors));
     }
     check_names(shared, &job)?;
-    shared.registry.check(&job.kind, &job.args.0).map_err(|refused| {
+    let upload = shared.registry.check_and_find_upload(&job.kind, &job.args.0).map_err(|refused| {
         let errors = refused.errors.into_iter();
         let errors = errors.map(|e| FieldError { pointer: format!("/args{}", e.pointer), detail: e.detail }).collect();
         Problem::new(Code::InvalidArgs, format!("the arguments are not valid for {}", job.kind)).fields(errors)
     })?;
+    job.upload = upload.map(|upload| upload.id);
     Ok(job)
 }
 
@@ -224,6 +233,7 @@ impl<'b> Fields<'_, 'b> {
             labels: self.labels(),
             result_ttl_ms: self.integer("result_ttl_ms", DEFAULT_RESULT_TTL_MS, 1, MAX_RESULT_TTL_MS),
             retry_of: None,
+            upload: None,
         }
     }
 

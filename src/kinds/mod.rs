@@ -19,6 +19,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 pub use context::{Said, Services, WorkContext};
 pub use control::{JobControl, StopReason};
@@ -27,6 +28,7 @@ use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind};
 use crate::queue::{JobError, RawJson};
 use crate::results::ResultError;
+use crate::uploads;
 
 /// A kind of work: its arguments are the type itself.
 ///
@@ -69,6 +71,12 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
         Ok(())
     }
 
+    /// The upload that it reads, and which argument names it: a job is accepted only while the upload is there, which
+    /// then stays until the job has ended. Defaults to none.
+    fn upload(&self) -> Option<UploadArg> {
+        None
+    }
+
     /// Does the work, on a thread of its own that may wait.
     ///
     /// # Errors
@@ -90,6 +98,15 @@ impl ArgError {
     pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> ArgError {
         ArgError { pointer: pointer.into(), detail: detail.into() }
     }
+}
+
+/// An argument that names an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadArg {
+    /// A JSON pointer from the arguments, such as `/upload`.
+    pub pointer: &'static str,
+    /// The upload.
+    pub id: Uuid,
 }
 
 /// Arguments that a kind refuses.
@@ -194,6 +211,18 @@ impl From<DbError> for WorkError {
     }
 }
 
+impl From<uploads::ReadError> for WorkError {
+    fn from(error: uploads::ReadError) -> Self {
+        match error {
+            uploads::ReadError::Db(error) => error.into(),
+            uploads::ReadError::Gone => WorkError::Fail(
+                JobError::new("upload_gone", "the upload isn't there any more, or a part of it")
+                    .with_hint("upload it again, and submit another job"),
+            ),
+        }
+    }
+}
+
 impl From<ResultError> for WorkError {
     fn from(error: ResultError) -> Self {
         match error {
@@ -219,7 +248,7 @@ struct Entry {
     repeatable: bool,
     fenced: bool,
     produces_result: bool,
-    check: fn(&RawValue) -> Result<(), CheckError>,
+    check: fn(&RawValue) -> Result<Option<UploadArg>, CheckError>,
     run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
 }
 
@@ -278,10 +307,23 @@ impl Registry {
     /// # Errors
     /// Each argument that is refused.
     pub fn check(&self, kind: &str, args: &RawValue) -> Result<(), CheckError> {
+        self.check_and_find_upload(kind, args).map(drop)
+    }
+
+    /// As [`Registry::check`], and gives the upload that a job with these arguments reads.
+    ///
+    /// # Errors
+    /// Each argument that is refused.
+    pub fn check_and_find_upload(&self, kind: &str, args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
         match self.kinds.get(kind) {
             Some(entry) => (entry.check)(args),
             None => Err(CheckError { errors: vec![ArgError::new("", "there is no such kind")] }),
         }
+    }
+
+    /// The upload that a job with these arguments reads.
+    pub fn upload(&self, kind: &str, args: &RawValue) -> Option<UploadArg> {
+        self.check_and_find_upload(kind, args).ok().flatten()
     }
 
     /// Runs an attempt.
@@ -318,9 +360,10 @@ fn pointer_of(path: &serde_path_to_error::Path) -> String {
         .collect()
 }
 
-fn check<W: Work>(args: &RawValue) -> Result<(), CheckError> {
+fn check<W: Work>(args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
     let work = parse::<W>(args).map_err(|error| CheckError { errors: vec![error] })?;
-    work.check().map_err(|errors| CheckError { errors })
+    work.check().map_err(|errors| CheckError { errors })?;
+    Ok(work.upload())
 }
 
 fn run<W: Work>(args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {

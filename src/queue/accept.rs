@@ -85,6 +85,9 @@ pub enum AcceptError {
     /// The job that this is a retry of has an unfinished one.
     #[error("the job has an unfinished retry")]
     RetryUnfinished,
+    /// The upload that it names isn't there, or not ready.
+    #[error("there is no such upload")]
+    NoUpload,
     /// This row can't be stored.
     #[error("{0}")]
     Refused(JobError),
@@ -361,6 +364,7 @@ fn answer(inserted: Inserted) -> Result<Accepted, AcceptError> {
         Inserted::Created(job) => Ok(Accepted::Created(job)),
         Inserted::Replayed(job) => Ok(Accepted::Replayed(job)),
         Inserted::KeyReused => Err(AcceptError::KeyReused),
+        Inserted::NoUpload => Err(AcceptError::NoUpload),
         Inserted::Unknown(id) => Err(AcceptError::OutcomeUnknown(id)),
         Inserted::Gone => Err(AcceptError::Failed("a row vanished between two statements".to_owned())),
     }

@@ -187,6 +187,8 @@ pub struct NewJob {
     pub result_ttl_ms: i64,
     /// The job that this one is a retry of.
     pub retry_of: Option<Uuid>,
+    /// The upload that it reads, which is kept until the job has ended.
+    pub upload: Option<Uuid>,
 }
 
 impl NewJob {
@@ -205,6 +207,7 @@ impl NewJob {
             labels: BTreeMap::new(),
             result_ttl_ms: DEFAULT_RESULT_TTL_MS,
             retry_of: None,
+            upload: None,
         }
     }
 

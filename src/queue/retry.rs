@@ -50,6 +50,7 @@ fn again(job: Job) -> NewJob {
         labels: job.labels,
         result_ttl_ms: job.result_ttl_ms,
         retry_of: Some(job.id),
+        upload: None,
     }
 }
 

@@ -19,6 +19,7 @@ mod execute;
 mod faults;
 mod from_fastapi;
 mod http_threads;
+mod imports;
 mod jobs_api;
 mod layers;
 mod leases;

@@ -192,6 +192,11 @@ impl<'a> WorkContext<'a> {
         self.not_to_be_repeated.set(true);
     }
 
+    /// As [`WorkContext::log`], of something that the server refused.
+    pub(super) fn log_refused(&self, sqlstate: &str, message: &str) {
+        self.said.log().say(LogLevel::Warning, LogSource::Work, Some(sqlstate.to_owned()), message);
+    }
+
     /// An upload that is ready.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ pub mod context;
 pub mod control;
 pub mod exactly_once;
 pub mod execute;
+pub mod import;
 pub mod params;
 mod prepared;
 pub mod query;
@@ -261,7 +262,7 @@ pub struct Registry {
 impl Registry {
     /// The kinds that every slowlane has.
     pub fn standard() -> Registry {
-        Registry::default().with::<query::Query>().with::<execute::Execute>()
+        Registry::default().with::<query::Query>().with::<execute::Execute>().with::<import::Import>()
     }
 
     /// Adds a kind. One of the same name is replaced.

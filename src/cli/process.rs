@@ -14,7 +14,7 @@ use actix_web::web;
 use tokio::sync::oneshot;
 
 use crate::cli::Failure;
-use crate::config::{Config, TargetConfig};
+use crate::config::{Config, File, Settings, TargetConfig};
 use crate::db::doorway::DoorwayThreads;
 use crate::db::pool::{self, Manager, Pool, Purpose};
 use crate::db::targets::{Target, TargetSettings, Targets};
@@ -280,6 +280,39 @@ fn assemble(parts: Parts) -> Result<Assembled, Failure> {
     });
     let (addresses, grace) = (listeners.addresses()?, config.shutdown_grace);
     Ok(Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace })
+}
+
+/// Threads that run jobs of these kinds, for as long as what is returned isn't told to shut down, and what wakes them.
+/// For a process that doesn't serve yet.
+///
+/// # Errors
+/// When the databases can't be used as they are, or a thread can't be started.
+pub fn workers_before_serving(
+    queue: &Dsn,
+    targets: BTreeMap<String, TargetConfig>,
+    registry: Registry,
+) -> Result<(Workers, Arc<Signals>), Failure> {
+    let config = Config { workers: 1, ..Settings::default().resolve(&File::default())? };
+    let queue = Source::from(queue);
+    check_queue(&queue)?;
+    let metrics = Arc::<Metrics>::default();
+    let pools = Pools::new(&config, &queue, &metrics);
+    let signals = Arc::<Signals>::default();
+    let workers = Workers::start(WorkersConfig {
+        queue,
+        control: pools.control,
+        results: pools.results,
+        targets: open_targets(targets, config.workers, &metrics)?,
+        registry: Arc::new(registry),
+        queues: config.queues,
+        threads: 1,
+        retention: config.retention,
+        retry: RetryPolicy::default(),
+        signals: Arc::clone(&signals),
+        health: Arc::default(),
+        metrics,
+    })?;
+    Ok((workers, signals))
 }
 
 fn manager(queue: &Source, name: &'static str, statement_timeout: Duration) -> Manager {

@@ -6,7 +6,7 @@
 //! 2. [`queue`] makes it a committed row; only then is the caller told `202`.
 //! 3. `worker` claims it, runs it on a thread of its own, and finishes it under its lease.
 //! 4. `kinds` is the work itself, on a target database.
-//! 5. `results` keeps what it produced; `http` serves status and result.
+//! 5. `results` keeps what it produced; `http` serves status and result. [`uploads`] keeps what it reads.
 //!
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
 //! [`db`] holds pools, the async doorway, the schema and the private development cluster,
@@ -44,6 +44,7 @@ pub mod metrics;
 pub mod pq;
 pub mod queue;
 pub mod results;
+pub mod uploads;
 pub(crate) mod worker;
 
 pub use app::{AppError, DatabaseUrl, Grants, Running, Server, Target, Workers, migrate};

@@ -120,7 +120,7 @@ impl Metrics {
         r.register("pool_checkouts", "Connections that were lent", self.pool_checkouts.clone());
         r.register("pool_timeouts", "Requests for a connection that gave up waiting", self.pool_timeouts.clone());
         r.register("pool_wait_seconds", "Time that was spent waiting for connections", self.pool_wait_seconds.clone());
-        r.register("result_store_bytes", "Bytes on disk of stored results", self.result_store_bytes.clone());
+        r.register("result_store_bytes", "Bytes of stored results and uploads", self.result_store_bytes.clone());
     }
 
     /// A job was accepted.

@@ -78,3 +78,25 @@ fn a_database_is_needed_that_can_be_reached() {
         refusal(closed.args(["demo", "load"]).env("SLOWLANE_DEMO_URL", "postgres://app:hunter2@127.0.0.1:1/app"));
     assert!(text.contains("refused"), "{text}");
 }
+
+#[test]
+fn jobs_load_it_whole_or_leave_nothing() {
+    let (queue, database) = (Postgres::shared().queue(), Postgres::shared().work());
+    let load = || slowlane::cli::demo::load_by_jobs(&queue.dsn, &database.dsn);
+    // The last of the tables can't be moved: its name is taken by a type.
+    database.run("CREATE TYPE public.flights AS ENUM ('a')");
+    assert!(load().unwrap_err().to_string().contains("flights"));
+    let left = "SELECT (SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema'))
+        + (SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'slowlane%')";
+    assert_eq!(database.count(left), 0);
+    // What a try left that was killed is in nobody's way.
+    database.run("DROP TYPE public.flights; CREATE SCHEMA slowlane_demo_0 AUTHORIZATION slowlane_demo");
+    assert_eq!(load().unwrap(), Some(367_687));
+    assert_eq!(load().unwrap(), None);
+    assert_eq!((database.count(ROWS), database.count(left)), (367_687, 5));
+    let jobs =
+        "SELECT string_agg(DISTINCT kind || ' ' || state || ' ' || (output->>'rejected'), ',') FROM finished_jobs";
+    assert_eq!(queue.text(jobs), "import succeeded 0");
+    assert_eq!(queue.count("SELECT count(*) FROM uploads"), 0);
+    assert_eq!(queue.count("SELECT count(*) FROM workers"), 0);
+}

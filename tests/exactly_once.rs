@@ -284,7 +284,11 @@ fn a_worker_that_was_frozen_on_its_way_to_the_commit_changes_nothing() {
         scene.worker.signal(Signal::SIGCONT);
         let until = Instant::now() + PATIENCE;
         while !scene.worker.log().contains("declared dead") {
-            assert!(Instant::now() < until, "{point:?}: it didn't learn that it was declared dead: {}", scene.worker.log());
+            assert!(
+                Instant::now() < until,
+                "{point:?}: it didn't learn that it was declared dead: {}",
+                scene.worker.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
         scene.check(&id, &point);

@@ -307,6 +307,7 @@ fn new_job(id: Uuid) -> Accept {
             result_ttl_ms: 1000,
         },
         retry_of: None,
+        upload: None,
         idempotency: None,
     }
 }

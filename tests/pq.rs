@@ -120,3 +120,59 @@ fn libpqs_own_table_is_known() {
     let is_secret = |keyword: &str| table.iter().find(|p| p.keyword == keyword).unwrap().secret;
     assert!(is_secret("password") && !is_secret("host") && table.len() > 30);
 }
+
+#[test]
+fn bytes_are_copied_into_a_table_as_a_whole_or_not() {
+    let mut session = session();
+    session.execute_batch("CREATE TABLE t (a int)").unwrap();
+    let rows =
+        |session: &mut Session| session.query("SELECT count(*) FROM t", &[]).unwrap().get(0, 0).unwrap().to_owned();
+    let mut copy = session.copy_in("COPY t FROM STDIN").unwrap();
+    // Values in two pieces, and more of them than are handed to libpq at a time.
+    copy.send(b"1\n2").unwrap();
+    copy.send("3\n".repeat(1_000_000).as_bytes()).unwrap();
+    assert_eq!(copy.finish().unwrap(), 1_000_001);
+    assert!(session.is_idle());
+    // An error comes at the end, with the line; the session goes on.
+    let mut copy = session.copy_in("COPY t FROM STDIN").unwrap();
+    copy.send(b"1\nx\n").unwrap();
+    copy.send("3\n".repeat(1_000_000).as_bytes()).unwrap();
+    let error = copy.finish().unwrap_err();
+    assert_eq!((error.kind, error.sqlstate.as_deref()), (PqErrorKind::Server, Some("22P02")));
+    assert_eq!(error.context.as_deref(), Some("COPY t, line 2, column a: \"x\""));
+    session.copy_in("COPY t FROM STDIN").unwrap().abandon().unwrap();
+    assert!(session.is_idle());
+    assert_eq!(rows(&mut session), "1000001");
+    // What takes no data is refused.
+    assert_eq!(session.copy_in("COPY nothing FROM STDIN").err().unwrap().sqlstate.as_deref(), Some("42P01"));
+    assert_eq!(session.copy_in("SELECT 1").err().unwrap().kind, PqErrorKind::Usage);
+    assert!(session.is_idle());
+    // One that is left in the middle shows.
+    session.copy_in("COPY t FROM STDIN").unwrap().send(b"1\n").unwrap();
+    assert!(!session.is_idle());
+}
+
+#[test]
+fn a_copy_that_waits_is_cancelled() {
+    let mut session = session();
+    session
+        .execute_batch(
+            "CREATE TABLE t (a int); CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(600); RETURN NEW; END $$;
+             CREATE TRIGGER f BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+        )
+        .unwrap();
+    let mut canceller = session.canceller().unwrap();
+    let (pid, database) = (session.backend_pid(), Postgres::shared().superuser());
+    let cancels = std::thread::spawn(move || {
+        let mut looks = Session::connect(&database).unwrap();
+        let sleeps = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'PgSleep'");
+        crate::support::eventually("it waits", || looks.query(&sleeps, &[]).unwrap().get(0, 0) == Some("1"));
+        canceller.cancel().unwrap();
+    });
+    let mut copy = session.copy_in("COPY t FROM STDIN").unwrap();
+    // Far more than what has room on the way to a server that doesn't read.
+    copy.send("1\n".repeat(20_000_000).as_bytes()).unwrap();
+    assert_eq!(copy.finish().unwrap_err().sqlstate.as_deref(), Some("57014"));
+    cancels.join().unwrap();
+    assert!(session.is_idle());
+}

@@ -1,4 +1,6 @@
 DROP VIEW all_attempts;
+DROP TABLE upload_parts;
+DROP TABLE uploads;
 DROP TABLE idempotency_keys;
 DROP TABLE workers;
 DROP TABLE job_checkpoints;

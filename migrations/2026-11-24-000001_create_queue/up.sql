@@ -48,6 +48,8 @@ CREATE TABLE jobs (
     result_ttl_ms       bigint NOT NULL,
     error               json,
     retry_of            uuid,
+    -- The upload that it reads: kept until the job has left this table.
+    upload_id           uuid,
     -- One for the whole state machine: the server reads each constraint's tree again for every statement that writes
     -- here, and each costs more than a row.
     CONSTRAINT jobs_state CHECK (CASE state
@@ -69,6 +71,8 @@ CREATE INDEX jobs_queued_xid ON jobs (queued_xid) WHERE state = 'queued';
 CREATE INDEX jobs_scheduled ON jobs (run_at) WHERE state = 'scheduled';
 -- A job has one unfinished retry at a time.
 CREATE UNIQUE INDEX jobs_retry_of ON jobs (retry_of) WHERE retry_of IS NOT NULL;
+-- Who uses an upload.
+CREATE INDEX jobs_upload ON jobs (upload_id) WHERE upload_id IS NOT NULL;
 -- What a worker holds: cancel requests, rescue.
 CREATE INDEX jobs_running ON jobs (worker_id) WHERE state = 'running';
 
@@ -309,3 +313,28 @@ CREATE TABLE idempotency_keys (
     PRIMARY KEY (principal, route, key)
 );
 CREATE INDEX idempotency_keys_expiry ON idempotency_keys (created_at);
+
+-- Bodies that jobs read. One that is being received can't be seen; one statement makes it ready.
+CREATE TABLE uploads (
+    id               uuid PRIMARY KEY,
+    state            text NOT NULL CHECK (state IN ('receiving', 'ready', 'deleted')),
+    content_type     text NOT NULL,
+    content_encoding text NOT NULL,
+    bytes            bigint NOT NULL,
+    parts            integer NOT NULL,
+    sha256           text,
+    created_at       timestamptz NOT NULL,
+    expires_at       timestamptz NOT NULL
+) WITH (fillfactor = 50);
+CREATE INDEX uploads_expiry ON uploads (expires_at) WHERE state IN ('receiving', 'ready');
+CREATE INDEX uploads_deleted ON uploads (id) WHERE state = 'deleted';
+
+-- The bytes as they came in. Deleted in small steps once their upload is.
+CREATE TABLE upload_parts (
+    upload_id uuid NOT NULL,
+    n         integer NOT NULL CHECK (n >= 0),
+    data      bytea NOT NULL,
+    PRIMARY KEY (upload_id, n)
+);
+-- Many bodies are compressed, and each part is read once or twice.
+ALTER TABLE upload_parts ALTER COLUMN data SET STORAGE EXTERNAL;

@@ -123,6 +123,8 @@ fn http_settings(config: &Config) -> Result<HttpSettings, AppError> {
         allowed_hosts: config.allowed_hosts.clone(),
         api_token: config.api_token.as_ref().map(|token| Token::new(token.expose())),
         result_store_bytes: config.result_store_bytes,
+        upload_limit_bytes: config.upload_limit_bytes,
+        upload_idle: config.upload_idle_timeout,
         grace: HTTP_GRACE,
     };
     http::check_listen(&settings)?;
@@ -291,6 +293,39 @@ fn assemble(parts: Parts) -> Result<Assembled, AppError> {
     });
     let (addresses, grace) = (listeners.addresses()?, config.shutdown_grace);
     Ok(Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace })
+}
+
+/// Threads that run jobs of these kinds, for as long as what is returned isn't told to shut down, and what wakes them.
+/// For a process that doesn't serve yet.
+///
+/// # Errors
+/// When the databases can't be used as they are, or a thread can't be started.
+pub fn workers_before_serving(
+    queue: &Dsn,
+    targets: BTreeMap<String, TargetConfig>,
+    registry: Registry,
+) -> Result<(Workers, Arc<Signals>), AppError> {
+    let config = Config { workers: 1, ..Config::default() };
+    let queue = Source::from(queue);
+    check_queue(&queue)?;
+    let metrics = Arc::<Metrics>::default();
+    let pools = Pools::new(&config, &queue, &metrics);
+    let signals = Arc::<Signals>::default();
+    let workers = Workers::start(WorkersConfig {
+        queue,
+        control: pools.control,
+        results: pools.results,
+        targets: open_targets(targets, config.workers, &metrics)?,
+        registry: Arc::new(registry),
+        queues: config.queues,
+        threads: 1,
+        retention: config.retention,
+        retry: RetryPolicy::default(),
+        signals: Arc::clone(&signals),
+        health: Arc::default(),
+        metrics,
+    })?;
+    Ok((workers, signals))
 }
 
 fn manager(queue: &Source, name: &'static str, statement_timeout: Duration) -> Manager {

@@ -47,6 +47,8 @@ pub struct Config {
     pub notify: bool,
     pub retention: Duration,
     pub result_store_bytes: i64,
+    pub upload_limit_bytes: i64,
+    pub upload_idle_timeout: Duration,
     pub dsn_strict: bool,
     pub log: String,
     pub log_format: LogFormat,
@@ -133,6 +135,8 @@ impl Config {
             format!("notify = {}", self.notify),
             format!("retention = {}", span(self.retention)),
             format!("result_store_bytes = {}", self.result_store_bytes),
+            format!("upload_limit_bytes = {}", self.upload_limit_bytes),
+            format!("upload_idle_timeout = {}", span(self.upload_idle_timeout)),
             format!("dsn_strict = {}", self.dsn_strict),
             format!("log = {}", text(&self.log)),
             format!(

@@ -33,6 +33,10 @@ const DEFAULT_API_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 const DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 86_400);
 /// Bytes on disk of stored results: 20 GiB.
 const DEFAULT_RESULT_STORE_BYTES: i64 = 20 * 1024 * 1024 * 1024;
+/// The largest upload: 10 GiB.
+const DEFAULT_UPLOAD_LIMIT_BYTES: i64 = 10 * 1024 * 1024 * 1024;
+/// How long nothing may come of a body.
+const DEFAULT_UPLOAD_IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What is logged.
 const DEFAULT_LOG: &str = "info,actix_server=warn";
 
@@ -130,8 +134,12 @@ settings! {
     notify: bool, "SLOWLANE_NOTIFY";
     /// How long records of finished jobs are kept [default: 30d]
     retention: Span, "SLOWLANE_RETENTION";
-    /// Bytes of stored results above which jobs with results are refused [default: 20 GiB]
+    /// Bytes of stored results and uploads above which further ones are refused [default: 20 GiB]
     result_store_bytes: i64, "SLOWLANE_RESULT_STORE_BYTES";
+    /// The most bytes of one upload, as it is sent [default: 10 GiB]
+    upload_limit_bytes: i64, "SLOWLANE_UPLOAD_LIMIT_BYTES";
+    /// How long an upload may stay silent; a MiB of it may take ten times as long [default: 30s]
+    upload_idle_timeout: Span, "SLOWLANE_UPLOAD_IDLE_TIMEOUT";
     /// Refuse a connection string that would have to be translated [default: false]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     dsn_strict: bool, "SLOWLANE_DSN_STRICT";
@@ -174,6 +182,8 @@ impl Default for Config {
             notify: true,
             retention: DEFAULT_RETENTION,
             result_store_bytes: DEFAULT_RESULT_STORE_BYTES,
+            upload_limit_bytes: DEFAULT_UPLOAD_LIMIT_BYTES,
+            upload_idle_timeout: DEFAULT_UPLOAD_IDLE_TIMEOUT,
             dsn_strict: false,
             log: DEFAULT_LOG.to_owned(),
             log_format: LogFormat::Plain,
@@ -190,9 +200,14 @@ impl Config {
         let named = !self.queues.is_empty() && !self.queues.iter().any(String::is_empty);
         expect(named, "queues", "expected the names of queues")?;
         expect(self.result_store_bytes >= 0, "result_store_bytes", "expected 0 or more")?;
+        expect(self.upload_limit_bytes >= 0, "upload_limit_bytes", "expected 0 or more")?;
         let why = "together with no_http nothing is left to do: leave one of them out";
         expect(self.roles.http || self.roles.workers, "no_workers", why)?;
-        for (setting, span) in [("api_statement_timeout", self.api_statement_timeout), ("retention", self.retention)] {
+        for (setting, span) in [
+            ("api_statement_timeout", self.api_statement_timeout),
+            ("retention", self.retention),
+            ("upload_idle_timeout", self.upload_idle_timeout),
+        ] {
             expect(!span.is_zero(), setting, "expected more than 0")?;
         }
         for (setting, number) in [
@@ -237,6 +252,8 @@ impl Settings {
         set(&mut config.notify, self.notify);
         set_span(&mut config.retention, self.retention);
         set(&mut config.result_store_bytes, self.result_store_bytes);
+        set(&mut config.upload_limit_bytes, self.upload_limit_bytes);
+        set_span(&mut config.upload_idle_timeout, self.upload_idle_timeout);
         set(&mut config.dsn_strict, self.dsn_strict);
         set(&mut config.log, self.log);
         set(&mut config.log_format, self.log_format);

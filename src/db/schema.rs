@@ -39,6 +39,7 @@ diesel::table! {
         result_ttl_ms -> BigInt,
         error -> Nullable<Json>,
         retry_of -> Nullable<Uuid>,
+        upload_id -> Nullable<Uuid>,
     }
 }
 
@@ -176,5 +177,27 @@ diesel::table! {
         fingerprint -> Bytea,
         job_id -> Uuid,
         created_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    uploads (id) {
+        id -> Uuid,
+        state -> Text,
+        content_type -> Text,
+        content_encoding -> Text,
+        bytes -> BigInt,
+        parts -> Integer,
+        sha256 -> Nullable<Text>,
+        created_at -> Timestamptz,
+        expires_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    upload_parts (upload_id, n) {
+        upload_id -> Uuid,
+        n -> Integer,
+        data -> Bytea,
     }
 }

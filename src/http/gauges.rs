@@ -1,4 +1,4 @@
-//! What is measured from time to time instead of in a request: the size of the results, the depth of the queues.
+//! What is measured from time to time instead of in a request: the size of results and uploads, the depth of the queues.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use crate::http::Common;
 use crate::metrics::PoolUse;
 use crate::queue::{JobState, read};
 use crate::results::store;
+use crate::uploads;
 
 /// States whose depth is shown even where it is 0.
 const SHOWN: [JobState; 3] = [JobState::Scheduled, JobState::Queued, JobState::Running];
@@ -25,7 +26,10 @@ pub struct DepthClock(Mutex<Option<Instant>>);
 pub(super) fn start(common: web::Data<Common>) {
     actix_rt::spawn(async move {
         loop {
-            if let Ok(bytes) = common.doorway.run(store::stored_bytes).await {
+            let look = |connection: &mut _| {
+                Ok(store::stored_bytes(connection)?.saturating_add(uploads::store::stored_bytes(connection)?))
+            };
+            if let Ok(bytes) = common.doorway.run(look).await {
                 common.metrics.set_result_store_bytes(bytes);
             }
             tokio::time::sleep(EVERY).await;

@@ -149,7 +149,9 @@ pub(super) async fn retry(
     }
     let job = job_to_retry(&shared, id).await?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
-    match submit::accept(&request, &shared, Accept { retry_of: Some(id), idempotency, ..Accept::new(job) }).await {
+    let upload = shared.registry.upload(&job.kind, &job.args.0);
+    let again = Accept { retry_of: Some(id), idempotency, ..Accept::new(job) };
+    match submit::accept(&request, &shared, again, upload).await {
         Err(problem) if problem.code == Code::RetryUnfinished => Err(naming_the_unfinished(&shared, id, problem).await),
         answer => answer,
     }

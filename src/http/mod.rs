@@ -17,6 +17,7 @@ mod problem;
 mod results;
 mod strict_json;
 mod submit;
+mod uploads;
 mod waiters;
 mod wire;
 
@@ -28,6 +29,7 @@ use actix_web::dev::Server;
 use actix_web::http::{KeepAlive, Method};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpServer, Route, guard, web};
+use tokio::sync::Semaphore;
 
 pub use access::{ListenError, check_listen};
 pub use gauges::DepthClock;
@@ -57,8 +59,12 @@ pub struct HttpSettings {
     pub allowed_hosts: Vec<String>,
     /// What `Authorization: Bearer` must carry, where it is set.
     pub api_token: Option<Token>,
-    /// Kinds with results are refused above this many bytes on disk.
+    /// Kinds with results, and uploads, are refused above this many stored bytes.
     pub result_store_bytes: i64,
+    /// The most bytes of one upload.
+    pub upload_limit_bytes: i64,
+    /// How long nothing may come of an upload's body.
+    pub upload_idle: Duration,
     /// How long a stopping server lets requests end.
     pub grace: Duration,
 }
@@ -115,6 +121,8 @@ pub struct Api {
 pub(crate) struct Shared {
     api: Api,
     waiters: Waiters,
+    /// Parts of uploads that may be written at a time: reads of other requests come through the same doorway.
+    part_writers: Arc<Semaphore>,
 }
 
 impl std::ops::Deref for Shared {
@@ -141,7 +149,8 @@ type State = web::Data<Shared>;
 pub fn server(api: Api, listener: TcpListener) -> std::io::Result<Server> {
     let waiters = Waiters::new(api.doorway.clone(), &api.signals, Arc::clone(&api.health));
     let common = api.common.clone();
-    let shared = web::Data::new(Shared { api, waiters });
+    let part_writers = Arc::new(Semaphore::new((api.doorway.usage().size / 2).max(1)));
+    let shared = web::Data::new(Shared { api, waiters, part_writers });
     gauges::start(common.clone());
     serve(common, listener, HTTP_THREADS, move |app| {
         app.app_data(shared.clone()).configure(probe_routes).configure(job_routes);
@@ -210,7 +219,17 @@ fn job_routes(app: &mut web::ServiceConfig) {
             .route(reading().to(results::manifest))
             .route(web::delete().to(results::delete)),
     )
-    .service(resource("/v1/jobs/{id}/result/data", READ).route(reading().to(results::data)));
+    .service(resource("/v1/jobs/{id}/result/data", READ).route(reading().to(results::data)))
+    .service(
+        resource("/v1/uploads", &[Method::GET, Method::HEAD, Method::POST])
+            .route(reading().to(uploads::list))
+            .route(web::post().to(uploads::create)),
+    )
+    .service(
+        resource("/v1/uploads/{id}", &[Method::GET, Method::HEAD, Method::DELETE])
+            .route(reading().to(uploads::get))
+            .route(web::delete().to(uploads::delete)),
+    );
 }
 
 /// A resource that answers other methods with 405 and the ones that it has.

@@ -65,6 +65,8 @@ codes! {
     ForeignOrigin = "foreign_origin", FORBIDDEN, "Requests from this origin are not allowed";
     /// There is nothing at this path.
     NotFound = "not_found", NOT_FOUND, "There is nothing here";
+    /// There is no upload of this id, or no longer.
+    UploadNotFound = "upload_not_found", NOT_FOUND, "There is no such upload";
     /// There is no job of this id, or no longer.
     JobNotFound = "job_not_found", NOT_FOUND, "There is no such job";
     /// The path has other methods.
@@ -81,6 +83,8 @@ codes! {
     NotRetryable = "not_retryable", CONFLICT, "The job can't be retried";
     /// The job has a retry that hasn't ended.
     RetryUnfinished = "retry_unfinished", CONFLICT, "A retry of the job has not ended yet";
+    /// Unfinished jobs read the upload.
+    UploadInUse = "upload_in_use", CONFLICT, "The upload is in use";
     /// The job failed: there is no result.
     JobFailed = "job_failed", CONFLICT, "The job failed";
     /// The job was cancelled: there is no result.
@@ -91,8 +95,8 @@ codes! {
     ResultDeleted = "result_deleted", GONE, "The result was deleted";
     /// The body is larger than allowed.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "The body is too large";
-    /// The body isn't declared as JSON.
-    UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, "The body must be application/json";
+    /// The body isn't declared as what is taken here.
+    UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, "The body's type or coding is not taken here";
     /// The range lies outside the result.
     RangeNotSatisfiable = "range_not_satisfiable", RANGE_NOT_SATISFIABLE, "The range lies outside the result";
     /// The `Host` is none of ours.
@@ -101,6 +105,10 @@ codes! {
     InvalidRequest = "invalid_request", UNPROCESSABLE_ENTITY, "The request is not valid";
     /// The kind refuses its arguments.
     InvalidArgs = "invalid_args", UNPROCESSABLE_ENTITY, "The arguments are not valid";
+    /// The body isn't the one that its digest is of.
+    DigestMismatch = "digest_mismatch", UNPROCESSABLE_ENTITY, "The digest is of another body";
+    /// The arguments name an upload that isn't there.
+    UnknownUpload = "unknown_upload", UNPROCESSABLE_ENTITY, "There is no such upload";
     /// There is no such kind of work.
     UnknownKind = "unknown_kind", UNPROCESSABLE_ENTITY, "There is no such kind";
     /// There is no such target.
@@ -125,8 +133,8 @@ codes! {
     DatabaseUnavailable = "database_unavailable", SERVICE_UNAVAILABLE, "The database can't be reached";
     /// The connection was lost in the commit.
     OutcomeUnknown = "outcome_unknown", SERVICE_UNAVAILABLE, "Whether the job was accepted is not known";
-    /// The store of results is full.
-    ResultStoreFull = "result_store_full", SERVICE_UNAVAILABLE, "The store of results is full";
+    /// The store of results and uploads is full.
+    ResultStoreFull = "result_store_full", SERVICE_UNAVAILABLE, "The store of results and uploads is full";
     /// The process is going down.
     ShuttingDown = "shutting_down", SERVICE_UNAVAILABLE, "The server is shutting down";
 }

@@ -15,6 +15,7 @@ use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members, escape};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
+use crate::kinds::UploadArg;
 use crate::queue::accept::{Accept, AcceptError, Accepted};
 use crate::queue::job::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
@@ -36,15 +37,27 @@ pub(super) async fn submit(
     check_content_type(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
     let members = strict_json::object(&body)?;
-    let job = new_job(&shared, &members)?;
+    let (job, upload) = new_job(&shared, &members)?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
-    accept(&request, &shared, Accept { idempotency, ..Accept::new(job) }).await
+    accept(&request, &shared, Accept { idempotency, ..Accept::new(job) }, upload).await
 }
 
-/// Makes a job a committed row, and answers with it.
-pub(super) async fn accept(request: &HttpRequest, shared: &Shared, accept: Accept) -> Result<HttpResponse, Problem> {
+/// Makes a job a committed row, together with its hold on the upload that it reads, and answers with it.
+pub(super) async fn accept(
+    request: &HttpRequest,
+    shared: &Shared,
+    accept: Accept,
+    upload: Option<UploadArg>,
+) -> Result<HttpResponse, Problem> {
     check_result_store(shared, &accept.job)?;
-    let accepted = shared.writer.accept(accept).await.map_err(not_accepted)?;
+    let accept = Accept { upload: upload.map(|upload| upload.id), ..accept };
+    let accepted = shared.writer.accept(accept).await.map_err(|error| match (error, upload) {
+        (AcceptError::NoUpload, Some(upload)) => {
+            Problem::new(Code::UnknownUpload, format!("there is no upload {}, or its time has passed", upload.id))
+                .field(format!("/args{}", upload.pointer), "expected the id of an upload that is ready")
+        }
+        (error, _) => not_accepted(error),
+    })?;
     let (job, replayed) = match accepted {
         Accepted::Created(job) => {
             shared.metrics.accepted(&job.kind);
@@ -116,6 +129,7 @@ fn not_accepted(error: AcceptError) -> Problem {
             Problem::new(Code::IdempotencyKeyReused, "this key was used for a request with another body")
                 .field("Idempotency-Key", "expected a new key, or the same request as before")
         }
+        AcceptError::NoUpload => Problem::new(Code::UnknownUpload, "the upload is not there"),
         AcceptError::RetryUnfinished => {
             Problem::new(Code::RetryUnfinished, "this job has a retry that has not ended yet")
                 .hint("wait for that one, or cancel it first")
@@ -161,7 +175,7 @@ async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration
     Ok(response.json(JobResource::of(&job, shared.registry.produces_result(&job.kind))))
 }
 
-fn new_job(shared: &Shared, members: &Members<'_>) -> Result<NewJob, Problem> {
+fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(NewJob, Option<UploadArg>), Problem> {
     for field in NOT_SUPPORTED_YET {
         if members.contains_key(field) {
             return Err(Problem::new(Code::NotSupportedYet, format!("{field} is not supported yet"))
@@ -176,12 +190,12 @@ fn new_job(shared: &Shared, members: &Members<'_>) -> Result<NewJob, Problem> {
         return Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors));
     }
     check_names(shared, &job)?;
-    shared.registry.check(&job.kind, &job.args.0).map_err(|refused| {
+    let upload = shared.registry.check_and_find_upload(&job.kind, &job.args.0).map_err(|refused| {
         let errors = refused.errors.into_iter();
         let errors = errors.map(|e| FieldError { pointer: format!("/args{}", e.pointer), detail: e.detail }).collect();
         Problem::new(Code::InvalidArgs, format!("the arguments are not valid for {}", job.kind)).fields(errors)
     })?;
-    Ok(job)
+    Ok((job, upload))
 }
 
 pub(super) fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> {

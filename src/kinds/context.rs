@@ -12,6 +12,7 @@ use std::time::Duration;
 use diesel::pg::PgConnection;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::db::fate::{ServerLife, TransactionMark};
@@ -27,6 +28,7 @@ use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::progress::{LastReport, Report};
 use crate::queue::{JobError, Lease, RawJson};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
+use crate::uploads::{self, Upload};
 
 /// Between two tries to reach the queue.
 const QUEUE_PAUSE: Duration = Duration::from_millis(250);
@@ -210,6 +212,30 @@ impl<'a> WorkContext<'a> {
     /// repeated isn't then, and ends with the error that it returns.
     pub fn not_to_be_repeated(&self) {
         self.not_to_be_repeated.set(true);
+    }
+
+    /// As [`WorkContext::log`], of something that the server refused.
+    pub(super) fn log_refused(&self, sqlstate: &str, message: &str) {
+        self.said.log().say(LogLevel::Warning, LogSource::Work, Some(sqlstate.to_owned()), message);
+    }
+
+    /// An upload that is ready.
+    ///
+    /// # Errors
+    /// When it isn't there, or the attempt is to end before the queue can be asked.
+    pub fn upload(&self, id: Uuid) -> Result<Upload, WorkError> {
+        let found = self.ask_the_queue(|connection| uploads::store::upload(connection, id))?;
+        found.ok_or_else(|| uploads::ReadError::Gone.into())
+    }
+
+    /// The bytes of an upload, from the first one.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn read_upload(&self, upload: &Upload) -> Result<uploads::Reader, WorkError> {
+        let control = Arc::clone(&self.control);
+        let try_again = move || control.may_wait(QUEUE_PAUSE);
+        Ok(uploads::Reader::start(self.services.results.clone(), upload, try_again)?)
     }
 
     /// Counts rows and bytes for the job's `statistics`.

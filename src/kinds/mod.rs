@@ -8,6 +8,7 @@ pub mod context;
 pub mod control;
 pub mod exactly_once;
 pub mod execute;
+pub mod import;
 pub mod params;
 mod prepared;
 pub mod query;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 pub use context::{Said, Services, WorkContext};
 pub use control::{JobControl, StopReason};
@@ -27,6 +29,7 @@ use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind};
 use crate::queue::{JobError, NewJob, RawJson};
 use crate::results::ResultError;
+use crate::uploads;
 
 /// A kind of work: its arguments are the type itself. docs/rust.md goes through one from start to end.
 ///
@@ -88,6 +91,12 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
         Ok(NewJob::new(Self::KIND, args))
     }
 
+    /// The upload that it reads, and which argument names it: a job is accepted only while the upload is there, which
+    /// then stays until the job has ended. Defaults to none.
+    fn upload(&self) -> Option<UploadArg> {
+        None
+    }
+
     /// Does the work, on a thread of its own that may wait.
     ///
     /// # Errors
@@ -109,6 +118,15 @@ impl ArgError {
     pub fn new(pointer: impl Into<String>, detail: impl Into<String>) -> ArgError {
         ArgError { pointer: pointer.into(), detail: detail.into() }
     }
+}
+
+/// An argument that names an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadArg {
+    /// A JSON pointer from the arguments, such as `/upload`.
+    pub pointer: &'static str,
+    /// The upload.
+    pub id: Uuid,
 }
 
 /// Arguments that a kind refuses.
@@ -242,6 +260,18 @@ impl From<DbError> for WorkError {
     }
 }
 
+impl From<uploads::ReadError> for WorkError {
+    fn from(error: uploads::ReadError) -> Self {
+        match error {
+            uploads::ReadError::Db(error) => error.into(),
+            uploads::ReadError::Gone => WorkError::Fail(
+                JobError::new("upload_gone", "the upload isn't there any more, or a part of it")
+                    .with_hint("upload it again, and submit another job"),
+            ),
+        }
+    }
+}
+
 impl From<ResultError> for WorkError {
     fn from(error: ResultError) -> Self {
         match error {
@@ -267,7 +297,7 @@ struct Entry {
     repeatable: bool,
     fenced: bool,
     produces_result: bool,
-    check: fn(&RawValue) -> Result<(), CheckError>,
+    check: fn(&RawValue) -> Result<Option<UploadArg>, CheckError>,
     run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
 }
 
@@ -288,7 +318,7 @@ pub struct Registry {
 impl Registry {
     /// The kinds that every slowlane has.
     pub fn standard() -> Registry {
-        Registry::default().with::<query::Query>().with::<execute::Execute>()
+        Registry::default().with::<query::Query>().with::<execute::Execute>().with::<import::Import>()
     }
 
     /// Adds a kind. One of the same name is replaced.
@@ -334,6 +364,14 @@ impl Registry {
     /// # Errors
     /// Each argument that is refused.
     pub fn check(&self, kind: &str, args: &RawValue) -> Result<(), CheckError> {
+        self.check_and_find_upload(kind, args).map(drop)
+    }
+
+    /// As [`Registry::check`], and gives the upload that a job with these arguments reads.
+    ///
+    /// # Errors
+    /// Each argument that is refused.
+    pub fn check_and_find_upload(&self, kind: &str, args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
         match self.kinds.get(kind) {
             Some(entry) => (entry.check)(args),
             None => Err(CheckError { errors: vec![ArgError::new("", "there is no such kind")] }),
@@ -359,6 +397,11 @@ impl Registry {
         let args = RawJson::of(args).map_err(no_json)?;
         self.check(kind, &args.0)?;
         Ok(NewJob::new(kind, args))
+    }
+
+    /// The upload that a job with these arguments reads.
+    pub fn upload(&self, kind: &str, args: &RawValue) -> Option<UploadArg> {
+        self.check_and_find_upload(kind, args).ok().flatten()
     }
 
     /// Runs an attempt.
@@ -395,9 +438,10 @@ fn pointer_of(path: &serde_path_to_error::Path) -> String {
         .collect()
 }
 
-fn check<W: Work>(args: &RawValue) -> Result<(), CheckError> {
+fn check<W: Work>(args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
     let work = parse::<W>(args).map_err(|error| CheckError { errors: vec![error] })?;
-    work.check().map_err(|errors| CheckError { errors })
+    work.check().map_err(|errors| CheckError { errors })?;
+    Ok(work.upload())
 }
 
 fn run<W: Work>(args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {

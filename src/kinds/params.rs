@@ -119,11 +119,7 @@ fn encode_one(given: &RawValue, kind: ParamType) -> Result<Option<CString>, &'st
         ParamType::Json if typed.is_some() => value.get().to_owned(),
         _ if value.get() == "null" => return Ok(None),
         ParamType::Json => value.get().to_owned(),
-        ParamType::Array { of_json, delimiter } if is(value, '[') => {
-            let mut out = String::new();
-            array(&mut out, value, of_json, delimiter, 1)?;
-            out
-        }
+        ParamType::Array { of_json, delimiter } if is(value, '[') => array_literal(value, of_json, delimiter)?,
         ParamType::Array { .. } | ParamType::Scalar => scalar(value)?,
     };
     CString::new(text).map(Some).map_err(|_| "a text holds the character \\u0000, which Postgres can't store")
@@ -138,6 +134,16 @@ fn scalar(value: &RawValue) -> Result<String, &'static str> {
         Some('{') => Err("an object is given, and the statement expects a scalar there"),
         _ => Ok(value.get().to_owned()),
     }
+}
+
+/// A JSON array as the literal of an array.
+///
+/// # Errors
+/// What it holds that has no form there.
+pub(super) fn array_literal(value: &RawValue, of_json: bool, delimiter: char) -> Result<String, &'static str> {
+    let mut out = String::new();
+    array(&mut out, value, of_json, delimiter, 1)?;
+    Ok(out)
 }
 
 /// An array literal as Postgres' manual describes it (section 8.15.6): every element but NULL in double quotes.

@@ -88,7 +88,7 @@ fn look_up_types(session: &mut Session, types: &[Option<String>]) -> Result<Vec<
 }
 
 /// What the described types are, domains as what they are over.
-fn classify(session: &mut Session, oids: &[u32]) -> Result<Vec<ParamType>, PqError> {
+pub(super) fn classify(session: &mut Session, oids: &[u32]) -> Result<Vec<ParamType>, PqError> {
     if oids.is_empty() {
         return Ok(Vec::new());
     }

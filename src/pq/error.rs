@@ -31,11 +31,21 @@ pub struct PqError {
     pub hint: Option<String>,
     /// Where in the statement, in characters from 1.
     pub position: Option<u32>,
+    /// The server's CONTEXT: what it was doing, such as a line of a COPY.
+    pub context: Option<String>,
 }
 
 impl PqError {
     pub(crate) fn of(kind: PqErrorKind, message: impl Into<String>) -> PqError {
-        PqError { kind, sqlstate: None, message: message.into(), detail: None, hint: None, position: None }
+        PqError {
+            kind,
+            sqlstate: None,
+            message: message.into(),
+            detail: None,
+            hint: None,
+            position: None,
+            context: None,
+        }
     }
 
     /// A session that is gone, or couldn't be had.

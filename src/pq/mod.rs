@@ -1,11 +1,12 @@
 //! A safe libpq session: the one room with `unsafe`.
 //!
-//! For what Diesel can't do: rows of unknown shape, in bounded memory; parameters described by the server; LISTEN
+//! For what Diesel can't do: rows of unknown shape, in bounded memory; COPY of bytes as they come; parameters described by the server; LISTEN
 //! with a blocking wait; cancelling through libpq; libpq's own parameter table; giving up a connection, Diesel's
 //! too, whose peer stays silent ([`Line`]); saying why connecting failed ([`ConnectFailure`]); taking libpq's variables
 //! away. Knows no job and no pool. A failure is always an error: libpq's
 //! `PQgetResult` is read to its end, so a stream that stops early never looks complete.
 
+mod copy;
 mod error;
 mod failure;
 mod line;
@@ -16,6 +17,7 @@ mod socket;
 mod stream;
 mod surroundings;
 
+pub use copy::CopyIn;
 pub use error::{Notice, PqError, PqErrorKind};
 pub use failure::ConnectFailure;
 pub use line::{Line, Patience};

@@ -196,6 +196,27 @@ impl Conn {
         self.sent(unsafe { pq::PQsetChunkedRowsMode(self.as_ptr(), rows_per_chunk) })
     }
 
+    /// Sends some bytes of a COPY that is under way. Waits while the server has no room for them.
+    pub fn put_copy_data(&mut self, bytes: &[u8]) -> Result<(), PqError> {
+        let length = c_int::try_from(bytes.len());
+        let length = length.map_err(|_| PqError::of(PqErrorKind::Usage, "too many bytes at a time"))?;
+        // SAFETY: the connection lives and is ours; the bytes live until the call returns.
+        match unsafe { pq::PQputCopyData(self.as_ptr(), bytes.as_ptr().cast::<c_char>(), length) } {
+            1 => Ok(()),
+            _ => Err(self.lost()),
+        }
+    }
+
+    /// Ends a COPY that is under way: with `why` it is to fail. What the server says follows as a result.
+    pub fn put_copy_end(&mut self, why: Option<&CStr>) -> Result<(), PqError> {
+        let why = why.map_or(ptr::null(), CStr::as_ptr);
+        // SAFETY: the connection lives and is ours; the text is null or ends with NUL.
+        match unsafe { pq::PQputCopyEnd(self.as_ptr(), why) } {
+            1 => Ok(()),
+            _ => Err(self.lost()),
+        }
+    }
+
     fn sent(&self, result: c_int) -> Result<(), PqError> {
         if result == 1 {
             return Ok(());
@@ -350,6 +371,7 @@ impl PgResult {
             detail: field(self.0, pq::PG_DIAG_MESSAGE_DETAIL),
             hint: field(self.0, pq::PG_DIAG_MESSAGE_HINT),
             position: field(self.0, pq::PG_DIAG_STATEMENT_POSITION).and_then(|position| position.parse().ok()),
+            context: field(self.0, pq::PG_DIAG_CONTEXT),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use pq_sys::{ExecStatusType, PGTransactionStatusType};
 
 use crate::dsn::Dsn;
+use crate::pq::copy::CopyIn;
 use crate::pq::error::{Notice, PqError, PqErrorKind};
 use crate::pq::failure::ConnectFailure;
 use crate::pq::line::{Line, Patience};
@@ -199,6 +200,25 @@ impl Session {
     pub fn stream(&mut self, params: &[Option<CString>]) -> Result<RowStream<'_>, PqError> {
         self.conn.send_execute(params, RowStream::ROWS_PER_CHUNK)?;
         Ok(RowStream::new(&mut self.conn))
+    }
+
+    /// Begins a `COPY … FROM STDIN` of our own. Until [`CopyIn::finish`] has come back, the session isn't idle.
+    ///
+    /// # Errors
+    /// When the server refuses it, or it is no such statement.
+    pub fn copy_in(&mut self, sql: &str) -> Result<CopyIn<'_>, PqError> {
+        self.conn.send_query(&c_string(sql)?)?;
+        let Some(result) = self.conn.next_result() else { return Err(self.conn.lost()) };
+        match result.status() {
+            ExecStatusType::PGRES_COPY_IN => Ok(CopyIn::new(&mut self.conn)),
+            ExecStatusType::PGRES_COPY_OUT | ExecStatusType::PGRES_COPY_BOTH => Err(copy_error()),
+            status => {
+                let good = matches!(status, ExecStatusType::PGRES_COMMAND_OK | ExecStatusType::PGRES_TUPLES_OK);
+                let error = self.conn.error_of(&result);
+                while self.conn.next_result().is_some() {}
+                Err(if good { PqError::of(PqErrorKind::Usage, "the statement takes no data") } else { error })
+            }
+        }
     }
 
     /// What cancels this session's statement, from any thread, as often as needed.

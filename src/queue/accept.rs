@@ -45,6 +45,8 @@ pub struct Accept {
     pub job: NewJob,
     /// The job that this one is a retry of.
     pub retry_of: Option<Uuid>,
+    /// The upload that it reads, which is kept until the job has ended.
+    pub upload: Option<Uuid>,
     /// The caller's key, where it gave one.
     pub idempotency: Option<Idempotency>,
 }
@@ -52,7 +54,7 @@ pub struct Accept {
 impl Accept {
     /// A job that is asked for once.
     pub fn new(job: NewJob) -> Accept {
-        Accept { id: Uuid::now_v7(), job, retry_of: None, idempotency: None }
+        Accept { id: Uuid::now_v7(), job, retry_of: None, upload: None, idempotency: None }
     }
 
     /// What the job is when its row has just been written.
@@ -131,6 +133,9 @@ pub enum AcceptError {
     /// The job that this is a retry of has an unfinished one.
     #[error("the job has an unfinished retry")]
     RetryUnfinished,
+    /// The upload that it names isn't there, or not ready.
+    #[error("there is no such upload")]
+    NoUpload,
     /// This row can't be stored.
     #[error("{0}")]
     Refused(JobError),
@@ -407,6 +412,7 @@ fn answer(inserted: Inserted) -> Result<Accepted, AcceptError> {
         Inserted::Created(job) => Ok(Accepted::Created(job)),
         Inserted::Replayed(job) => Ok(Accepted::Replayed(job)),
         Inserted::KeyReused => Err(AcceptError::KeyReused),
+        Inserted::NoUpload => Err(AcceptError::NoUpload),
         Inserted::Unknown(id) => Err(AcceptError::OutcomeUnknown(id)),
         Inserted::Gone => Err(AcceptError::Failed("a row vanished between two statements".to_owned())),
     }

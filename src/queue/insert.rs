@@ -29,6 +29,8 @@ pub enum Inserted {
     KeyReused,
     /// The key names a job whose record is gone.
     Gone,
+    /// The upload that it names isn't there, or not ready.
+    NoUpload,
     /// The key was used before, and what for could not be learned.
     Unknown(Uuid),
 }
@@ -90,7 +92,10 @@ pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec
         .iter()
         .map(|request| match created.remove(&request.id) {
             Some(job) => Inserted::Created(job),
-            None => known.remove(&request.id).unwrap_or(Inserted::Gone),
+            None => match known.remove(&request.id).unwrap_or(Inserted::Gone) {
+                Inserted::Gone if request.upload.is_some() => Inserted::NoUpload,
+                outcome => outcome,
+            },
         })
         .collect())
 }
@@ -133,33 +138,36 @@ struct Row {
 fn insert_sql(condition: &str) -> String {
     format!(
         "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
-                           timeout_ms, max_attempts, result_ttl_ms, retry_of)
+                           timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id)
          SELECT id, kind, queue, target, priority, CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
                 args::json, labels::jsonb, now(), greatest(run_at, now()),
                 CASE WHEN run_at > now() THEN NULL ELSE pg_current_xact_id() END,
-                timeout_ms, max_attempts, result_ttl_ms, retry_of
+                timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id
            FROM i WHERE {condition}
          RETURNING id, created_at, run_at, state = 'scheduled' AS scheduled"
     )
 }
 
-/// The statement, without keys and with them: most requests have none, and what looks after them costs as much as a row.
-fn statement(with_keys: bool) -> String {
-    const COLUMNS: &str =
-        "id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms, retry_of";
-    const CLOCK: &str = "(SELECT require_near_clock($13, $14))";
-    if !with_keys {
+/// The statement, without keys and uploads and with them: most requests have none, and what looks after them costs as
+/// much as a row. An upload is locked until its user is committed, so that nobody deletes it in between.
+fn statement(with_more: bool) -> String {
+    const COLUMNS: &str = "id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id";
+    const CLOCK: &str = "(SELECT require_near_clock($14, $15))";
+    if !with_more {
         return format!(
             "WITH i AS MATERIALIZED (
-                SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) AS i({COLUMNS}))
+                SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS i({COLUMNS}))
              {}",
             insert_sql(CLOCK)
         );
     }
     format!(
-        "WITH i AS MATERIALIZED (
-            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $15, $16, $17, $18) WITH ORDINALITY
-                AS i({COLUMNS}, principal, route, key, fingerprint, n) WHERE {CLOCK}),
+        "WITH ready AS MATERIALIZED (
+            SELECT id FROM uploads WHERE id = ANY($13) AND state = 'ready' ORDER BY id FOR SHARE),
+        i AS MATERIALIZED (
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $16, $17, $18, $19) WITH ORDINALITY
+                AS i({COLUMNS}, principal, route, key, fingerprint, n)
+             WHERE {CLOCK} AND (upload_id IS NULL OR upload_id IN (SELECT id FROM ready))),
         keys AS (
             INSERT INTO idempotency_keys AS k (principal, route, key, fingerprint, job_id, created_at)
             SELECT DISTINCT ON (principal, route, key) principal, route, key, fingerprint, id, now()
@@ -182,8 +190,8 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
     let keys = |field: fn(&crate::queue::accept::Idempotency) -> &str| -> Vec<Option<&str>> {
         requests.iter().map(|r| r.idempotency.as_ref().map(field)).collect()
     };
-    let with_keys = requests.iter().any(|request| request.idempotency.is_some());
-    let without = prepared(statement(with_keys))
+    let with_more = requests.iter().any(|request| request.idempotency.is_some() || request.upload.is_some());
+    let without = prepared(statement(with_more))
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.id))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.kind.as_str()))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.queue.as_str()))
@@ -196,9 +204,10 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         .bind::<Array<Integer>, _>(column(requests, |r| r.job.max_attempts))
         .bind::<Array<BigInt>, _>(column(requests, |r| r.job.result_ttl_ms))
         .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.retry_of))
+        .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.upload))
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).min())
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).max());
-    let rows: Vec<Row> = if with_keys {
+    let rows: Vec<Row> = if with_more {
         without
             .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.principal))
             .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.route))

@@ -12,6 +12,7 @@ use crate::queue::finish::Ending;
 use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
 use crate::queue::{checkpoint, insert, partitions, progress};
 use crate::results::store;
+use crate::uploads;
 use crate::worker::settle::{Obstacle, settle};
 use crate::worker::threads::{Threads, jittered};
 use crate::worker::{Shared, executor};
@@ -24,6 +25,8 @@ const KEEP_HOUSE_EVERY: Duration = Duration::from_secs(30);
 const BATCH: i64 = 100;
 /// Results and parts removed by one statement.
 const RESULTS_BATCH: i64 = 100;
+/// How long deleting uploads may take in one round: the dead must not wait for it.
+const UPLOADS_PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
     let shared = Arc::clone(shared);
@@ -164,6 +167,7 @@ fn keep_house(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbEr
     partitions::ensure(connection)?;
     expire_results(shared, connection)?;
     store::sweep_orphans(connection, RESULTS_BATCH)?;
+    uploads::store::sweep(connection, UPLOADS_PATIENCE)?;
     insert::forget_old_keys(connection)?;
     progress::sweep(connection)?;
     checkpoint::sweep(connection)?;

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use diesel::RunQueryDsl;
 use serde::{Deserialize, Serialize};
-use slowlane::kinds::{Registry, Work, WorkContext, WorkError};
+use slowlane::kinds::{Registry, UploadArg, Work, WorkContext, WorkError};
 use slowlane::queue::JobError;
+use uuid::Uuid;
 
 use super::PATIENCE;
 
@@ -113,6 +114,8 @@ pub struct Gated {
     /// Don't look whether to stop.
     #[serde(default)]
     deaf: bool,
+    /// An upload that it names, and doesn't read.
+    upload: Option<Uuid>,
 }
 
 fn pass(gated: &Gated, ctx: &WorkContext<'_>) -> Result<i32, WorkError> {
@@ -139,6 +142,9 @@ impl Work for Gated {
     const KIND: &'static str = "gated";
     const REPEATABLE: bool = true;
     type Output = i32;
+    fn upload(&self) -> Option<UploadArg> {
+        self.upload.map(|id| UploadArg { pointer: "/upload", id })
+    }
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<i32, WorkError> {
         pass(self, ctx)
     }

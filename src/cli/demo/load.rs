@@ -13,18 +13,21 @@ use crate::config;
 use crate::db::pool::Manager;
 use crate::dsn::Dsn;
 
-const SCHEMA: &str = include_str!("../../../demo/schema.sql");
+pub(super) const SCHEMA: &str = include_str!("../../../demo/schema.sql");
+/// Each table's file: those that others refer to first.
+pub(super) const FILES: [(&str, &[u8]); 5] =
+    [("airlines", AIRLINES), ("airports", AIRPORTS), ("planes", PLANES), ("weather", WEATHER), ("flights", FLIGHTS)];
 const AIRLINES: &[u8] = include_bytes!("../../../demo/airlines.csv.zst");
 const AIRPORTS: &[u8] = include_bytes!("../../../demo/airports.csv.zst");
 const PLANES: &[u8] = include_bytes!("../../../demo/planes.csv.zst");
 const WEATHER: &[u8] = include_bytes!("../../../demo/weather.csv.zst");
 const FLIGHTS: &[u8] = include_bytes!("../../../demo/flights.csv.zst");
 /// Two that load at once take turns.
-const LOCK_KEY: i64 = 0x736c_6f77_6465_6d6f;
+pub(super) const LOCK_KEY: i64 = 0x736c_6f77_6465_6d6f;
 /// How many tables the demo has.
 const TABLES: i64 = 5;
 /// How long loading may take.
-const TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(300);
 
 mod tables {
     diesel::table! {
@@ -123,7 +126,7 @@ struct Present {
     names: Option<String>,
 }
 
-fn is_there(connection: &mut PgConnection) -> Result<bool, Failure> {
+pub(super) fn is_there(connection: &mut PgConnection) -> Result<bool, Failure> {
     let present = diesel::sql_query(
         "SELECT count(*) AS tables, string_agg(name, ', ' ORDER BY name) AS names
            FROM unnest(ARRAY['airlines', 'airports', 'planes', 'weather', 'flights']) AS name

@@ -3,6 +3,7 @@
 //! | file | what it has |
 //! | --- | --- |
 //! | `load` | the flights of 2013, for any database |
+//! | `jobs` | the same by slowlane's own import jobs, where there is a queue |
 //! | [`blocking`] | `slowlane demo blocking`: what is run |
 //! | [`tables`] | what is shown of it |
 //! | [`measure`] | one run of one server |
@@ -14,6 +15,7 @@
 
 pub mod blocking;
 pub mod child;
+mod jobs;
 pub mod kill;
 mod load;
 pub mod measure;
@@ -22,6 +24,7 @@ pub mod tables;
 pub mod triggers;
 mod wrong;
 
+pub use jobs::load_by_jobs;
 pub use load::load;
 
 use crate::cli::Failure;

@@ -307,7 +307,7 @@ struct Entry {
 /// use slowlane::Registry;
 /// use slowlane::kinds::query::Query;
 ///
-/// assert_eq!(Registry::standard().names(), ["execute", "query"]);
+/// assert_eq!(Registry::standard().names(), ["execute", "import", "query"]);
 /// assert_eq!(Registry::default().with::<Query>().names(), ["query"]);
 /// ```
 #[derive(Default)]

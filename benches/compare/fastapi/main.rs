@@ -4,7 +4,7 @@
 //! A whole run writes its tables and its chart into docs/; chosen numbers only print. What is promised of slowlane is
 //! checked, and stands beside the tables as met or missed: at the largest number at once its answers stay within twice
 //! those of an idle slowlane, and no kill loses accepted work. Where a promise is missed, or nothing was checked,
-//! README stays as it is and the run ends with a failure. The aggregate is judged too, but decides nothing: it keeps
+//! the run ends with a failure; README shows the numbers in any case, and what was missed below them. The aggregate is judged too, but decides nothing: it keeps
 //! every core busy, so that what an answer waits for is a core.
 
 use std::fs::{Permissions, set_permissions};
@@ -144,7 +144,7 @@ fn main() -> ExitCode {
     }
     let holds = was_checked && deciding.iter().all(|verdict| verdict.met);
     if whole {
-        write(&report, &text, holds, &python);
+        write(&report, &text, &verdicts, &python);
     }
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -198,7 +198,7 @@ fn tables(report: &Report, machine: &[String], verdicts: &[Verdict]) -> String {
 }
 
 /// The largest run of the work that only waits, and what the kills of it lost.
-fn headline(report: &Report) -> String {
+fn headline(report: &Report, verdicts: &[Verdict]) -> String {
     let largest = report.runs.iter().map(|run| run.at_once).max().unwrap_or_default();
     let mut text = format!(
         "| {largest} times `{}` at once, given to | the caller's answer, at most | `/healthz` p99 / max | an \
@@ -215,6 +215,9 @@ fn headline(report: &Report) -> String {
         let (answer, healthz, database) = (span(run.trigger_ms.max), seen(&run.healthz_ms), seen(&run.database_ms));
         let columns = [answer, healthz, database, lost("SIGKILL"), lost("SIGTERM")];
         text.push_str(&format!("| {} | {} |\n", run.server, columns.join(" | ")));
+    }
+    for missed in verdicts.iter().filter(|verdict| verdict.decides && !verdict.met) {
+        text.push_str(&format!("\n{}\n", missed.line()));
     }
     text
 }
@@ -292,14 +295,11 @@ impl Verdict {
     }
 }
 
-/// Writes the tables between the marks of the page, the end of the story into README where it is as promised, and has
-/// the chart drawn.
-fn write(report: &Report, text: &str, holds: bool, python: &Path) {
+/// Writes the tables between the marks of the page, the end of the story into README, and has the chart drawn.
+fn write(report: &Report, text: &str, verdicts: &[Verdict], python: &Path) {
     let folder = folder();
     replace(&folder.join(DOCUMENT), text);
-    if holds {
-        replace(&folder.join("README.md"), &headline(report));
-    }
+    replace(&folder.join("README.md"), &headline(report, verdicts));
     let results = folder.join("target/compare-fastapi.json");
     let results =
         std::env::var_os("CARGO_TARGET_DIR").map_or(results, |dir| Path::new(&dir).join("compare-fastapi.json"));

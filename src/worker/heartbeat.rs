@@ -33,7 +33,8 @@ pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Res
         }
     });
     let shared = Arc::clone(shared);
-    threads.spawn("slowlane-beat", move || Heartbeat::new(&shared).serve())
+    let mut registered = false;
+    threads.spawn("slowlane-beat", move || Heartbeat::new(&shared, &mut registered).serve())
 }
 
 /// Takes this process off the list of the living. What it still holds is rescued at once.
@@ -115,7 +116,8 @@ impl Errand {
 struct Heartbeat<'s> {
     shared: &'s Shared,
     connection: Option<PgConnection>,
-    registered: bool,
+    /// Once and no more, not by a thread that begins anew either: an id that was buried must not come back.
+    registered: &'s mut bool,
     failing: bool,
     /// When the next beat is due.
     due: Instant,
@@ -126,11 +128,11 @@ struct Heartbeat<'s> {
 }
 
 impl<'s> Heartbeat<'s> {
-    fn new(shared: &'s Shared) -> Heartbeat<'s> {
+    fn new(shared: &'s Shared, registered: &'s mut bool) -> Heartbeat<'s> {
         Heartbeat {
             shared,
             connection: None,
-            registered: false,
+            registered,
             failing: false,
             due: Instant::now(),
             cancels: Errand::new("reading cancel requests"),
@@ -157,10 +159,10 @@ impl<'s> Heartbeat<'s> {
         // Before the beat: its answer may take seconds.
         let now = Instant::now();
         let beating = now >= self.due;
-        if !self.registered {
+        if !*self.registered {
             let id = self.shared.worker_id();
             liveness::register(&mut connection, &self.shared.identity(id))?;
-            self.registered = true;
+            *self.registered = true;
         } else if beating && !liveness::beat(&mut connection, self.shared.worker_id())? {
             self.declared_dead(&mut connection)?;
         }

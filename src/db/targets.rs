@@ -81,6 +81,8 @@ pub enum TargetError {
 pub struct Work<C> {
     /// The connection.
     pub inner: C,
+    /// The server process behind it, once it was asked for: the same for as long as the connection lasts.
+    backend: Option<TargetBackend>,
     /// It isn't as it was: a cancel may still be in flight, or its reset failed.
     pub tainted: bool,
 }
@@ -93,7 +95,7 @@ impl<M: r2d2::ManageConnection> r2d2::ManageConnection for WorkManager<M> {
     type Error = M::Error;
 
     fn connect(&self) -> Result<Self::Connection, M::Error> {
-        Ok(Work { inner: self.0.connect()?, tainted: false })
+        Ok(Work { inner: self.0.connect()?, backend: None, tainted: false })
     }
 
     fn is_valid(&self, connection: &mut Self::Connection) -> Result<(), M::Error> {
@@ -198,9 +200,16 @@ impl Target {
             drop(loan);
             loan = self.checkout_diesel()?;
         }
-        let row = diesel::sql_query(BACKEND_SQL).get_result::<BackendRow>(&mut loan.inner)?;
+        let backend = match loan.backend.take() {
+            Some(backend) => backend,
+            None => {
+                let row = diesel::sql_query(BACKEND_SQL).get_result::<BackendRow>(&mut loan.inner)?;
+                TargetBackend { pid: row.pid, backend_start: row.backend_start }
+            }
+        };
+        loan.backend = Some(backend.clone());
         line::allow(&mut loan.inner, for_an_attempt(timeout));
-        Ok((loan, TargetBackend { pid: row.pid, backend_start: row.backend_start }))
+        Ok((loan, backend))
     }
 
     /// A libpq session that carries `application_name`, pinned and limited, and the server process behind it.
@@ -220,15 +229,17 @@ impl Target {
             drop(loan);
             loan = self.checkout_session()?;
         }
-        let pid = loan.inner.backend_pid();
-        let rows = loan.inner.query(
-            "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')
-               FROM pg_stat_activity WHERE pid = pg_backend_pid()",
-            &[],
-        )?;
-        let backend_start = rows.get(0, 0).and_then(|text| text.parse().ok()).unwrap_or_default();
+        let backend = match loan.backend.take() {
+            Some(backend) => backend,
+            None => {
+                let rows = loan.inner.query(BACKEND_START_SQL, &[])?;
+                let backend_start = rows.get(0, 0).and_then(|text| text.parse().ok()).unwrap_or_default();
+                TargetBackend { pid: loan.inner.backend_pid(), backend_start }
+            }
+        };
+        loan.backend = Some(backend.clone());
         loan.inner.allow(for_an_attempt(timeout));
-        Ok((loan, TargetBackend { pid, backend_start }))
+        Ok((loan, backend))
     }
 
     fn checkout_diesel(&self) -> Result<DieselLoan, DbError> {
@@ -345,7 +356,10 @@ pub fn reset_session(loan: &mut SessionLoan) {
     }
 }
 
-const BACKEND_SQL: &str = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
+const BACKEND_SQL: &str = "SELECT pid, backend_start FROM pg_stat_get_activity(pg_backend_pid())";
+const BACKEND_START_SQL: &str =
+    "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')
+       FROM pg_stat_get_activity(pg_backend_pid())";
 
 #[derive(QueryableByName)]
 struct BackendRow {

@@ -11,9 +11,10 @@ run: tools
 	cargo build --release --locked
 	$${CARGO_TARGET_DIR:-target}/release/slowlane dev $(ARGS)
 
+# Most of a test's time is spent waiting: for a dead worker to be found dead, for an outage to pass.
 test: tools
 	@scripts/ensure python
-	cargo test --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
 
 # Cases and options, such as ARGS="drain --quick"
 bench: tools

@@ -232,9 +232,9 @@ fn new_job(id: Uuid) -> Accept {
             max_attempts: 1,
             labels: BTreeMap::new(),
             result_ttl_ms: 1000,
+            upload: None,
         },
         retry_of: None,
-        upload: None,
         idempotency: None,
     }
 }

@@ -290,6 +290,47 @@ fn rust_and_sql_say_the_same() {
     }
 }
 
+/// An import that an application puts in keeps its upload, as one over HTTP does.
+#[test]
+fn an_upload_is_held_by_whoever_names_it() {
+    let app = TestApp::start();
+    app.target.run("CREATE TABLE public.numbers (a int); GRANT ALL ON public.numbers TO PUBLIC");
+    let dsn = application(&app.queue);
+    let (mut session, mut connection) = (session(&dsn), diesel_connection(&dsn));
+    let answer = app.send("POST", "/v1/uploads", &[("content-type", "text/csv")], b"a\n1\n2\n");
+    let upload: Uuid = answer.json()["id"].as_str().unwrap().parse().unwrap();
+    let args = json!({"upload": upload, "table": "public.numbers", "format": "csv"});
+    let job = Registry::standard().job("import", &args).unwrap();
+    assert_eq!(job.upload, Some(upload));
+    let later = Some("2999-01-01T00:00:00Z".parse().unwrap());
+    let waits = NewJob { run_at: later, ..job.clone() };
+    let by_rust = queue::insert(&mut connection, &waits).unwrap().to_string();
+    let by_sql = |upload: &str| format!("'import', '{args}', run_at => '2999-01-01Z', upload => {upload}");
+    let by_sql_id = enqueue(&mut session, &by_sql(&format!("'{upload}'"))).unwrap();
+    let path = format!("/v1/uploads/{upload}");
+    let used_by = app.get(&path).json()["used_by"].clone();
+    let mut users: Vec<&str> = used_by.as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+    users.sort_unstable();
+    assert_eq!(users, [by_rust.as_str(), by_sql_id.as_str()], "ids grow with time");
+    assert_eq!(app.send("DELETE", &path, &[], b"").problem().0, 409);
+    // One that isn't there is refused, and so is one that isn't ready.
+    for (state, id) in [("ready", Uuid::now_v7()), ("receiving", upload)] {
+        app.queue.run(&format!("UPDATE uploads SET state = '{state}'"));
+        let refused = enqueue(&mut session, &by_sql(&format!("'{id}'"))).unwrap_err();
+        assert_eq!(refused.sqlstate.as_deref(), Some("22023"));
+        assert_eq!(refused.message, "slowlane.enqueue: upload: expected the id of an upload that is ready");
+        let refused = queue::insert(&mut connection, &NewJob { upload: Some(id), ..job.clone() }).unwrap_err();
+        assert!(
+            matches!(&refused, InsertError::Database(error) if error.to_string() == "slowlane.enqueue: upload: expected the id of an upload that is ready"),
+            "{refused}"
+        );
+    }
+    app.queue.run("UPDATE uploads SET state = 'ready'");
+    let now = queue::insert(&mut connection, &job).unwrap().to_string();
+    assert_eq!(app.ended(&now)["state"], "succeeded");
+    assert_eq!(app.target.count("SELECT sum(a) FROM public.numbers"), 3);
+}
+
 #[test]
 fn ids_are_of_version_7_near_the_clock_and_in_the_order_of_their_calls() {
     let queue = Postgres::shared().queue();

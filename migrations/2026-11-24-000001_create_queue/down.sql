@@ -11,6 +11,6 @@ DROP TABLE job_log;
 DROP TABLE attempts;
 DROP TABLE finished_jobs;
 DROP TABLE jobs;
-DROP FUNCTION enqueue(text, json, text, text, integer, timestamptz, bigint, integer, jsonb, bigint, boolean);
+DROP FUNCTION enqueue(text, json, text, text, integer, timestamptz, bigint, integer, jsonb, bigint, uuid, boolean);
 DROP FUNCTION require_near_clock(uuid, uuid);
 DROP FUNCTION first_id_of(date);

@@ -91,6 +91,8 @@ CREATE FUNCTION enqueue(
     max_attempts  integer     DEFAULT 3,
     labels        jsonb       DEFAULT '{}',
     result_ttl_ms bigint      DEFAULT 86400000,
+    -- The upload that the arguments name, where they name one: kept until the job has ended.
+    upload        uuid        DEFAULT NULL,
     notify        boolean     DEFAULT true
 ) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = slowlane, pg_temp AS $$
 DECLARE
@@ -133,6 +135,13 @@ BEGIN
                 THEN 'labels: expected names of 1 to 128 characters and values of at most as many'
             END INTO wrong FROM jsonb_each(labels) AS l(name, value);
     END IF;
+    IF wrong IS NULL AND upload IS NOT NULL THEN
+        -- Locked until this transaction ends, so that nobody deletes it in between.
+        PERFORM FROM uploads u WHERE u.id = upload AND u.state = 'ready' FOR SHARE;
+        IF NOT FOUND THEN
+            wrong := 'upload: expected the id of an upload that is ready';
+        END IF;
+    END IF;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION 'slowlane.enqueue: %', wrong USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -140,10 +149,10 @@ BEGIN
     id := encode(substring(int8send(micros / 1000) FROM 3)
         || set_byte(set_byte(substring(noise FROM 7), 0, 112 | (fraction >> 8)), 1, fraction & 255), 'hex')::uuid;
     INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
-                      timeout_ms, max_attempts, result_ttl_ms)
+                      timeout_ms, max_attempts, result_ttl_ms, upload_id)
     VALUES (id, kind, queue, target, priority, CASE WHEN later THEN 'scheduled' ELSE 'queued' END, args, labels, clock,
             greatest(run_at, clock), CASE WHEN later THEN NULL ELSE pg_current_xact_id() END,
-            timeout_ms, max_attempts, result_ttl_ms);
+            timeout_ms, max_attempts, result_ttl_ms, upload);
     IF notify THEN
         -- Workers wake at the commit. A hint names a place before the job, in steps of 10 ms: Postgres sends what is said
         -- twice in a transaction once, so that a thousand jobs of one are a few hints.
@@ -159,7 +168,7 @@ BEGIN
 END $$;
 -- Who may enqueue may have the targets' roles do whatever a kind does: nobody may who wasn't granted it.
 REVOKE ALL ON FUNCTION first_id_of(date), require_near_clock(uuid, uuid),
-    enqueue(text, json, text, text, integer, timestamptz, bigint, integer, jsonb, bigint, boolean) FROM PUBLIC;
+    enqueue(text, json, text, text, integer, timestamptz, bigint, integer, jsonb, bigint, uuid, boolean) FROM PUBLIC;
 
 CREATE TABLE finished_jobs (
     id                  uuid NOT NULL,

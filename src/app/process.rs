@@ -295,13 +295,14 @@ fn assemble(parts: Parts) -> Result<Assembled, AppError> {
     Ok(Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace })
 }
 
-/// Threads that run jobs of these kinds, for as long as what is returned isn't told to shut down, and what wakes them.
+/// Threads that run jobs of these kinds in one queue, for as long as what is returned isn't told to shut down, and what wakes them.
 /// For a process that doesn't serve yet.
 ///
 /// # Errors
 /// When the databases can't be used as they are, or a thread can't be started.
 pub fn workers_before_serving(
     queue: &Dsn,
+    name: &str,
     targets: BTreeMap<String, TargetConfig>,
     registry: Registry,
 ) -> Result<(Workers, Arc<Signals>), AppError> {
@@ -317,7 +318,7 @@ pub fn workers_before_serving(
         results: pools.results,
         targets: open_targets(targets, config.workers, &metrics)?,
         registry: Arc::new(registry),
-        queues: config.queues,
+        queues: vec![name.to_owned()],
         threads: 1,
         retention: config.retention,
         retry: RetryPolicy::default(),

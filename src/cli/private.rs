@@ -62,7 +62,7 @@ impl Databases {
         drop(place);
         roles::set_up(&mut Manager::work(&superuser, "SELECT 1").open()?, &passwords)?;
         app::migrate(&owner)?;
-        demo::load_by_jobs(&databases.queue, &databases.demo)?;
+        demo::load_by_jobs(&demo::Queue { dsn: &databases.queue, name: "default" }, &databases.demo)?;
         let urls = format!(
             "{QUEUE_NAME}={}\n{DEMO_NAME}={}\n",
             databases.queue.to_url().expose(),

@@ -18,11 +18,22 @@ pub const MARK_SQL: &str = "SELECT pg_catalog.pg_current_xact_id()::pg_catalog.t
         pg_catalog.pg_logical_emit_message(true, 'slowlane', $1)::pg_catalog.text AS written
    FROM pg_catalog.pg_control_system() c";
 
+macro_rules! safe_commit {
+    ($transaction_alone:literal) => {
+        concat!(
+            "SELECT pg_catalog.set_config('synchronous_commit', CASE WHEN pg_catalog.current_setting('synchronous_commit')
+                 OPERATOR(pg_catalog.=) 'remote_apply' THEN 'remote_apply' ELSE 'on' END, ",
+            $transaction_alone,
+            ")"
+        )
+    };
+}
+
 /// Makes the COMMIT of this transaction wait for the disk, and for a synchronous standby, whatever its session says.
 /// Set even where it is strong enough: a reload of the server's settings would weaken what isn't set here.
-pub const SAFE_COMMIT_SQL: &str = "SELECT pg_catalog.set_config('synchronous_commit',
-    CASE WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'remote_apply' THEN 'remote_apply'
-         ELSE 'on' END, true)";
+pub const SAFE_COMMIT_SQL: &str = safe_commit!("true");
+/// As [`SAFE_COMMIT_SQL`], for every transaction of the session.
+pub const SAFE_COMMITS_SQL: &str = safe_commit!("false");
 
 /// Which server, and which of its lives: what is promoted or restored begins another timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::db::DbError;
-use crate::db::fate::{MARK_SQL, ServerLife};
+use crate::db::fate::{MARK_SQL, SAFE_COMMITS_SQL, ServerLife};
 use crate::db::reach::Source;
 use crate::pq::{Notice, Patience, PqError, Session};
 
@@ -16,9 +16,7 @@ use crate::pq::{Notice, Patience, PqError, Session};
 /// counts as committed, with a warning.
 const LIMIT: Duration = Duration::from_secs(10);
 /// At least `on`: a weaker setting is that of whoever works.
-const SETUP: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning;
-    SELECT pg_catalog.set_config('synchronous_commit',
-        CASE pg_catalog.current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)";
+const SETUP: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning;";
 
 /// Its sessions' `application_name`.
 pub(super) const NAME: &str = "slowlane flush";
@@ -104,7 +102,7 @@ impl Flusher {
         }
         let mut session = self.source.connect(Session::connect)?;
         session.allow(Patience::Each(LIMIT));
-        session.execute_batch(SETUP)?;
+        session.execute_batch(&format!("{SETUP} {SAFE_COMMITS_SQL}"))?;
         // Kept also when it fails: it is known then which process to end.
         commit(place.insert(session))
     }

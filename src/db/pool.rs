@@ -11,6 +11,7 @@ use diesel::r2d2::R2D2Connection;
 use diesel::{Connection, RunQueryDsl};
 
 use crate::db::error::DbError;
+use crate::db::fate::SAFE_COMMITS_SQL;
 use crate::db::line;
 use crate::db::reach::{ConnectError, Source};
 use crate::db::vet::vet;
@@ -65,8 +66,7 @@ impl Manager {
         let setup = format!(
             "SET search_path = slowlane; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET jit = off; {PLANS}
              SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 60000;
-             SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit')
-                                                     WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)",
+             {SAFE_COMMITS_SQL}",
             purpose.statement_timeout.as_millis(),
             purpose.statement_timeout.as_millis(),
         );

@@ -357,8 +357,7 @@ pub fn reset_session(loan: &mut SessionLoan) {
 }
 
 const BACKEND_SQL: &str = "SELECT pid, backend_start FROM pg_stat_get_activity(pg_backend_pid())";
-const BACKEND_START_SQL: &str =
-    "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')
+const BACKEND_START_SQL: &str = "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')
        FROM pg_stat_get_activity(pg_backend_pid())";
 
 #[derive(QueryableByName)]

@@ -50,7 +50,8 @@ pub(super) async fn accept(
     upload: Option<UploadArg>,
 ) -> Result<HttpResponse, Problem> {
     check_result_store(shared, &accept.job)?;
-    let accept = Accept { upload: upload.map(|upload| upload.id), ..accept };
+    let job = NewJob { upload: upload.map(|upload| upload.id), ..accept.job };
+    let accept = Accept { job, ..accept };
     let accepted = shared.writer.accept(accept).await.map_err(|error| match (error, upload) {
         (AcceptError::NoUpload, Some(upload)) => {
             Problem::new(Code::UnknownUpload, format!("there is no upload {}, or its time has passed", upload.id))
@@ -235,6 +236,8 @@ impl<'b> Fields<'_, 'b> {
             max_attempts: self.integer("max_attempts", DEFAULT_MAX_ATTEMPTS, 1, MAX_MAX_ATTEMPTS),
             labels: self.labels(),
             result_ttl_ms: self.integer("result_ttl_ms", DEFAULT_RESULT_TTL_MS, 1, MAX_RESULT_TTL_MS),
+            // The kind says it, once the arguments are known to be right.
+            upload: None,
         }
     }
 

@@ -378,7 +378,8 @@ impl Registry {
         }
     }
 
-    /// A job of a kind and with arguments that come from elsewhere, both checked, with every default.
+    /// A job of a kind and with arguments that come from elsewhere, both checked, with every default, and with
+    /// a hold on the upload that it reads.
     ///
     /// ```
     /// use slowlane::Registry;
@@ -395,8 +396,8 @@ impl Registry {
     /// That there is no such kind, or each argument that is refused.
     pub fn job<A: Serialize + ?Sized>(&self, kind: &str, args: &A) -> Result<NewJob, CheckError> {
         let args = RawJson::of(args).map_err(no_json)?;
-        self.check(kind, &args.0)?;
-        Ok(NewJob::new(kind, args))
+        let upload = self.check_and_find_upload(kind, &args.0)?;
+        Ok(NewJob { upload: upload.map(|upload| upload.id), ..NewJob::new(kind, args) })
     }
 
     /// The upload that a job with these arguments reads.

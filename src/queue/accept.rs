@@ -45,8 +45,6 @@ pub struct Accept {
     pub job: NewJob,
     /// The job that this one is a retry of.
     pub retry_of: Option<Uuid>,
-    /// The upload that it reads, which is kept until the job has ended.
-    pub upload: Option<Uuid>,
     /// The caller's key, where it gave one.
     pub idempotency: Option<Idempotency>,
 }
@@ -54,7 +52,7 @@ pub struct Accept {
 impl Accept {
     /// A job that is asked for once.
     pub fn new(job: NewJob) -> Accept {
-        Accept { id: Uuid::now_v7(), job, retry_of: None, upload: None, idempotency: None }
+        Accept { id: Uuid::now_v7(), job, retry_of: None, idempotency: None }
     }
 
     /// What the job is when its row has just been written.

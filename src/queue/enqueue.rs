@@ -168,7 +168,7 @@ fn enqueue(connection: &mut PgConnection, job: &NewJob, notify: bool) -> Result<
     // Not kept prepared: the connection may reach its server through a pooler.
     let row = diesel::sql_query(
         "SELECT slowlane.enqueue(kind => $1, args => $2, queue => $3, target => $4, priority => $5, run_at => $6,
-                timeout_ms => $7, max_attempts => $8, labels => $9, result_ttl_ms => $10, notify => $11) AS id",
+                timeout_ms => $7, max_attempts => $8, labels => $9, result_ttl_ms => $10, upload => $11, notify => $12) AS id",
     )
     .bind::<Text, _>(&job.kind)
     .bind::<Json, _>(&job.args)
@@ -180,6 +180,7 @@ fn enqueue(connection: &mut PgConnection, job: &NewJob, notify: bool) -> Result<
     .bind::<Integer, _>(job.max_attempts)
     .bind::<Jsonb, _>(labels)
     .bind::<BigInt, _>(job.result_ttl_ms)
+    .bind::<Nullable<diesel::sql_types::Uuid>, _>(job.upload)
     .bind::<Bool, _>(notify)
     .get_result::<Enqueued>(connection)?;
     Ok(row.id)

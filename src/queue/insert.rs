@@ -93,7 +93,7 @@ pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec
         .map(|request| match created.remove(&request.id) {
             Some(job) => Inserted::Created(job),
             None => match known.remove(&request.id).unwrap_or(Inserted::Gone) {
-                Inserted::Gone if request.upload.is_some() => Inserted::NoUpload,
+                Inserted::Gone if request.job.upload.is_some() => Inserted::NoUpload,
                 outcome => outcome,
             },
         })
@@ -190,7 +190,7 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
     let keys = |field: fn(&crate::queue::accept::Idempotency) -> &str| -> Vec<Option<&str>> {
         requests.iter().map(|r| r.idempotency.as_ref().map(field)).collect()
     };
-    let with_more = requests.iter().any(|request| request.idempotency.is_some() || request.upload.is_some());
+    let with_more = requests.iter().any(|request| request.idempotency.is_some() || request.job.upload.is_some());
     let without = prepared(statement(with_more))
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.id))
         .bind::<Array<Text>, _>(column(requests, |r| r.job.kind.as_str()))
@@ -204,7 +204,7 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         .bind::<Array<Integer>, _>(column(requests, |r| r.job.max_attempts))
         .bind::<Array<BigInt>, _>(column(requests, |r| r.job.result_ttl_ms))
         .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.retry_of))
-        .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.upload))
+        .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.job.upload))
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).min())
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).max());
     let rows: Vec<Row> = if with_more {

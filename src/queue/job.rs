@@ -201,6 +201,8 @@ pub struct NewJob {
     pub labels: BTreeMap<String, String>,
     /// How long its result is kept.
     pub result_ttl_ms: i64,
+    /// The upload that its arguments name: kept until the job has ended.
+    pub upload: Option<Uuid>,
 }
 
 impl NewJob {
@@ -217,6 +219,7 @@ impl NewJob {
             max_attempts: DEFAULT_MAX_ATTEMPTS,
             labels: BTreeMap::new(),
             result_ttl_ms: DEFAULT_RESULT_TTL_MS,
+            upload: None,
         }
     }
 }

@@ -48,6 +48,8 @@ fn again(job: Job) -> NewJob {
         max_attempts: job.max_attempts,
         labels: job.labels,
         result_ttl_ms: job.result_ttl_ms,
+        // The kind says it.
+        upload: None,
     }
 }
 

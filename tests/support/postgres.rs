@@ -142,7 +142,9 @@ impl Postgres {
         let database = self.database(roles::DEMO_DATABASE, &self.demo);
         let mut loaded = LOADED.lock().unwrap();
         if !std::mem::replace(&mut *loaded, true) {
-            slowlane::cli::demo::load(&database.dsn).unwrap();
+            let queue = self.queue();
+            let queue = slowlane::cli::demo::Queue { dsn: &queue.dsn, name: "default" };
+            slowlane::cli::demo::load_by_jobs(&queue, &database.dsn).unwrap();
         }
         database
     }

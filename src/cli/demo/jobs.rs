@@ -1,4 +1,5 @@
-//! The demo's data through slowlane's own uploads and import jobs: what `slowlane dev` starts with.
+//! The demo's data through slowlane's own uploads and import jobs: what `slowlane dev` starts with, and what
+//! `slowlane demo load` does for any database.
 //!
 //! The tables are filled in a schema of their own and moved when all are full, so that there is all of it or nothing.
 
@@ -6,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Nullable, Text};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::app::process;
 use crate::cli::Failure;
-use crate::cli::demo::load::{FILES, LOCK_KEY, SCHEMA, TIMEOUT, is_there};
 use crate::config::TargetConfig;
 use crate::db::pool::{Manager, Purpose};
 use crate::dsn::Dsn;
@@ -23,6 +25,21 @@ use crate::queue::signals::{ReadyHint, Signals};
 use crate::queue::{Job, JobState, NewJob, RawJson, read};
 use crate::uploads::{ContentEncoding, ContentType, NewUpload, PART_BYTES, store};
 
+const SCHEMA: &str = include_str!("../../../demo/schema.sql");
+/// Each table's file: those that others refer to first.
+const FILES: [(&str, &[u8]); 5] =
+    [("airlines", AIRLINES), ("airports", AIRPORTS), ("planes", PLANES), ("weather", WEATHER), ("flights", FLIGHTS)];
+const AIRLINES: &[u8] = include_bytes!("../../../demo/airlines.csv.zst");
+const AIRPORTS: &[u8] = include_bytes!("../../../demo/airports.csv.zst");
+const PLANES: &[u8] = include_bytes!("../../../demo/planes.csv.zst");
+const WEATHER: &[u8] = include_bytes!("../../../demo/weather.csv.zst");
+const FLIGHTS: &[u8] = include_bytes!("../../../demo/flights.csv.zst");
+/// Two that load at once take turns.
+const LOCK_KEY: i64 = 0x736c_6f77_6465_6d6f;
+/// How many tables the demo has.
+const TABLES: i64 = 5;
+/// How long loading may take.
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// Between two looks whether a job has ended.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a part of a file may take to be stored.
@@ -30,12 +47,20 @@ const PART_PATIENCE: Duration = Duration::from_secs(30);
 /// What schemas begin with in which tables are filled.
 const FILLING: &str = "slowlane_demo_";
 
+/// Whose jobs load the data.
+pub struct Queue<'q> {
+    /// Where it is.
+    pub dsn: &'q Dsn,
+    /// What the jobs name as their queue and as their target: no other process may serve both but for the same database.
+    pub name: &'q str,
+}
+
 /// Loads the data into the target by jobs of this queue, unless it is there. Says how many rows were loaded; `None` when
 /// there was nothing to do.
 ///
 /// # Errors
 /// When a database fails, a job does, or the target has some of the tables only: they are somebody else's then.
-pub fn load_by_jobs(queue: &Dsn, target: &Dsn) -> Result<Option<u64>, Failure> {
+pub fn load_by_jobs(queue: &Queue<'_>, target: &Dsn) -> Result<Option<u64>, Failure> {
     let setup = format!("SET statement_timeout = {}; SET search_path = public", TIMEOUT.as_millis());
     let mut connection = Manager::work(target, &setup).open()?;
     // Two that load at once take turns; the lock goes with the connection.
@@ -74,16 +99,18 @@ fn drop_unfinished(connection: &mut PgConnection) -> Result<(), Failure> {
     Ok(())
 }
 
-fn run_jobs(queue: &Dsn, target: &Dsn, schema: &str) -> Result<u64, Failure> {
+fn run_jobs(queue: &Queue<'_>, target: &Dsn, schema: &str) -> Result<u64, Failure> {
     let purpose = Purpose { name: "demo", statement_timeout: PART_PATIENCE };
-    let mut connection = Manager::queue(queue, &purpose).open()?;
-    let targets = [("default".to_owned(), TargetConfig::at(target.clone()))].into();
+    let mut connection = Manager::queue(queue.dsn, &purpose).open()?;
+    // The statements are the import's own, whatever the role could do beside that.
+    let target = TargetConfig { allow_unsafe_role: true, ..TargetConfig::at(target.clone()) };
+    let targets = [(queue.name.to_owned(), target)].into();
     let registry = Registry::default().with::<import::Import>();
-    let (workers, signals) = process::workers_before_serving(queue, targets, registry)?;
+    let (workers, signals) = process::workers_before_serving(queue.dsn, queue.name, targets, registry)?;
     let mut rows = 0_u64;
     let outcome = FILES.iter().try_for_each(|(table, file)| {
         let upload = keep(&mut connection, file)?;
-        let job = submit(&mut connection, &signals, upload, &format!("{schema}.{table}"))?;
+        let job = submit(&mut connection, &signals, queue.name, upload, &format!("{schema}.{table}"))?;
         rows = rows.saturating_add(ended(&mut connection, &job)?);
         store::delete(&mut connection, upload)?;
         Ok::<_, Failure>(())
@@ -110,11 +137,18 @@ fn keep(connection: &mut PgConnection, file: &[u8]) -> Result<Uuid, Failure> {
     ready.map(|upload| upload.id).ok_or_else(|| "a file of the demo could not be stored".into())
 }
 
-fn submit(connection: &mut PgConnection, signals: &Signals, upload: Uuid, table: &str) -> Result<Job, Failure> {
+fn submit(
+    connection: &mut PgConnection,
+    signals: &Signals,
+    queue: &str,
+    upload: Uuid,
+    table: &str,
+) -> Result<Job, Failure> {
     let args = json!({"upload": upload, "table": table, "format": "csv", "null": "NA"});
-    let mut job = NewJob::new("import", RawJson::of(&args)?);
+    let plain = NewJob::new("import", RawJson::of(&args)?);
+    let mut job = NewJob { upload: Some(upload), queue: queue.to_owned(), target: queue.to_owned(), ..plain };
     job.labels.insert("demo".to_owned(), table.rsplit('.').next().unwrap_or(table).to_owned());
-    let mut inserted = insert::insert(connection, &[&Accept { upload: Some(upload), ..Accept::new(job) }])?;
+    let mut inserted = insert::insert(connection, &[&Accept::new(job)])?;
     match inserted.pop() {
         Some(Inserted::Created(job)) => {
             let (queue, priority, run_at, id) = (job.queue.clone(), job.priority, job.run_at, job.id);
@@ -140,5 +174,31 @@ fn ended(connection: &mut PgConnection, job: &Job) -> Result<u64, Failure> {
             _ if Instant::now() >= until => return Err("loading the demo's data takes too long".into()),
             _ => std::thread::sleep(LOOK_EVERY),
         }
+    }
+}
+
+#[derive(QueryableByName)]
+struct Present {
+    #[diesel(sql_type = BigInt)]
+    tables: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    names: Option<String>,
+}
+
+fn is_there(connection: &mut PgConnection) -> Result<bool, Failure> {
+    let present = diesel::sql_query(
+        "SELECT count(*) AS tables, string_agg(name, ', ' ORDER BY name) AS names
+           FROM unnest(ARRAY['airlines', 'airports', 'planes', 'weather', 'flights']) AS name
+          WHERE to_regclass('public.' || name) IS NOT NULL",
+    )
+    .get_result::<Present>(connection)?;
+    match (present.tables, present.names) {
+        (0, _) => Ok(false),
+        (TABLES, _) => Ok(true),
+        (_, names) => Err(format!(
+            "the database has tables of the demo's names that aren't the demo's ({}): name another database",
+            names.unwrap_or_default()
+        )
+        .into()),
     }
 }

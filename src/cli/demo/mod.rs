@@ -2,8 +2,8 @@
 //!
 //! | file | what it has |
 //! | --- | --- |
-//! | `load` | the flights of 2013, for any database |
-//! | `jobs` | the same by slowlane's own import jobs, where there is a queue |
+//! | `load` | `slowlane demo load` |
+//! | `jobs` | the flights of 2013 by slowlane's own import jobs |
 //! | [`blocking`] | `slowlane demo blocking`: what is run |
 //! | [`tables`] | what is shown of it |
 //! | [`measure`] | one run of one server |
@@ -24,15 +24,14 @@ pub mod tables;
 pub mod triggers;
 mod wrong;
 
-pub use jobs::load_by_jobs;
-pub use load::load;
+pub use jobs::{Queue, load_by_jobs};
 
 use crate::cli::Failure;
 
 /// The subcommands of `slowlane demo`.
 #[derive(clap::Subcommand)]
 pub enum Demo {
-    /// Load every flight that left New York in 2013 into a database of yours, unless it is there
+    /// Load every flight that left New York in 2013 into a database of yours by import jobs, unless it is there
     Load(load::Load),
     /// Run heavy statements on an event loop, on a thread pool and as jobs, and see what becomes of other requests
     Blocking(blocking::Blocking),

@@ -12,6 +12,7 @@ use crate::support::app::TestApp;
 use crate::support::child::{Server, program};
 use crate::support::postgres::{Database, Postgres};
 use crate::support::proxy::{Mode, Proxy};
+use crate::support::standby::Standby;
 use crate::support::{eventually, history};
 
 /// Where an attempt is held up.
@@ -411,120 +412,6 @@ fn a_commit_is_durable_whatever_the_role_is_set_to() {
     scene.stop_target();
     scene.start_target();
     assert_eq!(scene.effects(), 1);
-}
-
-/// A copy of a cluster that follows it.
-struct Standby {
-    _folder: tempfile::TempDir,
-    process: std::process::Child,
-    /// Its receiver, while it is stopped.
-    stopped: std::cell::Cell<Option<nix::unistd::Pid>>,
-    port: u16,
-}
-
-impl Standby {
-    /// Follows `primary` under the name `standby`.
-    fn of(primary: &Postgres) -> Standby {
-        let superuser = primary.superuser();
-        let folder = tempfile::Builder::new().prefix("slowlane-standby-").tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let data = folder.path().join("data");
-        let source = superuser.clone().with("dbname", "").with("application_name", "standby");
-        let copied = std::process::Command::new(primary.program("pg_basebackup"))
-            .args(["--wal-method", "stream", "--write-recovery-conf", "--checkpoint", "fast", "-D"])
-            .arg(&data)
-            .args(["-d", source.conninfo().expose()])
-            .output()
-            .unwrap();
-        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
-        let mut command = std::process::Command::new(primary.program("postgres"));
-        let further = [
-            "synchronous_standby_names=",
-            "max_connections=400",
-            "fsync=off",
-            "listen_addresses=127.0.0.1",
-            "unix_socket_directories=",
-        ];
-        command.arg("-D").arg(&data).args(["-c", &format!("port={port}")]);
-        command.args(further.iter().flat_map(|setting| ["-c", setting]));
-        if let Some(user) = owner_of(primary) {
-            own(folder.path(), user);
-            std::os::unix::process::CommandExt::uid(&mut command, user.0);
-            std::os::unix::process::CommandExt::gid(&mut command, user.1);
-        }
-        let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        command.stdin(std::process::Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let process = command.current_dir("/").spawn().unwrap();
-        crate::support::postgres::watch_process(process.id());
-        let standby = Standby { _folder: folder, process, stopped: std::cell::Cell::default(), port };
-        eventually("the standby follows", || {
-            let mut session = Session::connect(&superuser).unwrap();
-            let rows =
-                session.query("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'", &[]).unwrap();
-            rows.get(0, 0) == Some("1")
-        });
-        standby
-    }
-
-    /// The same database here.
-    fn database(&self, of: &Database) -> Database {
-        let here = |dsn: &slowlane::dsn::Dsn| dsn.clone().with("port", &self.port.to_string());
-        Database { dsn: here(&of.dsn), superuser: here(&of.superuser) }
-    }
-
-    fn receiver(&self, of: &Database) -> nix::unistd::Pid {
-        let receivers = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walreceiver'";
-        nix::unistd::Pid::from_raw(self.database(of).text(receivers).parse().unwrap())
-    }
-
-    /// It receives nothing more.
-    fn stop_receiving(&self, of: &Database) {
-        let receiver = self.receiver(of);
-        nix::sys::signal::kill(receiver, Signal::SIGSTOP).unwrap();
-        self.stopped.set(Some(receiver));
-    }
-
-    /// What it received and hadn't written goes with its receiver.
-    fn lose_what_was_received(&self) {
-        if let Some(receiver) = self.stopped.take() {
-            // It may have gone with its primary.
-            let _ = nix::sys::signal::kill(receiver, Signal::SIGKILL);
-        }
-    }
-}
-
-impl Drop for Standby {
-    fn drop(&mut self) {
-        self.lose_what_was_received();
-        let process = nix::unistd::Pid::from_raw(self.process.id().cast_signed());
-        let _ = nix::sys::signal::kill(process, Signal::SIGQUIT);
-        let until = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < until && matches!(self.process.try_wait(), Ok(None)) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Whom the files of a cluster belong to, where that isn't us: the server refuses to run as root.
-fn owner_of(postgres: &Postgres) -> Option<(u32, u32)> {
-    use std::os::unix::fs::MetadataExt;
-    let folder = postgres.cluster.lock().unwrap().folder().join("pgdata");
-    let data = std::fs::metadata(folder).unwrap();
-    nix::unistd::geteuid().is_root().then_some((data.uid(), data.gid()))
-}
-
-fn own(folder: &std::path::Path, (user, group): (u32, u32)) {
-    std::os::unix::fs::lchown(folder, Some(user), Some(group)).unwrap();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() && !path.is_symlink() {
-            own(&path, (user, group));
-        } else {
-            std::os::unix::fs::lchown(&path, Some(user), Some(group)).unwrap();
-        }
-    }
 }
 
 /// A worker whose target is whichever of two servers takes writes.

@@ -10,6 +10,7 @@ pub mod load;
 pub mod pooler;
 pub mod postgres;
 pub mod proxy;
+pub mod standby;
 pub mod tls;
 
 use std::time::{Duration, Instant};

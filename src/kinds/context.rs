@@ -4,7 +4,6 @@
 //! cancel, a deadline and a shutdown reach whatever the attempt is waiting for.
 
 use std::cell::{Cell, RefCell};
-use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,10 +16,11 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::pool::Pool;
-use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
+use crate::db::targets::{Target, TargetBackend};
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
+use crate::kinds::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
 use crate::kinds::{WorkError, exactly_once};
-use crate::pq::{Canceller, Notice, NoticeSink, PqErrorKind, Session};
+use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
@@ -255,8 +255,7 @@ impl<'a> WorkContext<'a> {
             DbError::Query(error) => error.into(),
         })?;
         self.note(&backend)?;
-        let by_backend =
-            ByBackend { target: Arc::clone(&self.target), backend: backend.clone(), name, complained: false };
+        let by_backend = ByBackend::new(&self.target, &backend, name);
         let handle = self.arm(backend, Box::new(by_backend))?;
         Ok(DieselWork { loan, control: &self.control, handle })
     }
@@ -275,8 +274,7 @@ impl<'a> WorkContext<'a> {
         self.note(&backend)?;
         let canceller = loan.inner.canceller()?;
         let own = loan.inner.canceller()?;
-        let by_backend =
-            ByBackend { target: Arc::clone(&self.target), backend: backend.clone(), name, complained: false };
+        let by_backend = ByBackend::new(&self.target, &backend, name);
         let handle = self.arm(backend, Box::new(ByCanceller { canceller, by_backend }))?;
         loan.inner.on_notice(Some(self.notice_sink()));
         Ok(SessionWork { loan, control: &self.control, handle, own })
@@ -478,128 +476,4 @@ fn say_notice(said: &Said, notice: Notice) {
         _ => LogLevel::Info,
     };
     said.log().say(level, LogSource::Server, Some(notice.sqlstate), &notice.message);
-}
-
-/// A Diesel connection on loan. Dereferences to [`PgConnection`].
-pub struct DieselWork<'c> {
-    loan: DieselLoan,
-    control: &'c JobControl,
-    handle: u64,
-}
-
-impl Deref for DieselWork<'_> {
-    type Target = PgConnection;
-    fn deref(&self) -> &PgConnection {
-        &self.loan.inner
-    }
-}
-
-impl DerefMut for DieselWork<'_> {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.loan.inner
-    }
-}
-
-impl Drop for DieselWork<'_> {
-    fn drop(&mut self) {
-        if self.control.disarm(self.handle) {
-            self.loan.tainted = true;
-        } else {
-            reset_diesel(&mut self.loan);
-        }
-        if !self.loan.tainted {
-            self.control.given_back(self.handle);
-        }
-    }
-}
-
-/// A libpq session on loan. Dereferences to [`Session`].
-pub struct SessionWork<'c> {
-    loan: SessionLoan,
-    control: &'c JobControl,
-    handle: u64,
-    own: Canceller,
-}
-
-impl SessionWork<'_> {
-    /// The session, its canceller, and the mark that has it closed, each on its own.
-    pub fn split(&mut self) -> (&mut Session, &mut Canceller, &mut bool) {
-        let work = &mut *self.loan;
-        (&mut work.inner, &mut self.own, &mut work.tainted)
-    }
-}
-
-impl Deref for SessionWork<'_> {
-    type Target = Session;
-    fn deref(&self) -> &Session {
-        &self.loan.inner
-    }
-}
-
-impl DerefMut for SessionWork<'_> {
-    fn deref_mut(&mut self) -> &mut Session {
-        &mut self.loan.inner
-    }
-}
-
-impl Drop for SessionWork<'_> {
-    fn drop(&mut self) {
-        self.loan.inner.on_notice(None);
-        if self.control.disarm(self.handle) {
-            self.loan.tainted = true;
-        } else if !self.loan.tainted {
-            reset_session(&mut self.loan);
-        }
-        if !self.loan.tainted {
-            self.control.given_back(self.handle);
-        }
-    }
-}
-
-/// Stops a session from another one of the same role: Diesel hands out no key for libpq's own way.
-struct ByBackend {
-    target: Arc<Target>,
-    backend: TargetBackend,
-    name: String,
-    /// Pressed ten times a second, it complains once.
-    complained: bool,
-}
-
-impl ByBackend {
-    fn complain(&mut self, what: &str, error: &dyn std::fmt::Display) {
-        let level = if std::mem::replace(&mut self.complained, true) { log::Level::Debug } else { log::Level::Warn };
-        log::log!(level, session = self.name.as_str(); "{what}, and is tried again: {error}");
-    }
-}
-
-impl Interrupt for ByBackend {
-    fn cancel(&mut self) {
-        if let Err(error) = self.target.cancel_backend(&self.backend, &self.name) {
-            self.complain("a statement could not be cancelled", &error);
-        }
-    }
-
-    fn terminate(&mut self) {
-        if let Err(error) = self.target.terminate_backend(&self.backend, &self.name) {
-            self.complain("a session could not be ended", &error);
-        }
-    }
-}
-
-/// Stops a session through libpq: no further slot and no privilege is needed.
-struct ByCanceller {
-    canceller: Canceller,
-    by_backend: ByBackend,
-}
-
-impl Interrupt for ByCanceller {
-    fn cancel(&mut self) {
-        if let Err(error) = self.canceller.cancel() {
-            self.by_backend.complain("a statement could not be cancelled", &error);
-        }
-    }
-
-    fn terminate(&mut self) {
-        self.by_backend.terminate();
-    }
 }

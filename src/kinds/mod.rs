@@ -9,6 +9,7 @@ pub mod control;
 pub mod exactly_once;
 pub mod execute;
 pub mod import;
+pub mod loan;
 pub mod params;
 mod prepared;
 pub mod query;

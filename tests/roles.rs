@@ -164,3 +164,33 @@ fn ids_are_unique_across_processes() {
     assert_eq!(ids.len(), 50);
     assert_eq!(queue.count("SELECT count(*) FROM jobs"), 50);
 }
+
+/// The system's name and niceness of each thread, the process's own first.
+#[cfg(target_os = "linux")]
+fn niceness(pid: i32) -> Vec<(String, i32)> {
+    // A thread may end while it is looked at.
+    let of = |folder: std::path::PathBuf| {
+        let text = std::fs::read_to_string(folder.join("stat")).ok()?;
+        let (name, rest) = text.split_once('(')?.1.rsplit_once(')')?;
+        // Field 19 of proc_pid_stat(5), where the name is the second.
+        Some((name.to_owned(), rest.split_whitespace().nth(16)?.parse().ok()?))
+    };
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let tasks = tasks.filter_map(|task| of(task.ok()?.path()));
+    std::iter::once(of(format!("/proc/{pid}").into()).unwrap()).chain(tasks).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_run_jobs_yield_to_all_others() {
+    let (queue, target) = (Postgres::shared().queue(), Postgres::shared().work());
+    let server = Server::serve(&queue, &target, &["--workers", "3"]);
+    let is_work = |name: &str| name.starts_with("slowlane-work");
+    let lowered = |threads: &[(String, i32)]| {
+        let work = threads.iter().filter(|(name, nice)| is_work(name) && *nice == (threads[0].1 + 7).min(19));
+        work.count()
+    };
+    eventually("its threads have begun", || lowered(&niceness(server.pid())) == 3);
+    let threads = niceness(server.pid());
+    assert!(threads.iter().all(|(name, nice)| is_work(name) || *nice == threads[0].1), "{threads:?}");
+}

@@ -44,6 +44,9 @@ const UNAVAILABLE: RetryPolicy = RetryPolicy { base: Duration::from_secs(2), cap
 /// How much work yields to what answers requests, where both want the processor: a fifth of its share.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 7;
+/// The lowest priority that there is.
+#[cfg(target_os = "linux")]
+const LEAST_NICE: i32 = 19;
 
 static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
@@ -64,11 +67,16 @@ pub(super) fn add_thread(shared: &Arc<Shared>) -> std::io::Result<()> {
 }
 
 /// Eight jobs that end in the same moment would otherwise keep a request waiting until all of them are through. On Linux
-/// alone a thread has a priority of its own.
+/// alone a thread has a priority of its own; the process's is that of its first thread.
 fn yield_to_requests() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        log::debug!("a thread that runs jobs keeps the priority of the others: {error}");
+    {
+        use rustix::process::{getpid, getpriority_process, setpriority_process};
+        let lowered = getpriority_process(Some(getpid()))
+            .and_then(|nice| setpriority_process(None, nice.saturating_add(NICE).min(LEAST_NICE)));
+        if let Err(error) = lowered {
+            log::debug!("a thread that runs jobs keeps the priority of the others: {error}");
+        }
     }
 }
 

@@ -73,13 +73,19 @@ fn all_of_it_is_loaded_by_jobs_that_nobody_else_takes_or_nothing_is() {
     let text = refusal(&mut load(&queue, &database));
     assert!(text.contains("(weather)") && text.contains("another database"), "{text}");
     assert_eq!(database.count(left), 1);
-    // What a try left that was killed is in nobody's way.
-    database.run("DROP TABLE public.weather; CREATE SCHEMA slowlane_demo_0 AUTHORIZATION slowlane_demo");
+    // What a try left that was killed is in nobody's way; what only looks like it is somebody's.
+    let mark = "slowlane demo load fills tables here";
+    let (ours, named_so) = (format!("slowlane_demo_{:032x}", 1), format!("slowlane_demo_{:032x}", 2));
+    database.run(&format!(
+        "DROP TABLE public.weather; CREATE SCHEMA {ours} AUTHORIZATION slowlane_demo; COMMENT ON SCHEMA {ours} IS '{mark}';
+         CREATE SCHEMA {named_so} AUTHORIZATION slowlane_demo; COMMENT ON SCHEMA {named_so} IS 'mine';
+         CREATE SCHEMA slowlane_demo_0 AUTHORIZATION slowlane_demo; COMMENT ON SCHEMA slowlane_demo_0 IS '{mark}'"
+    ));
     for said in [EVERY_ROW, "already there\n"] {
         let output = load(&queue, &database).output().unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), said, "{}", String::from_utf8_lossy(&output.stderr));
     }
-    assert_eq!((database.count(ROWS), database.count(left)), (367_687, 5));
+    assert_eq!((database.count(ROWS), database.count(left)), (367_687, 5 + 2));
     let jobs =
         "SELECT string_agg(DISTINCT kind || ' ' || state || ' ' || (output->>'rejected'), ',') FROM finished_jobs";
     assert_eq!(queue.text(jobs), "import succeeded 0");

@@ -314,18 +314,30 @@ fn an_upload_is_held_by_whoever_names_it() {
     assert_eq!(users, [by_rust.as_str(), by_sql_id.as_str()], "ids grow with time");
     assert_eq!(app.send("DELETE", &path, &[], b"").problem().0, 409);
     // One that isn't there is refused, and so is one that isn't ready.
+    const NOT_READY: &str = "slowlane.enqueue: upload: expected the id of an upload that is ready";
+    const ANOTHER: &str = "slowlane.enqueue: upload: expected the id that args names as its upload";
+    let import_of = |id: Uuid| json!({"upload": id, "table": "public.numbers", "format": "csv"});
     for (state, id) in [("ready", Uuid::now_v7()), ("receiving", upload)] {
         app.queue.run(&format!("UPDATE uploads SET state = '{state}'"));
-        let refused = enqueue(&mut session, &by_sql(&format!("'{id}'"))).unwrap_err();
-        assert_eq!(refused.sqlstate.as_deref(), Some("22023"));
-        assert_eq!(refused.message, "slowlane.enqueue: upload: expected the id of an upload that is ready");
-        let refused = queue::insert(&mut connection, &NewJob { upload: Some(id), ..job.clone() }).unwrap_err();
-        assert!(
-            matches!(&refused, InsertError::Database(error) if error.to_string() == "slowlane.enqueue: upload: expected the id of an upload that is ready"),
-            "{refused}"
-        );
+        let args = import_of(id);
+        let refused = enqueue(&mut session, &format!("'import', '{args}', upload => '{id}'")).unwrap_err();
+        assert_eq!((refused.sqlstate.as_deref(), refused.message.as_str()), (Some("22023"), NOT_READY));
+        let other = NewJob { upload: Some(id), args: RawJson::of(&args).unwrap(), ..job.clone() };
+        let refused = queue::insert(&mut connection, &other).unwrap_err();
+        assert!(matches!(&refused, InsertError::Database(error) if error.to_string() == NOT_READY), "{refused}");
     }
     app.queue.run("UPDATE uploads SET state = 'ready'");
+    // An import's upload is known from its arguments, and none that differs is held in its place.
+    let unnamed = enqueue(&mut session, &format!("'import', '{args}', run_at => '2999-01-01Z'")).unwrap();
+    assert!(app.get(&path).json()["used_by"].as_array().unwrap().contains(&json!(unnamed)));
+    for (args, upload) in [
+        (&args, format!("'{}'", Uuid::now_v7())),
+        (&json!({"upload": "x"}), "NULL".to_owned()),
+        (&json!({}), "NULL".to_owned()),
+    ] {
+        let refused = enqueue(&mut session, &format!("'import', '{args}', upload => {upload}")).unwrap_err();
+        assert_eq!((refused.sqlstate.as_deref(), refused.message.as_str()), (Some("22023"), ANOTHER));
+    }
     let now = queue::insert(&mut connection, &job).unwrap().to_string();
     assert_eq!(app.ended(&now)["state"], "succeeded");
     assert_eq!(app.target.count("SELECT sum(a) FROM public.numbers"), 3);

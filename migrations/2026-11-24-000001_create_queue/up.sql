@@ -91,7 +91,7 @@ CREATE FUNCTION enqueue(
     max_attempts  integer     DEFAULT 3,
     labels        jsonb       DEFAULT '{}',
     result_ttl_ms bigint      DEFAULT 86400000,
-    -- The upload that the arguments name, where they name one: kept until the job has ended.
+    -- The upload that the arguments name, where they name one: kept until the job has ended. An import's is known.
     upload        uuid        DEFAULT NULL,
     notify        boolean     DEFAULT true
 ) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = slowlane, pg_temp AS $$
@@ -134,6 +134,14 @@ BEGIN
             WHEN bool_or(char_length(l.name) NOT BETWEEN 1 AND 128 OR char_length(l.value #>> '{}') > 128)
                 THEN 'labels: expected names of 1 to 128 characters and values of at most as many'
             END INTO wrong FROM jsonb_each(labels) AS l(name, value);
+    END IF;
+    IF wrong IS NULL AND kind = 'import' THEN
+        IF upload IS NULL AND args->>'upload' ~ '^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$' THEN
+            upload := (args->>'upload')::uuid;
+        END IF;
+        IF upload IS NULL OR upload::text IS DISTINCT FROM lower(args->>'upload') THEN
+            wrong := 'upload: expected the id that args names as its upload';
+        END IF;
     END IF;
     IF wrong IS NULL AND upload IS NOT NULL THEN
         -- Locked until this transaction ends, so that nobody deletes it in between.

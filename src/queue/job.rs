@@ -201,7 +201,7 @@ pub struct NewJob {
     pub labels: BTreeMap<String, String>,
     /// How long its result is kept.
     pub result_ttl_ms: i64,
-    /// The upload that its arguments name: kept until the job has ended.
+    /// The upload that its arguments name: kept until the job has ended. An `import`'s is known from its arguments.
     pub upload: Option<Uuid>,
 }
 

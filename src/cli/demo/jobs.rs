@@ -44,8 +44,9 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long a part of a file may take to be stored.
 const PART_PATIENCE: Duration = Duration::from_secs(30);
-/// What schemas begin with in which tables are filled.
+/// What schemas begin with in which tables are filled, and the comment by which they are known.
 const FILLING: &str = "slowlane_demo_";
+const MARK: &str = "slowlane demo load fills tables here";
 
 /// Whose jobs load the data.
 pub struct Queue<'q> {
@@ -70,7 +71,10 @@ pub fn load_by_jobs(queue: &Queue<'_>, target: &Dsn) -> Result<Option<u64>, Fail
     }
     drop_unfinished(&mut connection)?;
     let schema = format!("{FILLING}{}", Uuid::now_v7().simple());
-    connection.batch_execute(&format!("CREATE SCHEMA {schema}; SET search_path = {schema}; {SCHEMA}"))?;
+    connection.batch_execute(&format!(
+        "BEGIN; CREATE SCHEMA {schema}; COMMENT ON SCHEMA {schema} IS '{MARK}'; COMMIT;
+         SET search_path = {schema}; {SCHEMA}"
+    ))?;
     let loaded = run_jobs(queue, target, &schema).and_then(|rows| {
         let tables = FILES.map(|(table, _)| table);
         let moves = tables.map(|table| format!("ALTER TABLE {schema}.{table} SET SCHEMA public;")).join(" ");
@@ -87,11 +91,12 @@ pub fn load_by_jobs(queue: &Queue<'_>, target: &Dsn) -> Result<Option<u64>, Fail
     Ok(Some(rows))
 }
 
-/// Drops what tries left that were broken off.
+/// Drops what tries left that were broken off: schemas of such a name, with our comment, that belong to this role.
 fn drop_unfinished(connection: &mut PgConnection) -> Result<(), Failure> {
     connection.batch_execute(&format!(
         "DO $$ DECLARE s text; BEGIN
-             FOR s IN SELECT nspname FROM pg_namespace WHERE starts_with(nspname, '{FILLING}') LOOP
+             FOR s IN SELECT nspname FROM pg_namespace WHERE nspname ~ '^{FILLING}[0-9a-f]{{32}}$'
+                     AND nspowner = current_user::regrole AND obj_description(oid, 'pg_namespace') = '{MARK}' LOOP
                  EXECUTE format('DROP SCHEMA %I CASCADE', s);
              END LOOP;
          END $$"

@@ -5,9 +5,8 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use slowlane::queue::claim::{self, ClaimedJob, Noted, Positions, Scope};
 use slowlane::queue::finish::{self, Ending, Finished, FinishedResult};
-use slowlane::queue::job::ProgressBasis;
 use slowlane::queue::liveness::{self, Identity};
-use slowlane::queue::progress::{self, Report};
+use slowlane::queue::progress::{self, Progress, Report};
 use slowlane::queue::{JobError, JobState, RawJson};
 use slowlane::results::store;
 use uuid::Uuid;
@@ -103,8 +102,9 @@ fn a_worker_that_lost_its_lease_changes_nothing() {
     }
     assert!(!store::write_part(&mut connection, &old.lease, 1, b"late").unwrap());
     assert_eq!(claim::note_backend(&mut connection, &old.lease, 1, chrono::Utc::now()).unwrap(), Noted::LeaseLost);
-    let report = Report { phase: "p".into(), done: 1, total: None, unit: "u".into(), basis: ProgressBasis::None };
-    progress::write(&mut connection, &[(old.lease, report)]).unwrap();
+    let mut said = Progress::default();
+    said.report(Report::phase("p"), false);
+    progress::write(&mut connection, &[(old.lease, said.now().unwrap())]).unwrap();
     assert_eq!(queue.text("SELECT jobs::text FROM jobs"), before);
     assert_eq!(queue.count("SELECT (SELECT count(*) FROM finished_jobs) + (SELECT count(*) FROM results) + (SELECT count(*) FROM job_progress)"), 0);
     assert_eq!(queue.count("SELECT count(*) FROM all_attempts WHERE outcome IS NOT NULL"), 1);

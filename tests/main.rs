@@ -30,6 +30,7 @@ mod outages;
 mod partitions;
 mod pq;
 mod probe;
+mod progress;
 mod query;
 mod results;
 mod roles;

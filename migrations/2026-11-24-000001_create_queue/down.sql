@@ -4,6 +4,7 @@ DROP TABLE uploads;
 DROP TABLE idempotency_keys;
 DROP TABLE workers;
 DROP TABLE job_checkpoints;
+DROP TABLE run_history;
 DROP TABLE job_progress;
 DROP TABLE results;
 DROP TABLE result_parts;

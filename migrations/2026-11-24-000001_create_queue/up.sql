@@ -285,8 +285,22 @@ CREATE UNLOGGED TABLE job_progress (
     total      bigint,
     unit       text NOT NULL,
     basis      text NOT NULL CHECK (basis IN ('exact', 'estimated', 'none')),
+    eta_ms     bigint,
+    wait_event text,
+    blocked_by json,
+    temp_bytes bigint,
     sampled_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);
+
+-- What work took before: how long a job of the same work may still take. The digest names kind, target and arguments.
+CREATE TABLE run_history (
+    fingerprint bytea NOT NULL,
+    ended_at    timestamptz NOT NULL,
+    kind        text NOT NULL,
+    target      text NOT NULL,
+    duration_ms bigint NOT NULL CHECK (duration_ms >= 0),
+    PRIMARY KEY (fingerprint, ended_at)
+);
 
 -- What must survive a crash: where the work goes on, and the transaction on the target that was about to be committed. A
 -- job with such a transaction ends only when its fate is known. Gone with its job.

@@ -1,9 +1,10 @@
 //! How the queue's database is reached: pools, when to connect, what a server is looked at for first, silence that is
-//! noticed, what became of a transaction, the async doorway, migrations, the schema as Diesel sees it, the targets that work runs on, and the private
-//! development cluster.
+//! noticed, what became of a transaction, the async doorway, migrations, the schema as Diesel sees it, the targets that work
+//! runs on, what their sessions are doing, and the private development cluster.
 //!
 //! Knows no job and no HTTP. [`doorway::Doorway`] is the only way by which an async thread meets a connection.
 
+pub mod activity;
 pub mod cluster;
 pub mod doorway;
 pub mod error;

@@ -137,7 +137,21 @@ diesel::table! {
         total -> Nullable<BigInt>,
         unit -> Text,
         basis -> Text,
+        eta_ms -> Nullable<BigInt>,
+        wait_event -> Nullable<Text>,
+        blocked_by -> Nullable<Json>,
+        temp_bytes -> Nullable<BigInt>,
         sampled_at -> Timestamptz,
+    }
+}
+
+diesel::table! {
+    run_history (fingerprint, ended_at) {
+        fingerprint -> Bytea,
+        ended_at -> Timestamptz,
+        kind -> Text,
+        target -> Text,
+        duration_ms -> BigInt,
     }
 }
 

@@ -14,6 +14,7 @@ use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::{Bool, Integer, Text, Timestamptz};
 
 use crate::db::DbError;
+use crate::db::activity::Observer;
 use crate::db::fate::{self, Fate, ServerLife, TransactionMark};
 use crate::db::flusher::{self, Flusher};
 use crate::db::line;
@@ -300,6 +301,11 @@ impl Target {
             return Ok(());
         }
         Err(DbError::Unavailable("the target was promoted or replaced at this moment".to_owned()))
+    }
+
+    /// Looks at sessions of this target while they work. Connects when it is first asked.
+    pub fn observer(&self) -> Observer {
+        Observer::new(&self.source)
     }
 
     /// A commit waits for a standby.

@@ -7,6 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
+use crate::db::activity::Blocker;
 use crate::queue::job::{JobBackend, JobProgress, JobStatistics, ProgressBasis, ResultState};
 use crate::queue::{Job, JobState, RawJson};
 
@@ -64,14 +65,15 @@ struct Timings {
 #[derive(Serialize)]
 struct Progress<'j> {
     phase: &'j str,
-    done: i64,
+    done: Option<i64>,
     total: Option<i64>,
-    unit: &'j str,
+    unit: Option<&'j str>,
     percent: Option<f64>,
     basis: ProgressBasis,
     eta_ms: Option<i64>,
     wait_event: Option<&'j str>,
-    blocked_by: Option<Vec<()>>,
+    blocked_by: Option<&'j [Blocker]>,
+    temp_bytes: Option<i64>,
     sampled_at: Time,
 }
 
@@ -160,16 +162,19 @@ impl<'j> Progress<'j> {
             let tenths = i128::from(progress.done.clamp(0, total)) * 1000 / i128::from(total);
             f64::from(i32::try_from(tenths).unwrap_or(1000)) / 10.0
         });
+        // What is counted in nothing isn't counted.
+        let unit = Some(progress.unit.as_str()).filter(|unit| !unit.is_empty());
         Progress {
             phase: &progress.phase,
-            done: progress.done,
+            done: unit.map(|_| progress.done),
             total: progress.total,
-            unit: &progress.unit,
+            unit,
             percent: tenths,
             basis: progress.basis,
-            eta_ms: None,
-            wait_event: None,
-            blocked_by: None,
+            eta_ms: progress.eta_ms,
+            wait_event: progress.wait_event.as_deref(),
+            blocked_by: progress.blocked_by.as_deref(),
+            temp_bytes: progress.temp_bytes,
             sampled_at: Time(progress.sampled_at),
         }
     }

@@ -25,7 +25,7 @@ use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
-use crate::queue::progress::{LastReport, Report};
+use crate::queue::progress::{Progress, Report};
 use crate::queue::{JobError, Lease, RawJson};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
 use crate::uploads::{self, Upload};
@@ -45,7 +45,7 @@ pub struct Services {
 /// What an attempt says of itself, read by the threads that store it.
 #[derive(Debug, Default)]
 pub struct Said {
-    progress: Mutex<LastReport>,
+    progress: Mutex<Progress>,
     log: Mutex<LogBuffer>,
     /// Transactions that were recorded, or may have been.
     recorded: AtomicI32,
@@ -53,7 +53,7 @@ pub struct Said {
 
 impl Said {
     /// How far it is.
-    pub fn progress(&self) -> MutexGuard<'_, LastReport> {
+    pub fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,9 +187,21 @@ impl<'a> WorkContext<'a> {
         }
     }
 
-    /// Says how far the attempt is. Written about once a second; the last report wins.
+    /// Says how far the attempt is. Written about once a second; the last report wins, and its numbers go before what the
+    /// target's server counts.
     pub fn progress(&self, report: Report) {
-        self.said.progress().set(report);
+        self.said.progress().report(report, false);
+    }
+
+    /// As [`WorkContext::progress`], for numbers that are coarser than what the server may count: while it counts something,
+    /// that is shown, under this phase.
+    pub fn coarse_progress(&self, report: Report) {
+        self.said.progress().report(report, true);
+    }
+
+    /// Says what the attempt is doing, without numbers of its own: the server's are shown, where it has any.
+    pub fn phase(&self, phase: &str) {
+        self.said.progress().report(Report::phase(phase), true);
     }
 
     /// Says something that the job's log keeps. Stored within a second; after 1,000 lines they are only counted.

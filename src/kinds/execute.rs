@@ -136,7 +136,7 @@ impl Execute {
 
     fn report(&self, ctx: &WorkContext<'_>, done: usize) {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        ctx.progress(Report {
+        ctx.coarse_progress(Report {
             phase: "running statements".to_owned(),
             done: count(done),
             total: Some(count(self.statements.len())),

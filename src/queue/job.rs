@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::db::activity::Blocker;
+
 /// `timeout_ms` when the caller names none: 1 hour.
 pub const DEFAULT_TIMEOUT_MS: i64 = 3_600_000;
 /// The longest `timeout_ms`: 24 hours.
@@ -391,6 +393,18 @@ pub struct JobProgress {
     pub unit: String,
     /// Whether `total` is known, estimated or neither.
     pub basis: ProgressBasis,
+    /// Milliseconds that it still takes, by its rate or by what the same work took before; counted from `sampled_at`.
+    #[serde(default)]
+    pub eta_ms: Option<i64>,
+    /// What its session waits for, such as `Lock:relation`.
+    #[serde(default)]
+    pub wait_event: Option<String>,
+    /// Whom its session waits for. `None` while nobody has looked.
+    #[serde(default)]
+    pub blocked_by: Option<Vec<Blocker>>,
+    /// Bytes that its session has in temporary files, where the target's role may see them.
+    #[serde(default)]
+    pub temp_bytes: Option<i64>,
     /// When it said so.
     pub sampled_at: DateTime<Utc>,
 }

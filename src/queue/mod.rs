@@ -18,6 +18,7 @@
 //! | [`attempts`] | the attempts of a job |
 //! | [`retry`] | a job that failed becomes a new one |
 //! | [`progress`] | how far running jobs are |
+//! | [`history`] | what the same work took before |
 //! | [`read`] | single jobs, lists, counts |
 //! | [`partitions`] | the days of history, made and dropped |
 //! | [`signals`] | hints within and between processes |
@@ -29,6 +30,7 @@ pub mod checkpoint;
 pub mod claim;
 pub mod enqueue;
 pub mod finish;
+pub mod history;
 pub mod insert;
 pub mod job;
 pub mod liveness;

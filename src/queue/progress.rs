@@ -1,12 +1,24 @@
-//! How far running jobs are, written for all of a process by one statement. Lost in a crash, by design.
+//! How far running jobs are: what the work says of itself, what its target's server says of its session, and both together.
+//!
+//! Written for all of a process by one statement. Lost in a crash, by design. Knows no target: it is told what was seen.
+
+use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Json, Nullable, Text};
 
+use crate::db::activity::{Activity, CommandProgress};
 use crate::db::{DbError, prepared};
 use crate::queue::job::{JobProgress, Lease, ProgressBasis, RawJson};
+
+/// What is shown of an attempt whose work has said nothing.
+const RUNNING: &str = "running";
+/// Something unchanged is written again after so long: then it is known not to have changed.
+const SAY_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// A rate is one over at least so long.
+const RATE_OVER: Duration = Duration::from_secs(1);
 
 /// What a job says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,35 +29,192 @@ pub struct Report {
     pub done: i64,
     /// How much there is, where that is known.
     pub total: Option<i64>,
-    /// What is counted.
+    /// What is counted. Empty where the work counts nothing.
     pub unit: String,
     /// Whether `total` is known, estimated or neither.
     pub basis: ProgressBasis,
 }
 
-/// What an attempt said of itself last, and whether that was written.
-#[derive(Clone, Debug, Default)]
-pub struct LastReport {
-    report: Option<Report>,
-    told: bool,
+impl Report {
+    /// A phase, without numbers of its own.
+    pub fn phase(phase: impl Into<String>) -> Report {
+        Report { phase: phase.into(), done: 0, total: None, unit: String::new(), basis: ProgressBasis::None }
+    }
+
+    fn counts(&self) -> bool {
+        !self.unit.is_empty()
+    }
 }
 
-impl LastReport {
-    /// A newer report.
-    pub fn set(&mut self, report: Report) {
-        *self = LastReport { report: Some(report), told: false };
+/// How far an attempt is, from all that is known.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    began: Instant,
+    report: Option<Report>,
+    /// The server's numbers go before the report's, where it has any.
+    coarse: bool,
+    seen: Option<Activity>,
+    /// What earlier runs of the same work took, in milliseconds and in order.
+    history: Vec<i64>,
+    /// What was shown last: numbers don't go backwards within a phase.
+    shown: Option<Report>,
+    /// The work's own phase: its beginning, and what was done by then.
+    phase_began: Option<(Instant, i64)>,
+    untold: bool,
+    told_at: Option<Instant>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress {
+            began: Instant::now(),
+            report: None,
+            coarse: false,
+            seen: None,
+            history: Vec::new(),
+            shown: None,
+            phase_began: None,
+            untold: false,
+            told_at: None,
+        }
+    }
+}
+
+impl Progress {
+    /// A newer report of the work's own. `coarse`: finer numbers of the server's are shown in its place.
+    pub fn report(&mut self, report: Report, coarse: bool) {
+        let same = self.report.as_ref().is_some_and(|last| last.phase == report.phase && last.unit == report.unit);
+        if !same {
+            self.phase_began = Some((Instant::now(), report.done));
+        }
+        self.untold |= self.report.as_ref() != Some(&report);
+        self.coarse = coarse;
+        self.report = Some(report);
     }
 
-    /// The report, if it wasn't taken before.
-    pub fn take_untold(&mut self) -> Option<Report> {
-        if std::mem::replace(&mut self.told, true) { None } else { self.report.clone() }
+    /// What the server said of its session just now.
+    pub fn seen(&mut self, activity: Activity) {
+        self.untold |=
+            self.seen.as_ref() != Some(&activity) || self.told_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN_AFTER);
+        self.seen = Some(activity);
     }
 
-    /// The report as a finished job keeps it.
-    pub fn for_history(&self) -> Option<RawJson> {
-        let Report { phase, done, total, unit, basis } = self.report.clone()?;
-        RawJson::of(&JobProgress { phase, done, total, unit, basis, sampled_at: Utc::now() }).ok()
+    /// What earlier runs of the same work took, in milliseconds.
+    pub fn expect(&mut self, mut durations: Vec<i64>) {
+        durations.sort_unstable();
+        self.history = durations;
     }
+
+    /// How long the attempt has been running.
+    pub fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// How far it is, if that was not taken before.
+    pub fn take_untold(&mut self) -> Option<JobProgress> {
+        if !std::mem::take(&mut self.untold) {
+            return None;
+        }
+        self.told_at = Some(Instant::now());
+        self.now()
+    }
+
+    /// How far it is.
+    pub fn now(&mut self) -> Option<JobProgress> {
+        let shown = never_backwards(self.merged()?, self.shown.as_ref());
+        self.shown = Some(shown.clone());
+        let eta_ms = self.eta_ms(&shown);
+        let Report { phase, done, total, unit, basis } = shown;
+        let seen = self.seen.as_ref();
+        Some(JobProgress {
+            phase,
+            done,
+            total,
+            unit,
+            basis,
+            eta_ms,
+            wait_event: seen.and_then(|seen| seen.wait_event.clone()),
+            blocked_by: seen.map(|seen| seen.blocked_by.clone()),
+            temp_bytes: seen.and_then(|seen| seen.temp_bytes),
+            sampled_at: Utc::now(),
+        })
+    }
+
+    /// As a job keeps it that has ended. Of one that succeeded what the work itself said last: the server was looked at
+    /// some time before the end.
+    pub fn for_history(&mut self, succeeded: bool) -> Option<RawJson> {
+        if succeeded {
+            self.seen = None;
+            self.shown = None;
+            self.report.as_ref()?;
+        }
+        let last = self.now()?;
+        RawJson::of(&JobProgress { eta_ms: None, wait_event: None, blocked_by: None, ..last }).ok()
+    }
+
+    /// The work's numbers, or the server's where the work has none, or coarser ones.
+    fn merged(&self) -> Option<Report> {
+        let command = self.seen.as_ref().and_then(|seen| seen.command.as_ref());
+        match (&self.report, command) {
+            (Some(report), None) => Some(report.clone()),
+            (Some(report), Some(_)) if report.counts() && !self.coarse => Some(report.clone()),
+            (Some(report), Some(command)) => Some(of_server(command, Some(&report.phase))),
+            (None, Some(command)) => Some(of_server(command, None)),
+            (None, None) => self.seen.as_ref().map(|_| Report::phase(RUNNING)),
+        }
+    }
+
+    /// By the rate of the work's own numbers; else by what the same work took before. The server's numbers are those of one
+    /// phase, and tell nothing of the whole.
+    fn eta_ms(&self, shown: &Report) -> Option<i64> {
+        self.eta_by_rate(shown).or_else(|| {
+            let age = i64::try_from(self.age().as_millis()).unwrap_or(i64::MAX);
+            let median = self.history.get(self.history.len() / 2).filter(|median| **median > age);
+            // Later than usual: as long as the next slower run, and unknown after the slowest.
+            let expected = median.or_else(|| self.history.iter().find(|duration| **duration > age))?;
+            Some(expected.saturating_sub(age))
+        })
+    }
+
+    fn eta_by_rate(&self, shown: &Report) -> Option<i64> {
+        let own = self.report.as_ref().is_some_and(|report| report.phase == shown.phase && report.unit == shown.unit);
+        let total = shown.total.filter(|_| own && shown.basis != ProgressBasis::None)?;
+        let (began, from) = self.phase_began?;
+        let (took, done) = (began.elapsed(), shown.done.saturating_sub(from));
+        if took < RATE_OVER || done <= 0 {
+            return None;
+        }
+        let left = i128::from(total.saturating_sub(shown.done));
+        let left_ms = left.saturating_mul(i128::try_from(took.as_millis()).ok()?) / i128::from(done);
+        i64::try_from(left_ms).ok()
+    }
+}
+
+fn of_server(command: &CommandProgress, phase: Option<&str>) -> Report {
+    let phase = match phase {
+        Some(phase) => format!("{phase}: {}", command.phase),
+        None => command.phase.clone(),
+    };
+    let Some(done) = command.done else { return Report::phase(phase) };
+    let basis = if command.total.is_some() { ProgressBasis::Exact } else { ProgressBasis::None };
+    Report { phase, done, total: command.total, unit: command.unit.to_owned(), basis }
+}
+
+/// Within a phase nothing is undone, and there is no more than all of it. An estimate that was exceeded was none.
+fn never_backwards(mut report: Report, last: Option<&Report>) -> Report {
+    if let Some(last) = last.filter(|last| last.phase == report.phase && last.unit == report.unit) {
+        report.done = report.done.max(last.done);
+        if last.basis == ProgressBasis::None && last.counts() && report.basis == ProgressBasis::Estimated {
+            (report.total, report.basis) = (None, ProgressBasis::None);
+        }
+    }
+    if report.total.is_some_and(|total| report.done > total) {
+        match report.basis {
+            ProgressBasis::Exact => report.total = Some(report.done),
+            _ => (report.total, report.basis) = (None, ProgressBasis::None),
+        }
+    }
+    report
 }
 
 /// Deletes what was written of attempts that have ended. Readers don't look at it any more.
@@ -59,32 +228,149 @@ pub fn sweep(connection: &mut PgConnection) -> Result<usize, DbError> {
     .execute(connection)?)
 }
 
-/// Writes the reports of jobs whose lease still holds.
+/// Writes how far jobs are whose lease still holds.
 ///
 /// # Errors
 /// When the database fails.
-pub fn write(connection: &mut PgConnection, reports: &[(Lease, Report)]) -> Result<(), DbError> {
-    if reports.is_empty() {
+pub fn write(connection: &mut PgConnection, jobs: &[(Lease, JobProgress)]) -> Result<(), DbError> {
+    if jobs.is_empty() {
         return Ok(());
     }
+    let blocked_by =
+        |progress: &JobProgress| progress.blocked_by.as_ref().and_then(|blockers| RawJson::of(blockers).ok());
+    let blocked_by: Vec<Option<RawJson>> = jobs.iter().map(|(_, progress)| blocked_by(progress)).collect();
     prepared(
-        "INSERT INTO job_progress AS p (job_id, lease, phase, done, total, unit, basis, sampled_at)
-         SELECT j.id, j.lease, r.phase, r.done, r.total, r.unit, r.basis, clock_timestamp()
-           FROM unnest($1, $2, $3, $4, $5, $6, $7, $8) AS r(id, lease, worker_id, phase, done, total, unit, basis)
+        "INSERT INTO job_progress AS p (job_id, lease, phase, done, total, unit, basis, eta_ms, wait_event, blocked_by,
+                                        temp_bytes, sampled_at)
+         SELECT j.id, j.lease, r.phase, r.done, r.total, r.unit, r.basis, r.eta_ms, r.wait_event, r.blocked_by, r.temp_bytes,
+                clock_timestamp()
+           FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                AS r(id, lease, worker_id, phase, done, total, unit, basis, eta_ms, wait_event, blocked_by, temp_bytes)
            JOIN jobs j ON j.id = r.id AND j.lease = r.lease AND j.worker_id = r.worker_id AND j.state = 'running'
          ON CONFLICT (job_id) DO UPDATE
             SET lease = excluded.lease, phase = excluded.phase, done = excluded.done, total = excluded.total,
-                unit = excluded.unit, basis = excluded.basis, sampled_at = excluded.sampled_at
+                unit = excluded.unit, basis = excluded.basis, eta_ms = excluded.eta_ms, wait_event = excluded.wait_event,
+                blocked_by = excluded.blocked_by, temp_bytes = excluded.temp_bytes, sampled_at = excluded.sampled_at
           WHERE p.lease <= excluded.lease",
     )
-    .bind::<Array<diesel::sql_types::Uuid>, _>(reports.iter().map(|(l, _)| l.job_id).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(reports.iter().map(|(l, _)| l.number).collect::<Vec<_>>())
-    .bind::<Array<diesel::sql_types::Uuid>, _>(reports.iter().map(|(l, _)| l.worker_id).collect::<Vec<_>>())
-    .bind::<Array<Text>, _>(reports.iter().map(|(_, r)| r.phase.as_str()).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(reports.iter().map(|(_, r)| r.done).collect::<Vec<_>>())
-    .bind::<Array<Nullable<BigInt>>, _>(reports.iter().map(|(_, r)| r.total).collect::<Vec<_>>())
-    .bind::<Array<Text>, _>(reports.iter().map(|(_, r)| r.unit.as_str()).collect::<Vec<_>>())
-    .bind::<Array<Text>, _>(reports.iter().map(|(_, r)| r.basis.as_str()).collect::<Vec<_>>())
+    .bind::<Array<diesel::sql_types::Uuid>, _>(jobs.iter().map(|(l, _)| l.job_id).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(jobs.iter().map(|(l, _)| l.number).collect::<Vec<_>>())
+    .bind::<Array<diesel::sql_types::Uuid>, _>(jobs.iter().map(|(l, _)| l.worker_id).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(jobs.iter().map(|(_, p)| p.phase.as_str()).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(jobs.iter().map(|(_, p)| p.done).collect::<Vec<_>>())
+    .bind::<Array<Nullable<BigInt>>, _>(jobs.iter().map(|(_, p)| p.total).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(jobs.iter().map(|(_, p)| p.unit.as_str()).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(jobs.iter().map(|(_, p)| p.basis.as_str()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<BigInt>>, _>(jobs.iter().map(|(_, p)| p.eta_ms).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Text>>, _>(jobs.iter().map(|(_, p)| p.wait_event.as_deref()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Json>>, _>(blocked_by)
+    .bind::<Array<Nullable<BigInt>>, _>(jobs.iter().map(|(_, p)| p.temp_bytes).collect::<Vec<_>>())
     .execute(connection)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::activity::Blocker;
+    use crate::db::targets::TargetBackend;
+
+    fn rows(done: i64, total: Option<i64>, basis: ProgressBasis) -> Report {
+        Report { phase: "copying".to_owned(), done, total, unit: "rows".to_owned(), basis }
+    }
+
+    fn activity(command: Option<(&str, i64, i64)>) -> Activity {
+        Activity {
+            backend: TargetBackend { pid: 1, backend_start: chrono::DateTime::UNIX_EPOCH },
+            wait_event: Some("Lock:relation".to_owned()),
+            blocked_by: vec![Blocker { pid: 2, application_name: None }],
+            temp_bytes: None,
+            command: command.map(|(phase, done, total)| CommandProgress {
+                phase: phase.to_owned(),
+                done: Some(done),
+                total: Some(total),
+                unit: "blocks",
+            }),
+        }
+    }
+
+    fn shown(progress: &mut Progress) -> (String, i64, Option<i64>, ProgressBasis) {
+        let now = progress.now().unwrap();
+        (now.phase, now.done, now.total, now.basis)
+    }
+
+    #[test]
+    fn nothing_is_shown_of_what_nobody_has_said_anything_about() {
+        let mut progress = Progress::default();
+        assert!(progress.take_untold().is_none() && progress.for_history(true).is_none());
+        progress.seen(activity(None));
+        let now = progress.take_untold().unwrap();
+        assert_eq!((now.phase.as_str(), now.unit.as_str(), now.total), ("running", "", None));
+        assert_eq!((now.wait_event.as_deref(), now.blocked_by.unwrap().len()), (Some("Lock:relation"), 1));
+        progress.seen(activity(None));
+        assert!(progress.take_untold().is_none(), "nothing has changed");
+    }
+
+    #[test]
+    fn the_works_own_numbers_go_before_the_servers_but_for_coarse_ones() {
+        let mut progress = Progress::default();
+        progress.seen(activity(Some(("scanning heap (t)", 3, 10))));
+        assert_eq!(shown(&mut progress), ("scanning heap (t)".into(), 3, Some(10), ProgressBasis::Exact));
+        progress.report(rows(1, Some(4), ProgressBasis::Exact), false);
+        assert_eq!(shown(&mut progress), ("copying".into(), 1, Some(4), ProgressBasis::Exact));
+        progress.report(Report::phase("try 2"), false);
+        assert_eq!(shown(&mut progress).0, "try 2: scanning heap (t)");
+        progress.report(rows(1, Some(4), ProgressBasis::Exact), true);
+        assert_eq!(shown(&mut progress), ("copying: scanning heap (t)".into(), 3, Some(10), ProgressBasis::Exact));
+        progress.seen(activity(None));
+        assert_eq!(shown(&mut progress), ("copying".into(), 1, Some(4), ProgressBasis::Exact));
+    }
+
+    #[test]
+    fn numbers_never_go_backwards_within_a_phase_and_never_beyond_the_whole() {
+        let mut progress = Progress::default();
+        for (done, expected) in [(5, 5), (3, 5), (7, 7)] {
+            progress.report(rows(done, Some(10), ProgressBasis::Exact), false);
+            assert_eq!(shown(&mut progress).1, expected);
+        }
+        progress.report(rows(11, Some(10), ProgressBasis::Exact), false);
+        assert_eq!(shown(&mut progress).2, Some(11));
+        // An estimate that was exceeded is none any more, and doesn't come back within its phase.
+        let mut progress = Progress::default();
+        for (done, total) in [(9, Some(10)), (11, None), (12, None)] {
+            progress.report(rows(done, Some(10), ProgressBasis::Estimated), false);
+            assert_eq!(shown(&mut progress).2, total);
+        }
+        progress.report(rows(12, Some(20), ProgressBasis::Estimated), false);
+        assert_eq!(shown(&mut progress).2, None);
+    }
+
+    #[test]
+    fn an_eta_comes_from_the_rate_or_from_earlier_runs() {
+        let mut progress = Progress::default();
+        progress.expect(vec![30_000, 10_000, 20_000]);
+        progress.seen(activity(Some(("scanning heap (t)", 3, 10))));
+        let eta = progress.now().unwrap().eta_ms.unwrap();
+        assert!((19_000..=20_000).contains(&eta), "{eta}: the median, and none by the rate of one phase");
+        progress.began = Instant::now().checked_sub(Duration::from_secs(25)).unwrap();
+        assert!(progress.now().unwrap().eta_ms.unwrap() <= 5_000, "the slowest");
+        progress.began = Instant::now().checked_sub(Duration::from_secs(31)).unwrap();
+        assert_eq!(progress.now().unwrap().eta_ms, None);
+        progress.report(rows(0, Some(100), ProgressBasis::Exact), false);
+        progress.phase_began = Some((Instant::now().checked_sub(Duration::from_secs(10)).unwrap(), 0));
+        progress.report(rows(20, Some(100), ProgressBasis::Exact), false);
+        let eta = progress.now().unwrap().eta_ms.unwrap();
+        assert!((40_000..41_000).contains(&eta), "{eta}");
+    }
+
+    #[test]
+    fn a_job_that_succeeded_keeps_what_the_work_said_last() {
+        let mut progress = Progress::default();
+        progress.seen(activity(Some(("scanning heap (t)", 3, 10))));
+        assert!(progress.clone().for_history(true).is_none());
+        assert!(progress.clone().for_history(false).unwrap().text().contains("scanning heap"));
+        progress.report(rows(4, Some(4), ProgressBasis::Exact), true);
+        let kept: serde_json::Value = serde_json::from_str(progress.for_history(true).unwrap().text()).unwrap();
+        assert_eq!((&kept["phase"], &kept["done"]), (&"copying".into(), &4.into()));
+    }
 }

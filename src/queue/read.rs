@@ -20,7 +20,8 @@ const LIVE_COLUMNS: &str =
         NULL::timestamptz AS finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
         NULL::bigint AS rows_returned, NULL::bigint AS rows_affected, NULL::bigint AS result_bytes,
         (SELECT json_build_object('phase', p.phase, 'done', p.done, 'total', p.total, 'unit', p.unit, 'basis', p.basis,
-                                  'sampled_at', p.sampled_at)
+                                  'eta_ms', p.eta_ms, 'wait_event', p.wait_event, 'blocked_by', p.blocked_by,
+                                  'temp_bytes', p.temp_bytes, 'sampled_at', p.sampled_at)
            FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease AND j.state = 'running') AS progress,
         NULL::json AS output, j.error, j.retry_of";
 /// The columns of [`JobRow`] from a finished job `j`.

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::queue::finish::{self, Ending, Finished};
+use crate::queue::history::{self, Run};
 use crate::queue::job::JobState;
 use crate::queue::log::LogLine;
 use crate::queue::{JobError, Lease, RawJson};
@@ -41,6 +42,8 @@ pub struct Ended {
     pub ending: Ending,
     /// What it said last.
     pub log: Vec<LogLine>,
+    /// What it took, where that is worth remembering.
+    pub run: Option<Run>,
 }
 
 pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Ended>, threads: &mut Threads) -> std::io::Result<()> {
@@ -214,6 +217,19 @@ fn told_everybody(shared: &Shared, group: &[Ended], held: &HashSet<Uuid>) {
         }
     }
     shared.config.signals.jobs_changed(held.iter().copied().collect());
+    remember(shared, group.iter().filter(|ended| held.contains(&ended.lease.job_id)));
+}
+
+/// What it took is no part of a job's end: where it can't be stored, it is forgotten.
+fn remember<'e>(shared: &Shared, ended: impl Iterator<Item = &'e Ended>) {
+    let runs: Vec<Run> = ended.filter_map(|ended| ended.run.clone()).collect();
+    if runs.is_empty() {
+        return;
+    }
+    let outcome = shared.config.control.get().and_then(|mut connection| history::remember(&mut connection, &runs));
+    if let Err(error) = outcome {
+        log::info!("what jobs took could not be remembered: {error}");
+    }
 }
 
 fn outcome(ending: &Ending) -> &'static str {

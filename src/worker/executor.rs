@@ -24,6 +24,7 @@ use crate::queue::cancel;
 use crate::queue::checkpoint::Outcome;
 use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished};
+use crate::queue::history::{self, Run};
 use crate::queue::job::{JobState, JobStatistics};
 use crate::queue::liveness::{interrupted, outcome_unknown};
 use crate::queue::{JobError, RawJson, RetryPolicy};
@@ -35,6 +36,9 @@ use crate::worker::settle::{Obstacle, Settled, settle_attempt};
 
 /// The server's own timer and ours may be this far apart.
 const TIMER_SLACK: Duration = Duration::from_millis(250);
+
+/// What takes less isn't remembered.
+const REMEMBERED_FROM: Duration = Duration::from_secs(1);
 
 const PANIC: &str = "panic";
 
@@ -138,7 +142,8 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
     let job = &attempt.job;
     let ending = match ending {
         Ok(Ending::Finished(finished)) => {
-            Ending::Finished(Finished { progress: attempt.said.progress().for_history(), ..finished })
+            let progress = attempt.said.progress().for_history(finished.state == JobState::Succeeded);
+            Ending::Finished(Finished { progress, ..finished })
         }
         Ok(ending) => ending,
         Err(error) => {
@@ -149,12 +154,27 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         }
     };
     let log = attempt.said.log().take_rest();
-    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log };
+    let run = worth_remembering(attempt, &ending);
+    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log, run };
     if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.unwritten(&job.lease);
         shared.running.ended([&job.lease]);
     }
+}
+
+/// What the same work may be expected to take the next time. What takes no time needs no expectation, and what an earlier
+/// attempt had begun says nothing.
+fn worth_remembering(attempt: &Attempt, ending: &Ending) -> Option<Run> {
+    let job = &attempt.job;
+    let age = attempt.said.progress().age();
+    let succeeded = matches!(ending, Ending::Finished(finished) if finished.state == JobState::Succeeded);
+    (succeeded && age >= REMEMBERED_FROM && job.lease.number == 1).then(|| Run {
+        fingerprint: history::fingerprint(&job.kind, &job.target, &job.args),
+        kind: job.kind.clone(),
+        target: job.target.clone(),
+        duration_ms: milliseconds(age),
+    })
 }
 
 /// The end of a job whose transaction an earlier attempt left in doubt, if this is one.

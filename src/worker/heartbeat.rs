@@ -181,7 +181,7 @@ impl<'s> Heartbeat<'s> {
         for id in self.cancels.done(cancel::requested(connection, &running.job_ids()))?.into_iter().flatten() {
             running.stop(id, StopReason::Cancel);
         }
-        self.progress.done(progress::write(connection, &running.take_reports()))?;
+        self.progress.done(progress::write(connection, &running.take_progress()))?;
         self.lines.done(store_lines(connection, &running.unstored_lines()))?;
         if beating {
             let outcome = self.put_back_what_is_not_run(connection);

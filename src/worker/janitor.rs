@@ -10,7 +10,7 @@ use crate::db::DbError;
 use crate::db::targets::{Target, TargetBackend};
 use crate::queue::finish::Ending;
 use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
-use crate::queue::{checkpoint, insert, partitions, progress};
+use crate::queue::{checkpoint, history, insert, partitions, progress};
 use crate::results::store;
 use crate::uploads;
 use crate::worker::settle::{Obstacle, settle};
@@ -27,6 +27,9 @@ const BATCH: i64 = 100;
 const RESULTS_BATCH: i64 = 100;
 /// How long deleting uploads may take in one round: the dead must not wait for it.
 const UPLOADS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long what work took is remembered.
+const HISTORY_DAYS: i64 = 180;
 
 pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
     let shared = Arc::clone(shared);
@@ -170,6 +173,7 @@ fn keep_house(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbEr
     uploads::store::sweep(connection, UPLOADS_PATIENCE)?;
     insert::forget_old_keys(connection)?;
     progress::sweep(connection)?;
+    history::sweep(connection, HISTORY_DAYS)?;
     checkpoint::sweep(connection)?;
     liveness::forget_the_dead(connection)?;
     let retention = chrono::TimeDelta::from_std(shared.config.retention).unwrap_or(chrono::TimeDelta::MAX);

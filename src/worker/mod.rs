@@ -9,6 +9,7 @@
 //! | [`watchdog`] | `slowlane-watch` | deadlines; presses what is to stop until it stops |
 //! | [`listener`] | `slowlane-listen`, `slowlane-notify` | hints between processes; also where no jobs run |
 //! | [`promoter`] | `slowlane-due` | scheduled jobs become claimable |
+//! | [`sampler`] | `slowlane-sample` | asks one target's server how its sessions are; one for each target |
 //! | [`janitor`] | `slowlane-janitor` | rescues what the dead left, keeps days and results |
 //!
 //! Knows the queue, the kinds and the targets; knows no HTTP. Nothing here is the truth: every thread may be killed
@@ -22,6 +23,7 @@ pub mod janitor;
 pub mod listener;
 pub mod promoter;
 pub mod running;
+mod sampler;
 mod settle;
 pub mod slots;
 pub mod threads;
@@ -179,6 +181,7 @@ impl Workers {
         watchdog::start(&shared, &mut threads)?;
         promoter::start(&shared, &mut threads)?;
         janitor::start(&shared, &mut threads)?;
+        sampler::start(&shared, &mut threads)?;
         executor::start(&shared)?;
         fetcher::start(&shared, &mut threads)?;
         Ok(Workers { shared, threads })

@@ -9,8 +9,8 @@ use uuid::Uuid;
 use crate::kinds::{JobControl, Said, StopReason};
 use crate::queue::Lease;
 use crate::queue::claim::ClaimedJob;
+use crate::queue::job::JobProgress;
 use crate::queue::log::LogLine;
-use crate::queue::progress::Report;
 
 /// One running attempt.
 #[derive(Clone)]
@@ -145,14 +145,14 @@ impl Running {
         self.lock().attempts.keys().map(|(id, _)| *id).collect()
     }
 
-    /// What attempts said of themselves since the last call.
-    pub fn take_reports(&self) -> Vec<(Lease, Report)> {
+    /// How far attempts are of which something was learned since the last call.
+    pub fn take_progress(&self) -> Vec<(Lease, JobProgress)> {
         self.lock()
             .attempts
             .values()
             .filter_map(|attempt| {
-                let report = attempt.said.progress().take_untold()?;
-                Some((attempt.job.lease, report))
+                let progress = attempt.said.progress().take_untold()?;
+                Some((attempt.job.lease, progress))
             })
             .collect()
     }

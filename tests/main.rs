@@ -32,6 +32,7 @@ mod pq;
 mod probe;
 mod progress;
 mod query;
+mod refresh;
 mod results;
 mod roles;
 mod secrets;

@@ -13,6 +13,7 @@ pub mod loan;
 pub mod params;
 mod prepared;
 pub mod query;
+pub mod refresh;
 mod sql;
 
 use std::collections::BTreeMap;
@@ -308,7 +309,7 @@ struct Entry {
 /// use slowlane::Registry;
 /// use slowlane::kinds::query::Query;
 ///
-/// assert_eq!(Registry::standard().names(), ["execute", "import", "query"]);
+/// assert_eq!(Registry::standard().names(), ["execute", "import", "query", "refresh"]);
 /// assert_eq!(Registry::default().with::<Query>().names(), ["query"]);
 /// ```
 #[derive(Default)]
@@ -319,7 +320,11 @@ pub struct Registry {
 impl Registry {
     /// The kinds that every slowlane has.
     pub fn standard() -> Registry {
-        Registry::default().with::<query::Query>().with::<execute::Execute>().with::<import::Import>()
+        Registry::default()
+            .with::<query::Query>()
+            .with::<execute::Execute>()
+            .with::<import::Import>()
+            .with::<refresh::Refresh>()
     }
 
     /// Adds a kind. One of the same name is replaced.

@@ -1,0 +1,171 @@
+//! `refresh`: a materialized view is computed anew, in one transaction that is committed exactly once.
+//!
+//! What a concurrent refresh needs is looked up beforehand, so that it fails at once and says what is missing, not after
+//! the query of the view has run for an hour.
+
+use serde::{Deserialize, Serialize};
+
+use crate::kinds::context::WorkContext;
+use crate::kinds::{ArgError, Work, WorkError, exactly_once};
+use crate::pq::Session;
+use crate::queue::JobError;
+
+/// The arguments of a `refresh`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refresh {
+    /// The materialized view, with its schema where the search path doesn't lead to it.
+    pub view: String,
+    /// Readers go on reading what was there until the new rows are complete. Takes longer, and needs a unique index on
+    /// columns, without a WHERE, and a view that is filled already.
+    #[serde(default)]
+    pub concurrently: bool,
+}
+
+/// What a `refresh` did.
+#[derive(Debug, Serialize)]
+pub struct Refreshed {
+    /// The view, with its schema.
+    pub view: String,
+    /// Readers were let through meanwhile.
+    pub concurrently: bool,
+    /// Bytes of the view and its indexes afterwards.
+    pub bytes: i64,
+}
+
+impl Work for Refresh {
+    const KIND: &'static str = "refresh";
+    const REPEATABLE: bool = true;
+    const FENCED: bool = true;
+    type Output = Refreshed;
+
+    fn check(&self) -> Result<(), Vec<ArgError>> {
+        if self.view.trim().is_empty() {
+            return Err(vec![ArgError::new("/view", "expected the name of a materialized view")]);
+        }
+        Ok(())
+    }
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Refreshed, WorkError> {
+        let mut work = ctx.session()?;
+        let (session, _, close) = work.split();
+        let view = View::find(session, &self.view)?;
+        view.may_be_refreshed(session, self.concurrently)?;
+        match self.up_to_commit(session, ctx, &view) {
+            Ok(refreshed) => exactly_once::commit(ctx, session, &refreshed).map(|()| refreshed),
+            Err(error) => {
+                *close = session.command("ROLLBACK").is_err();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Refresh {
+    /// Everything but the COMMIT.
+    fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>, view: &View) -> Result<Refreshed, WorkError> {
+        ctx.check()?;
+        let left = ctx.remaining().as_millis().max(1);
+        session.execute_batch(&format!("BEGIN; SET LOCAL statement_timeout = {left}"))?;
+        ctx.phase("refreshing");
+        let concurrently = if self.concurrently { "CONCURRENTLY " } else { "" };
+        session.execute_batch(&format!("REFRESH MATERIALIZED VIEW {concurrently}{}", view.name))?;
+        let rows = session.query("SELECT pg_catalog.pg_total_relation_size($1::oid)", &[Some(&view.oid)])?;
+        let bytes = rows.get(0, 0).and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
+        Ok(Refreshed { view: view.name.clone(), concurrently: self.concurrently, bytes })
+    }
+}
+
+/// A materialized view, as the catalog has it.
+struct View {
+    oid: String,
+    /// Schema and name, quoted.
+    name: String,
+    is_populated: bool,
+    /// The role may refresh it.
+    allowed: bool,
+}
+
+fn fail<T>(code: &str, message: String, hint: String) -> Result<T, WorkError> {
+    Err(WorkError::Fail(JobError::new(code, message).with_hint(hint)))
+}
+
+impl View {
+    /// Looks a name up as the session's `search_path` has it.
+    fn find(session: &mut Session, name: &str) -> Result<View, WorkError> {
+        // From 17 on a table can be maintained by others than its owner.
+        let maintain = match session.server_version() >= 170_000 {
+            true => "pg_catalog.has_table_privilege(c.oid, 'MAINTAIN')",
+            false => "pg_catalog.pg_has_role(c.relowner, 'USAGE')",
+        };
+        let rows = session.query(
+            &format!(
+                "SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind, c.relispopulated, {maintain}
+                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                  WHERE c.oid = pg_catalog.to_regclass($1)"
+            ),
+            &[Some(name)],
+        )?;
+        let text = |column| rows.get(0, column).unwrap_or_default();
+        match text(2) {
+            "m" => {}
+            "" => {
+                return fail(
+                    "view_not_found",
+                    format!("there is no materialized view {name}"),
+                    "name its schema too, unless the role's search_path leads to it".to_owned(),
+                );
+            }
+            _ => {
+                return fail(
+                    "not_a_materialized_view",
+                    format!("{} is no materialized view", text(1)),
+                    "a plain view is computed each time it is read and needs no refresh".to_owned(),
+                );
+            }
+        }
+        Ok(View {
+            oid: text(0).to_owned(),
+            name: text(1).to_owned(),
+            is_populated: text(3) == "t",
+            allowed: text(4) == "t",
+        })
+    }
+
+    fn may_be_refreshed(&self, session: &mut Session, concurrently: bool) -> Result<(), WorkError> {
+        if !self.allowed {
+            return fail(
+                "permission_denied",
+                format!("the target's role may not refresh {}", self.name),
+                "make the role a member of the view's owner; from Postgres 17 on GRANT MAINTAIN will do".to_owned(),
+            );
+        }
+        if !concurrently {
+            return Ok(());
+        }
+        if !self.is_populated {
+            return fail(
+                "view_not_populated",
+                format!("{} was never filled, and can't be refreshed concurrently", self.name),
+                "refresh it once without concurrently".to_owned(),
+            );
+        }
+        // What the server itself looks for (is_usable_unique_index in matview.c).
+        let rows = session.query(
+            "SELECT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indrelid = $1::oid AND indisunique AND indisvalid
+                               AND indimmediate AND indpred IS NULL AND indexprs IS NULL AND indnatts > 0)",
+            &[Some(&self.oid)],
+        )?;
+        if rows.get(0, 0) == Some("t") {
+            return Ok(());
+        }
+        fail(
+            "no_unique_index",
+            format!(
+                "{} has no unique index on columns alone and without a WHERE, which a concurrent refresh needs",
+                self.name
+            ),
+            format!("CREATE UNIQUE INDEX ON {} (…), or refresh it without concurrently", self.name),
+        )
+    }
+}

@@ -38,3 +38,4 @@ mod roles;
 mod secrets;
 mod tls;
 mod uploads;
+mod validate;

@@ -18,6 +18,7 @@ mod results;
 mod strict_json;
 mod submit;
 mod uploads;
+mod validate;
 mod waiters;
 mod wire;
 
@@ -209,6 +210,7 @@ fn job_routes(app: &mut web::ServiceConfig) {
             .route(reading().to(list::list))
             .route(web::post().to(submit::submit)),
     )
+    .service(resource("/v1/jobs/validate", &[Method::POST]).route(web::post().to(validate::validate)))
     .service(resource("/v1/jobs/{id}", READ).route(reading().to(jobs::get)))
     .service(resource("/v1/jobs/{id}/cancel", &[Method::POST]).route(web::post().to(jobs::cancel)))
     .service(resource("/v1/jobs/{id}/retry", &[Method::POST]).route(web::post().to(history::retry)))

@@ -42,13 +42,23 @@ pub(super) async fn submit(
     accept(&request, &shared, Accept { idempotency, ..Accept::new(job) }, upload).await
 }
 
-/// Makes a job a committed row, together with its hold on the upload that it reads, and answers with it.
+/// Makes a job a committed row, and answers with it.
 pub(super) async fn accept(
     request: &HttpRequest,
     shared: &Shared,
     accept: Accept,
     upload: Option<UploadArg>,
 ) -> Result<HttpResponse, Problem> {
+    let (job, replayed) = accepted(shared, accept, upload).await?;
+    answer(shared, job, replayed, prefer_wait(request)).await
+}
+
+/// Makes a job a committed row, together with its hold on the upload that it reads. Says whether it was one already.
+pub(super) async fn accepted(
+    shared: &Shared,
+    accept: Accept,
+    upload: Option<UploadArg>,
+) -> Result<(Job, bool), Problem> {
     check_result_store(shared, &accept.job)?;
     let job = NewJob { upload: upload.map(|upload| upload.id), ..accept.job };
     let accept = Accept { job, ..accept };
@@ -59,15 +69,14 @@ pub(super) async fn accept(
         }
         (error, _) => not_accepted(error),
     })?;
-    let (job, replayed) = match accepted {
+    Ok(match accepted {
         Accepted::Created(job) => {
             shared.metrics.accepted(&job.kind);
             log::debug!(job = job.id.to_string(), kind = job.kind.as_str(); "accepted a job");
             (job, false)
         }
         Accepted::Replayed(job) => (job, true),
-    };
-    answer(shared, job, replayed, prefer_wait(request)).await
+    })
 }
 
 pub(super) fn refuse_when_stopping(shared: &Shared) -> Result<(), Problem> {
@@ -176,7 +185,8 @@ async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration
     Ok(response.json(JobResource::of(&job, shared.registry.produces_result(&job.kind))))
 }
 
-fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(NewJob, Option<UploadArg>), Problem> {
+/// The job that a request asks for, checked, and the upload that it reads.
+pub(super) fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(NewJob, Option<UploadArg>), Problem> {
     for field in NOT_SUPPORTED_YET {
         if members.contains_key(field) {
             return Err(Problem::new(Code::NotSupportedYet, format!("{field} is not supported yet"))

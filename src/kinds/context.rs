@@ -19,7 +19,7 @@ use crate::db::pool::Pool;
 use crate::db::targets::{Target, TargetBackend};
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::kinds::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
-use crate::kinds::{WorkError, exactly_once};
+use crate::kinds::{Registry, WorkError, exactly_once};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::{self, ClaimedJob, Noted};
@@ -40,6 +40,8 @@ pub struct Services {
     pub control: Pool,
     /// Connections to the queue, for parts of results.
     pub results: Pool,
+    /// The kinds that the process knows.
+    pub registry: Arc<Registry>,
 }
 
 /// What an attempt says of itself, read by the threads that store it.
@@ -155,6 +157,11 @@ impl<'a> WorkContext<'a> {
             commit: RefCell::default(),
             had_session: Cell::new(false),
         }
+    }
+
+    /// The kinds that this process knows.
+    pub fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.services.registry)
     }
 
     /// The attempt's lease.

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
+use crate::kinds::validate::{Validation, look_at};
 use crate::kinds::{ArgError, Work, WorkError, exactly_once, params};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
 use crate::queue::JobError;
@@ -60,6 +61,7 @@ impl Work for Execute {
     const KIND: &'static str = "execute";
     const REPEATABLE: bool = true;
     const FENCED: bool = true;
+    const VALIDATES: bool = true;
     type Output = Executed;
 
     fn check(&self) -> Result<(), Vec<ArgError>> {
@@ -87,6 +89,18 @@ impl Work for Execute {
                 Err(error)
             }
         }
+    }
+
+    /// Each statement by itself: what an earlier one would make isn't there for a later one.
+    fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+        let mut session = ctx.session()?;
+        let look = |(n, statement): (usize, &ExecuteStatement)| {
+            let pointer = format!("/args/statements/{n}/sql");
+            let statement = (statement.sql.as_str(), statement.params.as_slice());
+            let plan = look_at(&mut session, ctx, &pointer, statement, |_| Ok(()));
+            (pointer, plan)
+        };
+        Validation::of(self.statements.iter().enumerate().map(look).collect())
     }
 }
 

@@ -15,6 +15,7 @@ mod prepared;
 pub mod query;
 pub mod refresh;
 mod sql;
+pub mod validate;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 
 pub use context::{Said, Services, WorkContext};
 pub use control::{JobControl, StopReason};
+pub use validate::Validation;
 
 use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind};
@@ -71,6 +73,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     const FENCED: bool = false;
     /// It keeps a result that can be fetched. Defaults to no.
     const PRODUCES_RESULT: bool = false;
+    /// [`Work::validate`] asks the target. Defaults to no.
+    const VALIDATES: bool = false;
     /// What the job shows as `output`.
     type Output: Serialize;
 
@@ -97,6 +101,16 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     /// then stays until the job has ended. Defaults to none.
     fn upload(&self) -> Option<UploadArg> {
         None
+    }
+
+    /// Looks at what the work would meet on its target, and changes nothing: for `POST /v1/jobs/validate`. Called where
+    /// `VALIDATES` says so, with arguments that were checked.
+    ///
+    /// # Errors
+    /// What says nothing about the job, such as a target that can't be reached. What stands in its way is among the
+    /// [`Validation`]'s problems.
+    fn validate(&self, _ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+        Ok(Validation { valid: true, ..Validation::default() })
     }
 
     /// Does the work, on a thread of its own that may wait.
@@ -192,6 +206,9 @@ impl WorkError {
 
 /// The code of an attempt whose connection to its target broke.
 pub const CONNECTION_LOST: &str = "connection_lost";
+
+/// The kind that looks at other jobs: [`validate`].
+pub const VALIDATE: &str = "validate";
 
 /// SQLSTATE of a statement that was cancelled.
 pub const QUERY_CANCELED: &str = "57014";
@@ -299,6 +316,8 @@ struct Entry {
     repeatable: bool,
     fenced: bool,
     produces_result: bool,
+    validates: bool,
+    validate: fn(&RawValue, &WorkContext<'_>) -> Result<Validation, WorkError>,
     check: fn(&RawValue) -> Result<Option<UploadArg>, CheckError>,
     run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
 }
@@ -309,7 +328,7 @@ struct Entry {
 /// use slowlane::Registry;
 /// use slowlane::kinds::query::Query;
 ///
-/// assert_eq!(Registry::standard().names(), ["execute", "import", "query", "refresh"]);
+/// assert_eq!(Registry::standard().names(), ["execute", "import", "query", "refresh", "validate"]);
 /// assert_eq!(Registry::default().with::<Query>().names(), ["query"]);
 /// ```
 #[derive(Default)]
@@ -325,6 +344,7 @@ impl Registry {
             .with::<execute::Execute>()
             .with::<import::Import>()
             .with::<refresh::Refresh>()
+            .with::<validate::Validate>()
     }
 
     /// Adds a kind. One of the same name is replaced.
@@ -333,6 +353,8 @@ impl Registry {
             repeatable: W::REPEATABLE,
             fenced: W::FENCED,
             produces_result: W::PRODUCES_RESULT,
+            validates: W::VALIDATES,
+            validate: validate::<W>,
             check: check::<W>,
             run: run::<W>,
         };
@@ -353,6 +375,22 @@ impl Registry {
     /// The kind keeps a result that can be fetched.
     pub fn produces_result(&self, kind: &str) -> bool {
         self.kinds.get(kind).is_some_and(|entry| entry.produces_result)
+    }
+
+    /// The kind can look at what its work would meet, without doing it.
+    pub fn validates(&self, kind: &str) -> bool {
+        self.kinds.get(kind).is_some_and(|entry| entry.validates)
+    }
+
+    /// Looks at what work would meet on its target.
+    ///
+    /// # Errors
+    /// As [`Work::validate`].
+    pub fn validate(&self, kind: &str, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+        match self.kinds.get(kind) {
+            Some(entry) => (entry.validate)(args, ctx),
+            None => Err(WorkError::Fail(JobError::new("unknown_kind", format!("there is no kind {kind}")))),
+        }
     }
 
     /// An attempt of this kind that ended unknown may be repeated. `None` for a kind that isn't on the list.
@@ -451,10 +489,16 @@ fn check<W: Work>(args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
     Ok(work.upload())
 }
 
+fn unreadable(error: ArgError) -> WorkError {
+    WorkError::Fail(JobError::new("invalid_args", format!("{}: {}", error.pointer, error.detail)))
+}
+
+fn validate<W: Work>(args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+    parse::<W>(args).map_err(unreadable)?.validate(ctx)
+}
+
 fn run<W: Work>(args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
-    let work = parse::<W>(args).map_err(|error| {
-        WorkError::Fail(JobError::new("invalid_args", format!("{}: {}", error.pointer, error.detail)))
-    })?;
+    let work = parse::<W>(args).map_err(unreadable)?;
     let output = work.run(ctx)?;
     RawJson::of(&output).map_err(|error| {
         WorkError::Fail(JobError::new("invalid_output", format!("the output has no JSON form: {error}")))

@@ -16,6 +16,8 @@ use crate::queue::JobError;
 pub(super) struct Prepared<'s> {
     sql: &'s str,
     types: Vec<u32>,
+    /// The types of its parameters, as the server described them.
+    pub parameters: Vec<u32>,
     /// Its columns; none when it returns no rows.
     pub columns: Vec<Column>,
     /// Its parameters in text form; `None` is NULL.
@@ -60,7 +62,12 @@ impl<'s> Prepared<'s> {
         let types = if named.iter().all(Option::is_none) { Vec::new() } else { look_up_types(session, &named)? };
         let statement = session.prepare(sql, &types)?;
         let values = params::encode(params, &classify(session, &statement.params)?)?;
-        Ok(Prepared { sql, types, columns: statement.columns, values })
+        Ok(Prepared { sql, types, parameters: statement.params, columns: statement.columns, values })
+    }
+
+    /// The caller's text.
+    pub fn sql(&self) -> &'s str {
+        self.sql
     }
 
     /// Makes it the unnamed statement, ready to be run.
@@ -85,6 +92,24 @@ fn look_up_types(session: &mut Session, types: &[Option<String>]) -> Result<Vec<
         })?);
     }
     Ok(oids)
+}
+
+/// The names of types, each an oid and a modifier, as Postgres writes them.
+pub(super) fn type_names(session: &mut Session, types: &[(u32, i32)]) -> Result<Vec<String>, PqError> {
+    if types.is_empty() {
+        return Ok(Vec::new());
+    }
+    let list = |value: fn(&(u32, i32)) -> i64| {
+        let items: Vec<String> = types.iter().map(|one| value(one).to_string()).collect();
+        format!("{{{}}}", items.join(","))
+    };
+    let oids = list(|(oid, _)| i64::from(*oid));
+    let modifiers = list(|(_, modifier)| i64::from(*modifier));
+    let rows = session.query(
+        "SELECT format_type(oid, modifier) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS t(oid, modifier, n) ORDER BY n",
+        &[Some(&oids), Some(&modifiers)],
+    )?;
+    Ok((0..rows.len()).map(|n| rows.get(n, 0).unwrap_or("unknown").to_owned()).collect())
 }
 
 /// What the described types are, domains as what they are over.

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::kinds::context::WorkContext;
-use crate::kinds::prepared::Prepared;
+use crate::kinds::prepared::{Prepared, type_names};
 use crate::kinds::sql::first_word;
+use crate::kinds::validate::{Validation, look_at};
 use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, params};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
 use crate::queue::JobError;
@@ -54,6 +55,7 @@ impl Work for Query {
     const REPEATABLE: bool = true;
     const FENCED: bool = true;
     const PRODUCES_RESULT: bool = true;
+    const VALIDATES: bool = true;
     type Output = Option<()>;
 
     fn check(&self) -> Result<(), Vec<ArgError>> {
@@ -76,10 +78,8 @@ impl Work for Query {
         let (session, canceller, close) = work.split();
         session.execute_batch("BEGIN TRANSACTION READ ONLY")?;
         let prepared = Prepared::new(session, &self.sql, &self.params).map_err(|error| error.or_server(not_a_query))?;
-        if prepared.columns.is_empty() && !may_return_no_columns(&self.sql) {
-            return Err(not_allowed("this statement returns no rows"));
-        }
-        let mut sink = Sink::new(ctx, self, &prepared.columns, describe(session, &prepared.columns)?);
+        self.returns_rows(&prepared)?;
+        let mut sink = Sink::new(ctx, self, &prepared.columns, column_types(session, &prepared.columns)?);
         prepared.parse(session)?;
         ctx.check()?;
         let outcome = stream(session, &prepared.values, canceller, close, &mut sink)?;
@@ -88,6 +88,22 @@ impl Work for Query {
         }
         sink.keep(outcome)?;
         Ok(None)
+    }
+
+    fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+        let mut session = ctx.session()?;
+        let statement = (self.sql.as_str(), self.params.as_slice());
+        let plan = look_at(&mut session, ctx, "/args/sql", statement, |prepared| self.returns_rows(prepared));
+        Validation::of(vec![("/args/sql".to_owned(), plan)])
+    }
+}
+
+impl Query {
+    fn returns_rows(&self, prepared: &Prepared<'_>) -> Result<(), WorkError> {
+        if prepared.columns.is_empty() && !may_return_no_columns(&self.sql) {
+            return Err(not_allowed("this statement returns no rows"));
+        }
+        Ok(())
     }
 }
 
@@ -209,19 +225,9 @@ impl<'s, 'c> Sink<'s, 'c> {
     }
 }
 
-/// The names of the columns' types, as Postgres writes them.
-fn describe(session: &mut Session, columns: &[pq::Column]) -> Result<Vec<String>, WorkError> {
-    let list = |value: fn(&pq::Column) -> i64| {
-        let items: Vec<String> = columns.iter().map(|column| value(column).to_string()).collect();
-        format!("{{{}}}", items.join(","))
-    };
-    let oids = list(|column| i64::from(column.type_oid));
-    let modifiers = list(|column| i64::from(column.type_modifier));
-    let rows = session.query(
-        "SELECT format_type(oid, modifier) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS t(oid, modifier, n) ORDER BY n",
-        &[Some(&oids), Some(&modifiers)],
-    )?;
-    Ok((0..rows.len()).map(|n| rows.get(n, 0).unwrap_or("unknown").to_owned()).collect())
+fn column_types(session: &mut Session, columns: &[pq::Column]) -> Result<Vec<String>, WorkError> {
+    let types: Vec<(u32, i32)> = columns.iter().map(|column| (column.type_oid, column.type_modifier)).collect();
+    Ok(type_names(session, &types)?)
 }
 
 /// `SELECT FROM t` has no columns and still returns rows.

@@ -162,7 +162,11 @@ impl Workers {
     /// When a thread can't be started.
     pub fn start(config: WorkersConfig) -> std::io::Result<Workers> {
         let (endings, ended) = channel();
-        let services = Services { control: config.control.clone(), results: config.results.clone() };
+        let services = Services {
+            control: config.control.clone(),
+            results: config.results.clone(),
+            registry: Arc::clone(&config.registry),
+        };
         let stop = Arc::new(Stop::default());
         let shared = Arc::new(Shared {
             services,

@@ -23,6 +23,7 @@ mod from_fastapi;
 mod http_threads;
 mod imports;
 mod jobs_api;
+mod kind_docs;
 mod layers;
 mod leases;
 mod migrations;

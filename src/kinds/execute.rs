@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::Prepared;
@@ -21,21 +22,22 @@ use crate::queue::progress::Report;
 pub const MAX_STATEMENTS: usize = 1_000;
 
 /// The arguments of an `execute`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Execute {
-    /// What is run, in this order.
+    /// 1 to 1,000 statements, run in this order.
     pub statements: Vec<ExecuteStatement>,
 }
 
 /// One statement.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecuteStatement {
-    /// One SQL statement. Rows that it returns are counted and dropped.
+    /// One statement, sent as it is. Rows that it returns are counted and dropped.
     pub sql: String,
-    /// Values for `$1`, `$2` and so on, each as JSON.
+    /// Values for `$1`, `$2` and so on; each keeps the literal that you wrote.
     #[serde(default)]
+    #[schema(value_type = Vec<serde_json::Value>)]
     pub params: Vec<Box<RawValue>>,
 }
 

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::{Prepared, type_names};
@@ -20,27 +21,28 @@ use crate::results::{Column, Limits, Pushed, ResultWriter};
 /// Uncompressed bytes of a result when the caller names no limit: 1 GiB.
 pub const DEFAULT_BYTE_LIMIT: u64 = 1024 * 1024 * 1024;
 /// The arguments of a `query`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
-    /// One statement that returns rows.
+    /// One statement that returns rows, sent as it is.
     pub sql: String,
-    /// Values for `$1`, `$2` and so on, each as JSON.
+    /// Values for `$1`, `$2` and so on; each keeps the literal that you wrote.
     #[serde(default)]
+    #[schema(value_type = Vec<serde_json::Value>)]
     pub params: Vec<Box<RawValue>>,
-    /// Rows to keep at most.
+    /// Rows to keep at most; all of them by default.
     #[serde(default)]
     pub row_limit: Option<u64>,
     /// Uncompressed bytes to keep at most. Defaults to 1 GiB, which is also the most.
     #[serde(default)]
     pub byte_limit: Option<u64>,
-    /// What happens at a limit.
+    /// What happens at a limit: the result ends there and says so (`truncate`, the default), or the job fails.
     #[serde(default)]
     pub on_limit: OnLimit,
 }
 
 /// What happens when a result reaches a limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnLimit {
     /// It ends there, and says so.

@@ -4,6 +4,7 @@
 //! the query of the view has run for an hour.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::{ArgError, Work, WorkError, exactly_once};
@@ -11,13 +12,13 @@ use crate::pq::Session;
 use crate::queue::JobError;
 
 /// The arguments of a `refresh`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Refresh {
     /// The materialized view, with its schema where the search path doesn't lead to it.
     pub view: String,
-    /// Readers go on reading what was there until the new rows are complete. Takes longer, and needs a unique index on
-    /// columns, without a WHERE, and a view that is filled already.
+    /// Readers go on reading what was there until the new rows are complete; false by default. Takes longer, and needs a
+    /// unique index on columns, without a WHERE, and a view that was filled before.
     #[serde(default)]
     pub concurrently: bool,
 }

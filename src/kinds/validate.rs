@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::{Prepared, type_names};
@@ -20,12 +21,13 @@ const TIMEOUT_MS: u128 = 10_000;
 const PLANNED: [&str; 8] = ["SELECT", "WITH", "VALUES", "TABLE", "INSERT", "UPDATE", "DELETE", "MERGE"];
 
 /// The arguments of a `validate`: the job that is looked at.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Validate {
     /// Its kind.
     pub kind: String,
     /// Its arguments.
+    #[schema(value_type = serde_json::Value)]
     pub args: Box<RawValue>,
 }
 
@@ -173,7 +175,6 @@ fn describe_and_plan(
     let columns = columns.collect();
     let plan = if is_planned(sql) { Some(plan(session, &prepared)?) } else { None };
     let (estimated_rows, estimated_cost) = plan.as_ref().map_or((None, None), estimates);
-    let plan = plan.as_ref().and_then(|plan| RawJson::of(plan).ok());
     Ok(StatementPlan { pointer: Some(pointer.to_owned()), parameters, columns, estimated_rows, estimated_cost, plan })
 }
 
@@ -183,7 +184,7 @@ fn is_planned(sql: &str) -> bool {
 
 /// The one place where a caller's text stands behind one of ours: the options before it are closed, the protocol
 /// takes one statement only, and what the server doesn't plan is a syntax error there.
-fn plan(session: &mut Session, prepared: &Prepared<'_>) -> Result<serde_json::Value, PqError> {
+fn plan(session: &mut Session, prepared: &Prepared<'_>) -> Result<RawJson, PqError> {
     session.prepare(&format!("EXPLAIN (FORMAT JSON) {}", prepared.sql()), &prepared.parameters)?;
     let mut rows = session.stream(&prepared.values)?;
     let mut text = String::new();
@@ -192,11 +193,14 @@ fn plan(session: &mut Session, prepared: &Prepared<'_>) -> Result<serde_json::Va
             text.push_str(&String::from_utf8_lossy(chunk.value(row, 0).unwrap_or_default()));
         }
     }
-    Ok(serde_json::from_str(&text).unwrap_or_default())
+    RawValue::from_string(text)
+        .map(RawJson)
+        .map_err(|error| PqError::connection_lost(&format!("the server's plan can't be read: {error}")))
 }
 
 /// Rows and cost. What changes a table says nothing of its rows but by what it takes them from.
-fn estimates(plan: &serde_json::Value) -> (Option<i64>, Option<f64>) {
+fn estimates(plan: &RawJson) -> (Option<i64>, Option<f64>) {
+    let plan: serde_json::Value = serde_json::from_str(plan.text()).unwrap_or_default();
     let top = &plan[0]["Plan"];
     let rows = |node: &serde_json::Value| node["Plan Rows"].as_i64();
     let estimated = match top["Node Type"].as_str() {

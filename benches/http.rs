@@ -75,6 +75,17 @@ pub fn get_request(path: &str) -> Vec<u8> {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes()
 }
 
+/// The bytes of a GET that waits for a change.
+pub fn waiting_request(path: &str, seconds: u32) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait={seconds}\r\n\r\n").into_bytes()
+}
+
+/// Cancels a job.
+pub fn cancel(address: SocketAddr, id: &str) {
+    let (status, _) = Connection::open(address).send(&post_request(&format!("/v1/jobs/{id}/cancel"), "{}"));
+    assert!(status == 202 || status == 200, "{status}");
+}
+
 /// One GET on a connection of its own.
 pub fn get(address: SocketAddr, path: &str) -> (u16, String) {
     let mut connection = Connection::open(address);

@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -107,6 +108,20 @@ pub fn serve() -> ExitCode {
     }
 }
 
+/// The processor time of a process so far.
+pub fn cpu_of(pid: u32) -> Duration {
+    cpu(Path::new(&format!("/proc/{pid}/stat")))
+}
+
+/// Fields 14 and 15 of proc(5)'s stat, counted behind the name in parentheses: ticks in user and kernel mode.
+fn cpu(stat: &Path) -> Duration {
+    let text = std::fs::read_to_string(stat).unwrap_or_default();
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).unwrap().unwrap();
+    Duration::from_secs_f64(ticks as f64 / per_second as f64)
+}
+
 /// A process that serves. Asked to stop, then killed, when it is dropped.
 pub struct Server {
     pub address: SocketAddr,
@@ -133,6 +148,18 @@ impl Server {
             std::thread::sleep(Duration::from_millis(10));
         }
         server
+    }
+
+    /// The processor time of the process's threads of this name so far.
+    pub fn thread_cpu(&self, name: &str) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let paths = tasks.filter_map(|task| Some(task.ok()?.path()));
+        // The kernel keeps 15 characters of a name.
+        let named = |path: &Path| {
+            std::fs::read_to_string(path.join("comm"))
+                .is_ok_and(|comm| name.starts_with(comm.trim()) && comm.len() > 14)
+        };
+        paths.filter(|path| named(path)).map(|path| cpu(&path.join("stat"))).sum()
     }
 
     /// A line of the kernel's status of the process, in KiB.

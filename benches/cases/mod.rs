@@ -1,12 +1,14 @@
 //! What is measured, one file for each promise of speed.
 
 mod accept;
+mod cancel;
 mod drain;
 mod export;
 mod import;
 mod memory;
 mod once;
 mod poll;
+mod sampler;
 mod start;
 
 use crate::Scale;
@@ -22,6 +24,8 @@ pub const CASES: &[(&str, Case)] = &[
     ("drain", drain::run),
     ("start", start::run),
     ("poll", poll::run),
+    ("cancel", cancel::run),
+    ("sampler", sampler::run),
     ("once", once::run),
     ("export", export::run),
     ("import", import::run),

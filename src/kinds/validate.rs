@@ -198,14 +198,31 @@ fn plan(session: &mut Session, prepared: &Prepared<'_>) -> Result<RawJson, PqErr
         .map_err(|error| PqError::connection_lost(&format!("the server's plan can't be read: {error}")))
 }
 
+/// What is read of a plan.
+#[derive(Deserialize)]
+struct Explained {
+    #[serde(rename = "Plan")]
+    top: Node,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Node {
+    #[serde(rename = "Node Type")]
+    node_type: String,
+    #[serde(rename = "Plan Rows")]
+    rows: i64,
+    #[serde(rename = "Total Cost")]
+    cost: f64,
+    #[serde(default)]
+    plans: Vec<Node>,
+}
+
 /// Rows and cost. What changes a table says nothing of its rows but by what it takes them from.
 fn estimates(plan: &RawJson) -> (Option<i64>, Option<f64>) {
-    let plan: serde_json::Value = serde_json::from_str(plan.text()).unwrap_or_default();
-    let top = &plan[0]["Plan"];
-    let rows = |node: &serde_json::Value| node["Plan Rows"].as_i64();
-    let estimated = match top["Node Type"].as_str() {
-        Some("ModifyTable") if rows(top) == Some(0) => rows(&top["Plans"][0]),
-        _ => rows(top),
-    };
-    (estimated, top["Total Cost"].as_f64())
+    let plans: Vec<Explained> = serde_json::from_str(plan.text()).unwrap_or_default();
+    let Some(Explained { top }) = plans.into_iter().next() else { return (None, None) };
+    let changes = top.node_type == "ModifyTable" && top.rows == 0;
+    let counted = if changes { top.plans.first() } else { Some(&top) };
+    (counted.map(|node| node.rows), Some(top.cost))
 }

@@ -207,7 +207,7 @@ impl WorkError {
 /// The code of an attempt whose connection to its target broke.
 pub const CONNECTION_LOST: &str = "connection_lost";
 
-/// The kind that looks at other jobs: [`validate`].
+/// The kind that looks at other jobs: [`mod@validate`].
 pub const VALIDATE: &str = "validate";
 
 /// SQLSTATE of a statement that was cancelled.

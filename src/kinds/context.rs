@@ -3,6 +3,8 @@
 //! Sessions are noted on the job before they are told to do anything, and armed for as long as they are on loan: a
 //! cancel, a deadline and a shutdown reach whatever the attempt is waiting for.
 
+mod clean_up;
+
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +25,7 @@ use crate::kinds::{Registry, WorkError, exactly_once};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::{self, ClaimedJob, Noted};
-use crate::queue::job::JobStatistics;
+use crate::queue::job::{JobStatistics, ProgressBasis};
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::progress::{Progress, Report};
 use crate::queue::{JobError, Lease, RawJson};
@@ -209,6 +211,21 @@ impl<'a> WorkContext<'a> {
     /// Says what the attempt is doing, without numbers of its own: the server's are shown, where it has any.
     pub fn phase(&self, phase: &str) {
         self.said.progress().report(Report::phase(phase), true);
+    }
+
+    /// Says what the attempt is doing, and no number: numbers come from the server where it knows them.
+    pub fn phase(&self, phase: &str) {
+        let (phase, unit) = (phase.to_owned(), String::new());
+        self.progress(Report { phase, done: 0, total: None, unit, basis: ProgressBasis::None });
+    }
+
+    /// Waits for so long, or until the attempt is to end.
+    ///
+    /// # Errors
+    /// As [`WorkContext::check`].
+    pub fn wait(&self, pause: Duration) -> Result<(), WorkError> {
+        self.control.may_wait(pause);
+        self.check()
     }
 
     /// Says something that the job's log keeps. Stored within a second; after 1,000 lines they are only counted.
@@ -441,11 +458,13 @@ impl<'a> WorkContext<'a> {
         self.held(written)
     }
 
-    fn note(&self, backend: &TargetBackend) -> Result<(), WorkError> {
+    fn noted(&self, backend: &TargetBackend) -> Result<Noted, WorkError> {
         let lease = &self.job.lease;
-        let noted = self
-            .ask_the_queue(|connection| claim::note_backend(connection, lease, backend.pid, backend.backend_start))?;
-        match noted {
+        self.ask_the_queue(|connection| claim::note_backend(connection, lease, backend.pid, backend.backend_start))
+    }
+
+    fn note(&self, backend: &TargetBackend) -> Result<(), WorkError> {
+        match self.noted(backend)? {
             Noted::Held => Ok(()),
             Noted::CancelRequested => {
                 self.control.stop(StopReason::Cancel);

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use crate::db::targets::TargetBackend;
 
+/// How long after an attempt was asked to end it may still clean up: less than it takes the worker to give up a thread
+/// that doesn't come back.
+pub const CLEAN_UP_WITHIN: Duration = Duration::from_secs(8);
+
 /// Why an attempt is to end. The first reason stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
@@ -35,6 +39,8 @@ pub trait Interrupt: Send {
 #[derive(Default)]
 struct Inner {
     reason: Option<StopReason>,
+    /// When the reason was stated.
+    stopping_since: Option<Instant>,
     armed: Vec<(u64, Box<dyn Interrupt>)>,
     /// The server processes of sessions that were armed and not given back whole: they may still be at work.
     sessions: Vec<(u64, TargetBackend)>,
@@ -76,6 +82,11 @@ impl JobControl {
         self.lock().reason
     }
 
+    /// Until when the attempt may clean up: as if it were asked to end now, should nobody have asked yet.
+    pub fn clean_up_until(&self) -> Instant {
+        self.lock().stopping_since.unwrap_or_else(Instant::now) + CLEAN_UP_WITHIN
+    }
+
     /// Asks for the end of the attempt. `false` when it was asked for already, or is over.
     pub fn stop(&self, reason: StopReason) -> bool {
         let mut inner = self.lock();
@@ -83,6 +94,7 @@ impl JobControl {
             return false;
         }
         inner.reason = Some(reason);
+        inner.stopping_since = Some(Instant::now());
         drop(inner);
         self.changed.notify_all();
         true

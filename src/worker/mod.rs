@@ -38,6 +38,7 @@ use uuid::Uuid;
 use crate::db::Source;
 use crate::db::pool::{Manager, Pool, Purpose};
 use crate::db::targets::Targets;
+use crate::kinds::control::CLEAN_UP_WITHIN;
 use crate::kinds::{Registry, Services, StopReason};
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
@@ -51,6 +52,7 @@ use crate::worker::threads::{Stop, Threads};
 
 /// How long a stopped attempt may take to let go before the process gives up on it.
 const LET_GO: Duration = Duration::from_secs(10);
+const _: () = assert!(CLEAN_UP_WITHIN.as_millis() < LET_GO.as_millis(), "who cleans up isn't stuck");
 
 /// What the workers of a process are given.
 pub struct WorkersConfig {

@@ -26,6 +26,7 @@ mod jobs_api;
 mod kind_docs;
 mod layers;
 mod leases;
+mod maintain;
 mod migrations;
 mod outages;
 mod partitions;

@@ -25,7 +25,7 @@ use crate::kinds::{Registry, WorkError, exactly_once};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::{self, ClaimedJob, Noted};
-use crate::queue::job::{JobStatistics, ProgressBasis};
+use crate::queue::job::JobStatistics;
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::progress::{Progress, Report};
 use crate::queue::{JobError, Lease, RawJson};
@@ -211,12 +211,6 @@ impl<'a> WorkContext<'a> {
     /// Says what the attempt is doing, without numbers of its own: the server's are shown, where it has any.
     pub fn phase(&self, phase: &str) {
         self.said.progress().report(Report::phase(phase), true);
-    }
-
-    /// Says what the attempt is doing, and no number: numbers come from the server where it knows them.
-    pub fn phase(&self, phase: &str) {
-        let (phase, unit) = (phase.to_owned(), String::new());
-        self.progress(Report { phase, done: 0, total: None, unit, basis: ProgressBasis::None });
     }
 
     /// Waits for so long, or until the attempt is to end.

@@ -10,6 +10,7 @@ pub mod exactly_once;
 pub mod execute;
 pub mod import;
 pub mod loan;
+pub mod maintain;
 pub mod params;
 mod prepared;
 pub mod query;
@@ -328,7 +329,10 @@ struct Entry {
 /// use slowlane::Registry;
 /// use slowlane::kinds::query::Query;
 ///
-/// assert_eq!(Registry::standard().names(), ["execute", "import", "query", "refresh", "validate"]);
+/// assert_eq!(
+///     Registry::standard().names(),
+///     ["execute", "import", "maintain", "query", "refresh", "validate"]
+/// );
 /// assert_eq!(Registry::default().with::<Query>().names(), ["query"]);
 /// ```
 #[derive(Default)]
@@ -343,6 +347,7 @@ impl Registry {
             .with::<query::Query>()
             .with::<execute::Execute>()
             .with::<import::Import>()
+            .with::<maintain::Maintain>()
             .with::<refresh::Refresh>()
             .with::<validate::Validate>()
     }

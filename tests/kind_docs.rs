@@ -79,7 +79,10 @@ impl Schemas {
         for (name, property) in needed_ones.into_iter().chain(others) {
             let kind = self.type_name(property);
             let needed = if required.contains(&name.as_str()) { "yes" } else { "" };
-            let meaning = property["description"].as_str().or_else(|| self.present(property)["description"].as_str());
+            // Of an optional value it stands with what it is when it is there.
+            let choices = property["oneOf"].as_array().into_iter().flatten();
+            let mut described = std::iter::once(property).chain(choices).chain([self.present(property)]);
+            let meaning = described.find_map(|schema| schema["description"].as_str());
             let meaning = meaning.unwrap_or_default().replace('\n', " ").replace('|', "\\|");
             assert!(!meaning.is_empty(), "{path}{name} has no description");
             writeln!(out, "| `{path}{name}` | {kind} | {needed} | {meaning} |").unwrap();
@@ -109,9 +112,15 @@ fn table<W: Work + ToSchema>() -> (&'static str, String) {
 }
 
 fn tables() -> BTreeMap<&'static str, String> {
-    use slowlane::kinds::{execute, query, refresh, validate};
-    [table::<query::Query>(), table::<execute::Execute>(), table::<refresh::Refresh>(), table::<validate::Validate>()]
-        .into()
+    use slowlane::kinds::{execute, maintain, query, refresh, validate};
+    [
+        table::<query::Query>(),
+        table::<execute::Execute>(),
+        table::<maintain::Maintain>(),
+        table::<refresh::Refresh>(),
+        table::<validate::Validate>(),
+    ]
+    .into()
 }
 
 fn page(kind: &str) -> PathBuf {

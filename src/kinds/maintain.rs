@@ -15,6 +15,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::db::fate::SAFE_COMMITS_SQL;
 use crate::db::targets::LOCK_TIMEOUT;
@@ -39,54 +40,56 @@ use locks::Locks;
 use relation::Relation;
 
 /// The arguments of a `maintain`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Maintain {
     /// What is done.
     pub action: Action,
-    /// The table, with its schema or as the target's `search_path` finds it; quoted where SQL would have it.
+    /// The table, with its schema or as the target's `search_path` finds it; quoted where SQL would have it. For `reindex` either this
+    /// or `index`.
     pub table: Option<String>,
-    /// REINDEX: one index, instead of all of a table.
+    /// `reindex`: one index, named like a table, instead of all of a table.
     pub index: Option<String>,
-    /// How long a lock is waited for in one of the tries. Defaults to 5,000.
+    /// How long one try waits for a lock, in milliseconds: 1 to 60,000. Defaults to 5,000.
     pub lock_timeout_ms: Option<u64>,
-    /// What blocks others for as long as it takes is wanted. Defaults to no.
+    /// Must be true where the action keeps others out for as long as it takes: `full`, and `concurrently: false`.
     #[serde(default)]
     pub allow_exclusive_lock: bool,
-    /// VACUUM: rewrite the table.
+    /// `vacuum`: rewrites the table; nobody can use it meanwhile.
     pub full: Option<bool>,
-    /// VACUUM: freeze all rows.
+    /// `vacuum`: freezes all rows.
     pub freeze: Option<bool>,
-    /// VACUUM: ANALYZE as well.
+    /// `vacuum`: does an ANALYZE too.
     pub analyze: Option<bool>,
-    /// VACUUM: look at every page.
+    /// `vacuum`: looks at every page.
     pub disable_page_skipping: Option<bool>,
-    /// VACUUM and ANALYZE: leave out what is locked.
+    /// `vacuum`, `analyze`: leaves out what is locked. The job succeeds all the same; its log has the server's warning.
     pub skip_locked: Option<bool>,
-    /// VACUUM: clean indexes up, however little there is to do. The server decides by default.
+    /// `vacuum`: always (true) or never removes dead entries from indexes. The server decides by default.
     pub index_cleanup: Option<bool>,
-    /// VACUUM: give empty pages at the end of the table back.
+    /// `vacuum`: gives empty pages at the table's end back. The server does by default.
     pub truncate: Option<bool>,
-    /// VACUUM: the table's TOAST table too.
+    /// `vacuum`: the TOAST table too. The server does by default.
     pub process_toast: Option<bool>,
-    /// VACUUM: workers that clean indexes up.
+    /// `vacuum`: workers for the indexes, 0 to 1,024. The server decides by default.
     pub parallel: Option<u32>,
-    /// ANALYZE: the columns that are looked at; all by default. CREATE INDEX: its key.
+    /// `analyze`, and `vacuum` with `analyze`: the columns that are looked at, all by default. `create_index`, where it is needed: the
+    /// key. Each is a name, or an object.
     pub columns: Option<Vec<IndexColumn>>,
-    /// REINDEX and CREATE INDEX: without blocking writers. Defaults to yes.
+    /// `reindex`, `create_index`: writers aren't kept out. True by default.
     pub concurrently: Option<bool>,
-    /// CREATE INDEX: its name, without a schema, as it is: nothing in it is quoted.
+    /// `create_index`: the index's name, without a schema: an index is where its table is. At most 63 bytes.
     pub name: Option<String>,
-    /// CREATE INDEX: a unique one.
+    /// `create_index`: a unique index (`btree`).
     pub unique: Option<bool>,
-    /// CREATE INDEX: its access method. Defaults to `btree`.
+    /// `create_index`: the access method, `btree` by default.
     pub method: Option<IndexMethod>,
-    /// CREATE INDEX: columns that it holds beside its key.
+    /// `create_index`: columns that the index holds beside its key.
     pub include: Option<Vec<String>>,
 }
 
 /// What a `maintain` does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// VACUUM.
@@ -101,7 +104,7 @@ pub enum Action {
 }
 
 /// The access method of an index.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IndexMethod {
     /// B-tree.

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Action, IndexMethod, Maintain};
 use crate::kinds::ArgError;
@@ -21,7 +22,7 @@ const MAX_COLUMNS: usize = 1_600;
 const MAX_PARALLEL: u32 = 1_024;
 
 /// A column of an index: its name alone, or an object with more.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct IndexColumn {
     /// The column's name, as it is: nothing in it is quoted.
     pub column: String,
@@ -45,7 +46,7 @@ impl IndexColumn {
 }
 
 /// Which values come first in an index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IndexOrder {
     /// The smallest.
@@ -55,7 +56,7 @@ pub enum IndexOrder {
 }
 
 /// Where NULLs are in an index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum IndexNulls {
     /// Before everything else.

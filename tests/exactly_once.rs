@@ -479,3 +479,35 @@ fn an_asynchronous_standby_never_makes_a_false_success() {
     let message = job["error"]["message"].as_str().unwrap();
     assert!(message.contains("promoted or restored"), "{message}");
 }
+
+#[test]
+fn batches_on_a_diesel_connection_are_there_once_each() {
+    at_each(&[Point::Work, Point::Flush, Point::Record, Point::Commit], |point| {
+        let mut scene = Scene::new();
+        scene.worker.signal(Signal::SIGTERM);
+        scene.worker.wait();
+        let app = TestApp::on(scene.queue.clone(), scene.target.clone(), |_| {});
+        // The first batch is committed, and the second is at work.
+        let work = scene.hold(Point::Work);
+        let id = app.submit(&json!({"kind": "diesel_batches", "args": {}, "max_attempts": 5}));
+        eventually("the second batch is at work", || scene.is_reached(Point::Work));
+        let barrier = if point == Point::Work {
+            work
+        } else {
+            let barrier = scene.hold(point);
+            drop(work);
+            barrier
+        };
+        eventually("the point is reached", || scene.is_reached(point));
+        scene.end_session();
+        barrier.let_go(&scene);
+        let job = ended_within(&scene.api, &id, Duration::from_secs(60));
+        assert_eq!(
+            (&job["state"], scene.effects(), &job["output"]),
+            (&json!("succeeded"), 3, &json!(3)),
+            "{point:?}: {job}"
+        );
+        assert_eq!(job["statistics"]["rows_affected"], 3, "{point:?}: {job}");
+        history::check(&scene.queue, &[id]);
+    });
+}

@@ -2,7 +2,8 @@
 //! steps of workers, queue, target and rescuer can come, with every fault between any two of them. The real thing has
 //! its own tests; here it is the protocol that is tested, and that each of its parts is needed.
 //!
-//! **Modelled.** One job. Each attempt has a process and a lease of its own, and one transaction on the target. A
+//! **Modelled.** One job, of one transaction or of two batches. Each attempt has a process and a lease of its own, and does
+//! on the target what is left to do, one transaction after the other. A
 //! write to the queue is checked first and seen by others later; its answer later still. A COMMIT that was sent is
 //! executed later, or never. The target's log has a part that is flushed and a part that a synchronous standby has;
 //! a crash keeps the first and any piece of the rest, and hands out again the xids that it forgot. Somebody else's
@@ -13,8 +14,8 @@
 //! that is away for a while is one whose steps come late. A worker may begin although it was buried, which the real
 //! one is refused: nothing here rests on that.
 //!
-//! **Not modelled.** Several transactions under one lease, as a backfill has them; two primaries of one target at the
-//! same time; a standby that is declared synchronous and isn't; a failover of the queue that loses what was
+//! **Not modelled.** More than two batches; a session that is lost between them, behind which the model's worker begins the
+//! next one all the same; two primaries of one target at the same time; a standby that is declared synchronous and isn't; a failover of the queue that loses what was
 //! acknowledged; timelines that two promotions number alike; an older copy of the target's disk put back in place.
 //!
 //! **Bounds.** [`ATTEMPTS`] attempts, [`OTHERS`] transactions of somebody else's, two faults. With four faults a search
@@ -36,14 +37,18 @@ use search::search;
 const ATTEMPTS: usize = 3;
 /// Transactions of somebody else's.
 const OTHERS: u8 = 2;
-/// Entries in the target's log: a message and a commit for each attempt, a commit for each of the others.
-const LOG: usize = 2 * ATTEMPTS + OTHERS as usize;
+/// The most batches of a job.
+const BATCHES: usize = 2;
+/// Entries in the target's log: a message and a commit for each batch of each attempt, a commit for each of the others.
+const LOG: usize = 2 * ATTEMPTS * BATCHES + OTHERS as usize;
 
 /// What a search assumes.
 #[derive(Clone, Copy, Debug)]
 struct Rules {
     /// The target has a synchronous standby and is declared so; or it has an asynchronous one and isn't.
     synchronous: bool,
+    /// Transactions that the job consists of.
+    batches: u8,
     faults: u8,
     /// The interruption that is one too many.
     poison_at: u8,
@@ -94,6 +99,12 @@ enum Flaw {
     PoisonUnread,
     /// Nobody looks for orphans.
     NobodyRescues,
+    /// The record of a batch moves the cursor behind it at once.
+    CursorMovedEarly,
+    /// The record of the next batch doesn't move the cursor behind the one before.
+    CursorNotMoved,
+    /// Whoever hears from the target that a batch was committed doesn't move the cursor.
+    CursorNotMovedBySettling,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -195,15 +206,27 @@ enum Session {
     Over,
 }
 
+/// A transaction, as a record names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Mark {
+    xid: u8,
+    system: u8,
+    timeline: u8,
+    /// From 1.
+    batch: u8,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Worker {
     step: Step,
     session: Session,
     record: Record,
-    /// What the record says, with the outcome to report.
-    xid: u8,
-    system: u8,
-    timeline: u8,
+    /// Its transaction.
+    mark: Mark,
+    /// What the record says: of this transaction, or of the batch before.
+    kept: Option<Mark>,
+    /// The batch of the record is committed: it heard the answer.
+    knows: bool,
     stop: Option<Stop>,
     /// It was taken off the list of the living, because no beat of it arrived.
     buried: bool,
@@ -215,13 +238,21 @@ struct Job {
     lease: u8,
     interruptions: u8,
     cancel_requested: bool,
+    /// The cursor: batches that are done, as far as the queue knows.
+    done: u8,
 }
 
 /// What the target's log holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Entry {
-    Message { xid: u8 },
-    Commit { xid: u8, effect: bool },
+    Message {
+        xid: u8,
+    },
+    /// `effect`: the batch, or 0.
+    Commit {
+        xid: u8,
+        effect: u8,
+    },
     Nothing,
 }
 
@@ -238,7 +269,7 @@ struct Target {
     /// The last xid of what was taken off the log's beginning.
     last_xid: u8,
     /// Effects that were taken off the log's beginning, or that came with the copy from which this system was made.
-    copied: u8,
+    copied: [u8; BATCHES],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -309,22 +340,25 @@ enum Event {
     TargetCrashes(u8),
     /// To a standby that has so many.
     TargetFailsOver(u8),
-    /// By another system, made from a copy that has so many effects.
-    TargetIsReplaced(u8),
+    /// By another system, made from a copy that has all effects so far, or none.
+    TargetIsReplaced {
+        copied: bool,
+    },
 }
 
 type Moves = Vec<(Event, State)>;
 
 const TWICE: &str = "the effect is there twice";
 const NO_EFFECT: &str = "succeeded without an effect";
-const CANCELLED: &str = "cancelled with an effect";
-const FAILED: &str = "failed with an effect";
+const CANCELLED: &str = "cancelled with an effect that isn't told";
+const FAILED: &str = "failed with an effect that isn't told";
+const UNTRUE: &str = "an effect is told that isn't there";
 const KNOWABLE: &str = "the outcome could have been known";
 const STUCK: &str = "the job can't end any more";
 
 /// The right protocol on a target of either sort.
 fn rules(synchronous: bool) -> Rules {
-    Rules { synchronous, faults: 2, poison_at: 3, flaw: None }
+    Rules { synchronous, batches: 1, faults: 2, poison_at: 3, flaw: None }
 }
 
 fn holds(rules: &Rules, endings: &[&str]) {
@@ -351,6 +385,18 @@ fn effects_are_there_once_when_interruptions_run_out() {
     holds(&Rules { poison_at: 2, ..rules(true) }, &endings);
 }
 
+#[test]
+fn batches_are_there_once_each() {
+    for synchronous in [true, false] {
+        let endings = ["Cancelled", "Failed(OutcomeUnknown)", "Failed(Poison)", "Failed(Timeout)", "Succeeded"];
+        holds(&Rules { batches: 2, poison_at: 2, ..rules(synchronous) }, &endings);
+        holds(
+            &Rules { batches: 2, ..rules(synchronous) },
+            &endings.map(|e| if e.contains("Poison") { "Succeeded" } else { e }),
+        );
+    }
+}
+
 /// Each part of the protocol, left out, and what comes of it.
 #[test]
 fn every_part_is_needed() {
@@ -371,6 +417,9 @@ fn every_part_is_needed() {
         (Flaw::CancelledUnread, CANCELLED),
         (Flaw::PoisonUnread, FAILED),
         (Flaw::NobodyRescues, STUCK),
+        (Flaw::CursorMovedEarly, NO_EFFECT),
+        (Flaw::CursorNotMoved, TWICE),
+        (Flaw::CursorNotMovedBySettling, TWICE),
     ];
     let synchronous = [
         (Flaw::FlushedHereOnly, NO_EFFECT),
@@ -382,8 +431,10 @@ fn every_part_is_needed() {
     let sorts = [(false, asynchronous.as_slice()), (true, synchronous.as_slice())];
     for (sort, (flaw, wrong)) in sorts.into_iter().flat_map(|(sort, flaws)| flaws.iter().map(move |f| (sort, *f))) {
         let poison_at = if flaw == Flaw::PoisonUnread { 1 } else { 3 };
+        use Flaw::{CursorMovedEarly, CursorNotMoved, CursorNotMovedBySettling};
+        let batches = if matches!(flaw, CursorMovedEarly | CursorNotMoved | CursorNotMovedBySettling) { 2 } else { 1 };
         // Most need only one fault, and with one there is little to search.
-        let with = |faults| search(&Rules { faults, poison_at, flaw: Some(flaw), ..rules(sort) }, Some(wrong));
+        let with = |faults| search(&Rules { batches, faults, poison_at, flaw: Some(flaw), ..rules(sort) }, Some(wrong));
         let found = (1..=2).map(with).find(|found| found.wrong.is_some());
         let found = found.unwrap_or_else(|| panic!("{flaw:?}: no way to `{wrong}` was found"));
         println!("{flaw:?}: {}", found.story());

@@ -305,18 +305,22 @@ CREATE TABLE run_history (
 -- What must survive a crash: where the work goes on, and the transaction on the target that was about to be committed. A
 -- job with such a transaction ends only when its fate is known. Gone with its job.
 CREATE TABLE job_checkpoints (
-    job_id     uuid PRIMARY KEY,
+    job_id      uuid PRIMARY KEY,
     -- Of whoever wrote last, and how many transactions that attempt has recorded.
-    lease      bigint NOT NULL,
-    seq        integer NOT NULL DEFAULT 0,
-    cursor     json,
-    xid        xid8,
-    system     text,
-    timeline   text,
-    -- What the job comes to when that transaction took effect.
-    outcome    json,
-    updated_at timestamptz NOT NULL,
-    CONSTRAINT job_checkpoints_transaction CHECK (num_nulls(xid, system, timeline, outcome) IN (0, 4))
+    lease       bigint NOT NULL,
+    seq         integer NOT NULL DEFAULT 0,
+    -- Where the work goes on, and what was counted up to there.
+    cursor      json,
+    xid         xid8,
+    system      text,
+    timeline    text,
+    -- What that transaction comes to when it took effect: either the end of the job, or where the work goes on then.
+    outcome     json,
+    next_cursor json,
+    updated_at  timestamptz NOT NULL,
+    CONSTRAINT job_checkpoints_transaction CHECK (CASE
+        WHEN xid IS NULL THEN num_nonnulls(system, timeline, outcome, next_cursor) = 0
+        ELSE num_nonnulls(system, timeline) = 2 AND num_nonnulls(outcome, next_cursor) = 1 END)
 ) WITH (
     fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000, autovacuum_vacuum_cost_delay = 0

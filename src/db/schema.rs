@@ -165,6 +165,7 @@ diesel::table! {
         system -> Nullable<Text>,
         timeline -> Nullable<Text>,
         outcome -> Nullable<Json>,
+        next_cursor -> Nullable<Json>,
         updated_at -> Timestamptz,
     }
 }

@@ -4,6 +4,7 @@
 //! cancel, a deadline and a shutdown reach whatever the attempt is waiting for.
 
 mod clean_up;
+mod commits;
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -11,24 +12,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use diesel::pg::PgConnection;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::pool::Pool;
 use crate::db::targets::{Target, TargetBackend};
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::kinds::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
-use crate::kinds::{Registry, WorkError, exactly_once};
+use crate::kinds::{Registry, WorkError};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
-use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::progress::{Progress, Report};
-use crate::queue::{JobError, Lease, RawJson};
+use crate::queue::{JobError, Lease};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
 use crate::uploads::{self, Upload};
 
@@ -86,7 +83,7 @@ pub struct LeftBehind {
     pub commit: CommitState,
 }
 
-/// How far the transaction that ends the job has come.
+/// How far the last transaction has come that was recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum CommitState {
     /// None was recorded.
@@ -96,7 +93,9 @@ pub enum CommitState {
     InDoubt(String),
     /// It was recorded, and the server said that it was rolled back.
     RolledBack(String),
-    /// It is committed, and stays so.
+    /// It is committed, and stays so. The work goes on.
+    Advanced(String),
+    /// It is committed as the end of the job, and stays so.
     Committed(String),
 }
 
@@ -347,109 +346,6 @@ impl<'a> WorkContext<'a> {
         }
         self.control.stop(StopReason::LeaseLost);
         Err(WorkError::Cancelled)
-    }
-
-    /// Keeps where the work is, under the lease: the next attempt finds it, whatever becomes of this one. Durable when
-    /// this returns; one such write costs a commit of the queue.
-    ///
-    /// # Errors
-    /// When the attempt is to end, or its lease is lost.
-    pub fn save_checkpoint<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<(), WorkError> {
-        self.check()?;
-        let cursor = RawJson::of(cursor).map_err(|error| {
-            WorkError::Fail(JobError::new("invalid_checkpoint", format!("the checkpoint has no JSON form: {error}")))
-        })?;
-        let written = self.ask_the_queue(|connection| checkpoint::save(connection, &self.job.lease, &cursor))?;
-        self.held(written)
-    }
-
-    /// What an earlier attempt kept last; `None` when there is nothing.
-    ///
-    /// # Errors
-    /// When it isn't of this type, or the attempt is to end.
-    pub fn checkpoint<T: DeserializeOwned>(&self) -> Result<Option<T>, WorkError> {
-        let saved = self.ask_the_queue(|connection| checkpoint::saved(connection, self.job.lease.job_id))?;
-        let read = |saved: RawJson| {
-            serde_json::from_str(saved.text()).map_err(|error| {
-                let error = JobError::new("invalid_checkpoint", format!("the checkpoint can't be read: {error}"));
-                WorkError::Fail(error.with_hint("an older version may have written it: submit the work as a new job"))
-            })
-        };
-        saved.map(read).transpose()
-    }
-
-    /// Does the last of the work, in one transaction on a Diesel connection, so that its effects and the job's end are
-    /// one: whatever dies, they are there once when the job has succeeded, and not at all otherwise. What `work` returns
-    /// is the job's output, should this process not live to say so. Work that changes nothing else may be `REPEATABLE`
-    /// and `FENCED`. To be called once, as the last thing. Costs two commits of the queue's and the target's besides its own.
-    ///
-    /// # Errors
-    /// What `work` returns, after a rollback; otherwise as for any statement.
-    pub fn exactly_once<T: Serialize>(
-        &self,
-        work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
-    ) -> Result<T, WorkError> {
-        let mut connection = self.diesel()?;
-        exactly_once::transaction(self, &mut connection, work)
-    }
-
-    /// What ends the job is committed once. What is committed after it, or while it is in doubt, would have no record.
-    pub(super) fn may_commit(&self) -> Result<(), WorkError> {
-        match &*self.commit.borrow() {
-            CommitState::None | CommitState::RolledBack(_) => Ok(()),
-            CommitState::InDoubt(_) | CommitState::Committed(_) => {
-                let error =
-                    JobError::new("committed_twice", "the work has sent the COMMIT of its last transaction already");
-                Err(WorkError::Fail(error.with_hint("do all of it in one call of exactly_once")))
-            }
-        }
-    }
-
-    /// How far the transaction has come since it was recorded.
-    pub(super) fn commit_is(&self, state: impl FnOnce(String) -> CommitState) {
-        let mut commit = self.commit.borrow_mut();
-        if let CommitState::InDoubt(xid) = &*commit {
-            let xid = xid.clone();
-            *commit = state(xid);
-        }
-    }
-
-    /// A commit that was answered may have to be flushed once more: its wait for a standby may have been cut short.
-    pub(super) fn settle_commit(&self, server: &ServerLife) -> Result<(), WorkError> {
-        if self.is_stopping() || self.target.is_synchronous() {
-            self.flush(server)?;
-        }
-        self.commit_is(CommitState::Committed);
-        Ok(())
-    }
-
-    /// Makes what was written on this server so far safe. A standby that is away is waited for, for as long as the attempt
-    /// may run.
-    pub(super) fn flush(&self, server: &ServerLife) -> Result<(), WorkError> {
-        loop {
-            match self.target.flush(server) {
-                Err(_) if self.control.may_wait(QUEUE_PAUSE) => {}
-                Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
-                outcome => {
-                    return outcome.map_err(|error| {
-                        WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable())
-                    });
-                }
-            }
-        }
-    }
-
-    /// Records the transaction that is about to be committed, and what the job comes to with it.
-    pub(super) fn record(&self, mark: &TransactionMark, output: RawJson) -> Result<(), WorkError> {
-        let result = self.manifest.borrow().as_ref().map(Manifest::finished).transpose();
-        let result = result.map_err(|error| WorkError::Fail(JobError::new("internal", error.to_string())))?;
-        let outcome = Outcome { output, statistics: *self.statistics.borrow(), result };
-        // Before it is sent: an answer that is lost leaves it recorded.
-        let seq = self.said.recorded.fetch_add(1, Ordering::SeqCst).saturating_add(1);
-        *self.commit.borrow_mut() = CommitState::InDoubt(mark.xid.clone());
-        let written =
-            self.ask_the_queue(|connection| checkpoint::record(connection, &self.job.lease, seq, mark, &outcome))?;
-        self.held(written)
     }
 
     fn noted(&self, backend: &TargetBackend) -> Result<Noted, WorkError> {

@@ -1,4 +1,5 @@
-//! Committing work on a target exactly once: its effects and what the job says of them become one.
+//! Committing work on a target exactly once: its effects and what the job says of them become one. Work in parts is
+//! committed the same way, part by part, each with the cursor at which it goes on.
 //!
 //! The transaction is marked, its WAL flushed, and the mark recorded with the queue under the job's lease; only then
 //! the COMMIT is sent. Whoever comes after a crash asks the target what became of that very transaction. docs/exactly-once.md
@@ -14,6 +15,7 @@ use crate::db::fate::{MARK_SQL, SAFE_COMMIT_SQL, ServerLife, TransactionMark};
 use crate::kinds::WorkError;
 use crate::kinds::context::{CommitState, WorkContext};
 use crate::pq::{PqErrorKind, Session};
+use crate::queue::checkpoint::Effect;
 use crate::queue::{JobError, RawJson};
 
 /// Commits the transaction that `session` is in as the end of the job, whose output is `output`. Rolls it back when it
@@ -27,7 +29,31 @@ pub fn commit<T: Serialize + ?Sized>(
     session: &mut Session,
     output: &T,
 ) -> Result<(), WorkError> {
-    let server = match prepare(ctx, session, output) {
+    let effect = || ctx.end_with(json(output)?);
+    commit_as(ctx, session, effect, CommitState::Committed)
+}
+
+/// Commits the transaction that `session` is in as a part of the job, whose work goes on at `cursor`, in this attempt or in
+/// the next one. Rolls it back when it may not be committed.
+///
+/// # Errors
+/// As [`commit`].
+pub fn commit_batch<T: Serialize + ?Sized>(
+    ctx: &WorkContext<'_>,
+    session: &mut Session,
+    cursor: &T,
+) -> Result<(), WorkError> {
+    let effect = || ctx.checkpoint_at(cursor).map(Effect::Batch);
+    commit_as(ctx, session, effect, CommitState::Advanced)
+}
+
+fn commit_as(
+    ctx: &WorkContext<'_>,
+    session: &mut Session,
+    effect: impl FnOnce() -> Result<Effect, WorkError>,
+    committed: fn(String) -> CommitState,
+) -> Result<(), WorkError> {
+    let server = match prepare(ctx, session, effect) {
         Ok(server) => server,
         Err(error) => {
             // A session that can't be rolled back is closed, which does the same.
@@ -38,7 +64,7 @@ pub fn commit<T: Serialize + ?Sized>(
         }
     };
     match session.command("COMMIT") {
-        Ok(tag) if tag == "COMMIT" => ctx.settle_commit(&server),
+        Ok(tag) if tag == "COMMIT" => ctx.settle_commit(&server, committed),
         // The answer to a transaction that had failed is ROLLBACK.
         Ok(_) => {
             ctx.commit_is(CommitState::RolledBack);
@@ -56,14 +82,14 @@ pub fn commit<T: Serialize + ?Sized>(
 }
 
 /// Everything before the COMMIT. Says which server it is.
-fn prepare<T: Serialize + ?Sized>(
+fn prepare(
     ctx: &WorkContext<'_>,
     session: &mut Session,
-    output: &T,
+    effect: impl FnOnce() -> Result<Effect, WorkError>,
 ) -> Result<ServerLife, WorkError> {
     ctx.may_commit()?;
     ctx.check()?;
-    let output = json(output)?;
+    let effect = effect()?;
     let rows = session.query(MARK_SQL, &[Some(&ctx.lease().application_name())])?;
     let column = |n: usize| rows.get(0, n).unwrap_or_default();
     let mark = TransactionMark::new(column(0), column(1), column(2));
@@ -71,7 +97,7 @@ fn prepare<T: Serialize + ?Sized>(
     // Answered after the flush: so the server that was flushed is the one that gave out the number, and not one that has
     // crashed in between and gives it to somebody else.
     session.execute_batch(&last_settings(ctx))?;
-    ctx.record(&mark, output)?;
+    ctx.record(&mark, &effect)?;
     ctx.check()?;
     Ok(mark.server)
 }
@@ -106,27 +132,48 @@ pub(super) fn transaction<T: Serialize>(
     connection: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
 ) -> Result<T, WorkError> {
+    let effect = |output: &T| ctx.end_with(json(output)?);
+    transaction_as(ctx, connection, work, effect, CommitState::Committed)
+}
+
+/// As [`commit_batch`], around a transaction on a Diesel connection. See [`WorkContext::commit_batch`].
+pub(super) fn batch<T: Serialize>(
+    ctx: &WorkContext<'_>,
+    connection: &mut PgConnection,
+    work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
+) -> Result<T, WorkError> {
+    let effect = |cursor: &T| ctx.checkpoint_at(cursor).map(Effect::Batch);
+    transaction_as(ctx, connection, work, effect, CommitState::Advanced)
+}
+
+fn transaction_as<T: Serialize>(
+    ctx: &WorkContext<'_>,
+    connection: &mut PgConnection,
+    work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
+    effect: impl FnOnce(&T) -> Result<Effect, WorkError>,
+    committed: fn(String) -> CommitState,
+) -> Result<T, WorkError> {
     ctx.may_commit()?;
     AnsiTransactionManager::begin_transaction(connection)?;
-    let prepared = work(connection).and_then(|output| {
+    let prepared = work(connection).and_then(|value| {
         ctx.check()?;
-        let json = json(&output)?;
+        let effect = effect(&value)?;
         let marked: Marked =
             diesel::sql_query(MARK_SQL).bind::<Text, _>(ctx.lease().application_name()).get_result(connection)?;
         let mark = TransactionMark::new(&marked.xid, &marked.system, &marked.wal_file);
         ctx.flush(&mark.server)?;
         // After the flush, as in `prepare`.
         connection.batch_execute(&last_settings(ctx))?;
-        ctx.record(&mark, json)?;
+        ctx.record(&mark, &effect)?;
         ctx.check()?;
-        Ok((output, mark.server))
+        Ok((value, mark.server))
     });
     match prepared {
-        Ok((output, server)) => {
+        Ok((value, server)) => {
             // Diesel tells a refused COMMIT from a lost connection by words alone: the worker asks the server.
             AnsiTransactionManager::commit_transaction(connection)?;
-            ctx.settle_commit(&server)?;
-            Ok(output)
+            ctx.settle_commit(&server, committed)?;
+            Ok(value)
         }
         Err(error) => {
             if AnsiTransactionManager::rollback_transaction(connection).is_ok() {

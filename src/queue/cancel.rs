@@ -81,8 +81,9 @@ fn finished(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome, Db
 fn end_waiting(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
     let sql = format!(
         "WITH d AS (DELETE FROM jobs WHERE id = $1 RETURNING *)
-         INSERT INTO finished_jobs ({CARRIED}, state, interruptions, version, finished_at, error)
-         SELECT {CARRIED_BUT_CANCEL}, 'cancelled', interruptions, version + 1, clock_timestamp(), error FROM d",
+         INSERT INTO finished_jobs ({CARRIED}, state, interruptions, version, finished_at, rows_affected, error)
+         SELECT {CARRIED_BUT_CANCEL}, 'cancelled', interruptions, version + 1, clock_timestamp(), {rows}, error FROM d",
+        rows = checkpoint::rows_affected("d.id", "NULL"),
         CARRIED_BUT_CANCEL = CARRIED.replace("cancel_requested_at", "coalesce(cancel_requested_at, now())"),
     );
     diesel::sql_query(sql).bind::<diesel::sql_types::Uuid, _>(id).execute(connection)?;

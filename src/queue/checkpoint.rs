@@ -1,12 +1,15 @@
 //! What of an attempt must survive a crash: where its work goes on, and the transaction on the target that it was about
 //! to commit.
 //!
-//! Every write is fenced by the lease. A job with a recorded transaction is ended by nobody before the fate of that is
-//! known: not by a cancel, not by one interruption too many. Knows no target.
+//! Every write is fenced by the lease. A recorded transaction comes to one of two things: the end of the job, or a cursor
+//! at which its work goes on. Nobody ends, pauses or runs the job before the fate of that transaction is known: not by a
+//! cancel, not by one interruption too many. The attempt that had the answer to its COMMIT knows it: it makes the cursor
+//! the saved one in the same statement as it records the next transaction. Knows no target.
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Json, Nullable, Text};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -38,6 +41,24 @@ impl Outcome {
     }
 }
 
+/// Where the work of a job goes on, and what was counted up to there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// In the kind's own words.
+    pub cursor: RawJson,
+    /// Rows and bytes.
+    pub statistics: JobStatistics,
+}
+
+/// What a transaction comes to when it has taken effect.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// The end of the job.
+    End(Outcome),
+    /// A batch is done, and the work goes on here.
+    Batch(Checkpoint),
+}
+
 /// A transaction that was about to be committed.
 #[derive(Clone, Debug)]
 pub struct Recorded {
@@ -46,7 +67,7 @@ pub struct Recorded {
     /// The transaction.
     pub mark: TransactionMark,
     /// What it comes to.
-    pub outcome: Outcome,
+    pub effect: Effect,
 }
 
 /// The running job of this lease, whose owner is on the list of the living. Locked, so that nobody takes it away in
@@ -55,7 +76,8 @@ const MINE: &str = "FROM jobs j WHERE j.id = $1 AND j.lease = $2 AND j.worker_id
      AND EXISTS (SELECT FROM workers w WHERE w.id = $3) FOR SHARE OF j";
 
 /// Records a transaction before its COMMIT is sent: the `seq`-th of this attempt. `false` when the lease is lost: then it
-/// must not be. A copy of an earlier one, on its way for long, changes nothing.
+/// must not be. A copy of an earlier one, on its way for long, changes nothing. `advanced` is the batch before, where this
+/// attempt knows that it was committed: its cursor is the saved one from now on.
 ///
 /// # Errors
 /// When the database fails. Whether it was recorded isn't known then; recording it again does no harm.
@@ -64,15 +86,21 @@ pub fn record(
     lease: &Lease,
     seq: i32,
     mark: &TransactionMark,
-    outcome: &Outcome,
+    effect: &Effect,
+    advanced: Option<&str>,
 ) -> Result<bool, DbError> {
-    let outcome = RawJson::of(outcome).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
+    let (outcome, next) = match effect {
+        Effect::End(outcome) => (Some(json(outcome)?), None),
+        Effect::Batch(next) => (None, Some(json(next)?)),
+    };
     let written = prepared(format!(
-        "INSERT INTO job_checkpoints AS c (job_id, lease, seq, xid, system, timeline, outcome, updated_at)
-         SELECT j.id, j.lease, $4, $5::xid8, $6, $7, $8, clock_timestamp() {MINE}
+        "INSERT INTO job_checkpoints AS c (job_id, lease, seq, xid, system, timeline, outcome, next_cursor, updated_at)
+         SELECT j.id, j.lease, $4, $5::xid8, $6, $7, $8, $9, clock_timestamp() {MINE}
          ON CONFLICT (job_id) DO UPDATE
             SET lease = excluded.lease, seq = excluded.seq, xid = excluded.xid, system = excluded.system,
-                timeline = excluded.timeline, outcome = excluded.outcome, updated_at = excluded.updated_at
+                timeline = excluded.timeline, outcome = excluded.outcome, next_cursor = excluded.next_cursor,
+                cursor = CASE WHEN c.xid::text = $10 THEN c.next_cursor ELSE c.cursor END,
+                updated_at = excluded.updated_at
           WHERE (c.lease, c.seq) <= (excluded.lease, excluded.seq)"
     ))
     .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
@@ -82,7 +110,9 @@ pub fn record(
     .bind::<Text, _>(&mark.xid)
     .bind::<Text, _>(&mark.server.system)
     .bind::<Text, _>(&mark.server.timeline)
-    .bind::<Json, _>(outcome)
+    .bind::<Nullable<Json>, _>(outcome)
+    .bind::<Nullable<Json>, _>(next)
+    .bind::<Nullable<Text>, _>(advanced)
     .execute(connection)?;
     Ok(written == 1)
 }
@@ -97,8 +127,10 @@ struct RecordedRow {
     system: String,
     #[diesel(sql_type = Text)]
     timeline: String,
-    #[diesel(sql_type = Json)]
-    outcome: RawJson,
+    #[diesel(sql_type = Nullable<Json>)]
+    outcome: Option<RawJson>,
+    #[diesel(sql_type = Nullable<Json>)]
+    next_cursor: Option<RawJson>,
 }
 
 /// The transaction of a job whose fate isn't known.
@@ -107,18 +139,31 @@ struct RecordedRow {
 /// When the database fails, or a newer version wrote what this one can't read.
 pub fn recorded(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Recorded>, DbError> {
     let row = prepared(
-        "SELECT lease, xid::text AS xid, system, timeline, outcome FROM job_checkpoints
+        "SELECT lease, xid::text AS xid, system, timeline, outcome, next_cursor FROM job_checkpoints
           WHERE job_id = $1 AND xid IS NOT NULL",
     )
     .bind::<diesel::sql_types::Uuid, _>(job_id)
     .get_result::<RecordedRow>(connection)
     .optional()?;
     let Some(row) = row else { return Ok(None) };
-    let unreadable = |e| diesel::result::Error::DeserializationError(Box::new(e));
-    let outcome: Outcome = serde_json::from_str(row.outcome.text()).map_err(unreadable)?;
+    // The table's CHECK lets exactly one of them be there.
+    let effect = match (&row.outcome, &row.next_cursor) {
+        (_, Some(next)) => Effect::Batch(read(next)?),
+        (Some(outcome), None) => Effect::End(read(outcome)?),
+        (None, None) => return Ok(None),
+    };
     let server = ServerLife { system: row.system, timeline: row.timeline };
     let mark = TransactionMark { xid: row.xid, server };
-    Ok(Some(Recorded { lease: row.lease, mark, outcome }))
+    Ok(Some(Recorded { lease: row.lease, mark, effect }))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<RawJson, DbError> {
+    Ok(RawJson::of(value).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
+}
+
+fn read<T: DeserializeOwned>(json: &RawJson) -> Result<T, DbError> {
+    let unreadable = |e| diesel::result::Error::DeserializationError(Box::new(e));
+    Ok(serde_json::from_str(json.text()).map_err(unreadable)?)
 }
 
 /// A condition on a row of `jobs`: no transaction of it was about to be committed, or what became of it is known.
@@ -148,7 +193,8 @@ pub fn is_in_doubt(connection: &mut PgConnection, job_id: Uuid) -> Result<bool, 
 /// When the database fails.
 pub fn forget(connection: &mut PgConnection, job_id: Uuid, recorded: &Recorded) -> Result<(), DbError> {
     prepared(
-        "UPDATE job_checkpoints SET xid = NULL, system = NULL, timeline = NULL, outcome = NULL, updated_at = clock_timestamp()
+        "UPDATE job_checkpoints SET xid = NULL, system = NULL, timeline = NULL, outcome = NULL, next_cursor = NULL,
+                updated_at = clock_timestamp()
           WHERE job_id = $1 AND lease = $2 AND xid = $3::xid8",
     )
     .bind::<diesel::sql_types::Uuid, _>(job_id)
@@ -158,23 +204,59 @@ pub fn forget(connection: &mut PgConnection, job_id: Uuid, recorded: &Recorded) 
     Ok(())
 }
 
-/// Keeps where the work goes on. `false` when the lease is lost.
+/// The batch `xid` has taken effect: the work goes on at its cursor. Another one that was recorded since stays.
 ///
 /// # Errors
 /// When the database fails.
-pub fn save(connection: &mut PgConnection, lease: &Lease, cursor: &RawJson) -> Result<bool, DbError> {
+pub fn advance(connection: &mut PgConnection, job_id: Uuid, lease: i64, xid: &str) -> Result<(), DbError> {
+    prepared(
+        "UPDATE job_checkpoints SET cursor = next_cursor, next_cursor = NULL, xid = NULL, system = NULL, timeline = NULL,
+                updated_at = clock_timestamp()
+          WHERE job_id = $1 AND lease = $2 AND xid = $3::xid8 AND next_cursor IS NOT NULL",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(job_id)
+    .bind::<BigInt, _>(lease)
+    .bind::<Text, _>(xid)
+    .execute(connection)?;
+    Ok(())
+}
+
+/// SQL: the rows that the job `id` has changed by its batches; NULL for a job without any. `settled` is the transaction
+/// that is known to have taken effect. Both are expressions.
+pub(super) fn rows_affected(id: &str, settled: &str) -> String {
+    format!(
+        "(SELECT (CASE WHEN c.xid::text = {settled} THEN coalesce(c.next_cursor, c.cursor) ELSE c.cursor END
+                  #>> '{{statistics,rows_affected}}')::bigint FROM job_checkpoints c WHERE c.job_id = {id})"
+    )
+}
+
+/// Keeps where the work goes on. `false` when the lease is lost. `advanced` is the last batch, where this attempt knows that
+/// it was committed: its cursor is of the past.
+///
+/// # Errors
+/// When the database fails.
+pub fn save(
+    connection: &mut PgConnection,
+    lease: &Lease,
+    checkpoint: &Checkpoint,
+    advanced: Option<&str>,
+) -> Result<bool, DbError> {
+    // A column of a transaction that stays, or of one that is over.
+    let kept = |column: &str| format!("{column} = CASE WHEN c.xid::text = $5 THEN NULL ELSE c.{column} END");
+    let kept = ["xid", "system", "timeline", "outcome", "next_cursor"].map(kept).join(", ");
     let written = prepared(format!(
         "INSERT INTO job_checkpoints AS c (job_id, lease, cursor, updated_at)
          SELECT j.id, j.lease, $4, clock_timestamp() {MINE}
          ON CONFLICT (job_id) DO UPDATE
             SET lease = excluded.lease, cursor = excluded.cursor, updated_at = excluded.updated_at,
-                seq = CASE WHEN c.lease = excluded.lease THEN c.seq ELSE 0 END
+                seq = CASE WHEN c.lease = excluded.lease THEN c.seq ELSE 0 END, {kept}
           WHERE c.lease <= excluded.lease"
     ))
     .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
     .bind::<BigInt, _>(lease.number)
     .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
-    .bind::<Json, _>(cursor)
+    .bind::<Json, _>(json(checkpoint)?)
+    .bind::<Nullable<Text>, _>(advanced)
     .execute(connection)?;
     Ok(written == 1)
 }
@@ -189,12 +271,12 @@ struct CursorRow {
 ///
 /// # Errors
 /// When the database fails.
-pub fn saved(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<RawJson>, DbError> {
+pub fn saved(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Checkpoint>, DbError> {
     let row = prepared("SELECT cursor FROM job_checkpoints WHERE job_id = $1")
         .bind::<diesel::sql_types::Uuid, _>(job_id)
         .get_result::<CursorRow>(connection)
         .optional()?;
-    Ok(row.and_then(|row| row.cursor))
+    row.and_then(|row| row.cursor).map(|cursor| read(&cursor)).transpose()
 }
 
 /// Removes what was written for jobs that were over already, some of it: the rest goes with the job's end.

@@ -256,6 +256,8 @@ fn finish(
 ) -> Result<HashSet<Uuid>, DbError> {
     let carried = CARRIED.split(',').map(|column| format!("d.{}", column.trim())).collect::<Vec<_>>().join(", ");
     let whose = owners.condition();
+    // What didn't end well may have committed batches.
+    let batches = checkpoint::rows_affected("d.id", "d.settled");
     let sql = format!(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
@@ -266,12 +268,15 @@ fn finish(
             DELETE FROM jobs j USING e
              WHERE j.id = e.id AND j.lease = e.lease AND {MINE} AND {SETTLED}
             RETURNING j.*, e.state AS end_state, e.error AS end_error, e.output, e.rows_returned, e.rows_affected,
-                      e.result_bytes, e.progress, e.stored_rows, e.stored_bytes, e.truncated, e.manifest, e.interrupted),
+                      e.result_bytes, e.progress, e.stored_rows, e.stored_bytes, e.truncated, e.manifest, e.interrupted,
+                      e.settled),
         f AS (
             INSERT INTO finished_jobs ({CARRIED}, state, interruptions, version, finished_at, rows_returned,
                                        rows_affected, result_bytes, progress, output, error)
             SELECT {carried}, d.end_state, d.interruptions + d.interrupted::int, d.version + 1, clock_timestamp(),
-                   d.rows_returned, d.rows_affected, d.result_bytes, d.progress::json, d.output::json, d.end_error::json
+                   d.rows_returned,
+                   CASE WHEN d.end_state = 'succeeded' THEN d.rows_affected ELSE greatest(d.rows_affected, {batches}) END,
+                   d.result_bytes, d.progress::json, d.output::json, d.end_error::json
               FROM d),
         r AS (
             INSERT INTO results (job_id, lease, state, rows, bytes, truncated, expires_at, manifest)

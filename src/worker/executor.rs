@@ -21,13 +21,13 @@ use crate::db::DbError;
 use crate::kinds::context::{CommitState, LeftBehind};
 use crate::kinds::{CONNECTION_LOST, QUERY_CANCELED, StopReason, WorkContext, WorkError};
 use crate::queue::cancel;
-use crate::queue::checkpoint::Outcome;
+use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished};
 use crate::queue::history::{self, Run};
 use crate::queue::job::{JobState, JobStatistics};
 use crate::queue::liveness::{interrupted, outcome_unknown};
-use crate::queue::{JobError, RawJson, RetryPolicy};
+use crate::queue::{JobError, Lease, RawJson, RetryPolicy};
 use crate::results::Manifest;
 use crate::worker::Shared;
 use crate::worker::completer::Ended;
@@ -184,24 +184,25 @@ fn settled_before(shared: &Shared, attempt: &Attempt) -> Option<Result<Ending, D
         return None;
     }
     match settle_attempt(shared, &job.target, &job.lease) {
-        Ok(Settled::RolledBack) => rolled_back_before(shared, job),
+        Ok(Settled::RolledBack) => known_before(shared, job, "its last transaction was rolled back"),
+        Ok(Settled::Advanced) => known_before(shared, job, "it lost its connection behind a batch"),
         Ok(settled) => end_of(settled),
         Err(obstacle) => Some(waits(job, &obstacle)),
     }
 }
 
-/// Its last transaction had no effect: whether it goes on is what it would have been then.
-fn rolled_back_before(shared: &Shared, job: &ClaimedJob) -> Option<Result<Ending, DbError>> {
-    const WHY: &str = "its last transaction was rolled back";
+/// What became of its last transaction is known, and that isn't its end: whether it goes on is what it would have been
+/// then.
+fn known_before(shared: &Shared, job: &ClaimedJob, why: &str) -> Option<Result<Ending, DbError>> {
     if !shared.config.repeatable(&job.kind) {
-        return Some(failed(&outcome_unknown(WHY)));
+        return Some(failed(&outcome_unknown(why)));
     }
-    let cancelled = shared.config.control.get().and_then(|mut c| cancel::requested(&mut c, &[job.lease.job_id]));
-    if cancelled.is_ok_and(|ids| !ids.is_empty()) {
+    let asked = shared.config.control.get().and_then(|mut c| cancel::requested(&mut c, &[job.lease.job_id]));
+    if asked.is_ok_and(|ids| !ids.is_empty()) {
         return Some(Ok(Ending::Finished(Finished::plain(JobState::Cancelled))));
     }
     // The attempt that ended in doubt was charged: this may be one more than there are.
-    (job.attempt > job.max_attempts).then(|| failed(&JobError::new(CONNECTION_LOST, WHY).retryable()))
+    (job.attempt > job.max_attempts).then(|| failed(&JobError::new(CONNECTION_LOST, why).retryable()))
 }
 
 /// The end of an attempt: that of its transaction, should it have recorded one.
@@ -216,6 +217,16 @@ fn settled(shared: &Shared, attempt: &Attempt, mut performed: Performed) -> Resu
                 ending => ending,
             })
         }
+        CommitState::Advanced(xid) => {
+            let ending = ending(shared, attempt, performed)?;
+            Ok(match ending {
+                Ending::Finished(finished) => Ending::Finished(Finished { settled: Some(xid), ..finished }),
+                ending => {
+                    advance(shared, job, &xid);
+                    ending
+                }
+            })
+        }
         // Also when the work took no notice: what is recorded decides.
         CommitState::Committed(_) | CommitState::InDoubt(_) | CommitState::RolledBack(_) => {
             match settle_attempt(shared, &job.target, &job.lease) {
@@ -226,10 +237,20 @@ fn settled(shared: &Shared, attempt: &Attempt, mut performed: Performed) -> Resu
     }
 }
 
+/// Its last batch is known to be committed, and the queue is told, so that nobody has to ask the target. Where the queue
+/// can't be told, the next attempt asks.
+fn advance(shared: &Shared, job: &ClaimedJob, xid: &str) {
+    let Lease { job_id, number, .. } = job.lease;
+    let told = shared.config.control.get().and_then(|mut c| checkpoint::advance(&mut c, job_id, number, xid));
+    if let Err(error) = told {
+        log::info!(job = job_id.to_string(); "that the last batch is committed could not be noted, and will be asked: {error}");
+    }
+}
+
 /// The end that a settled transaction makes of its job; nothing when there was none that took effect.
 pub(super) fn end_of(settled: Settled) -> Option<Result<Ending, DbError>> {
     match settled {
-        Settled::Nothing | Settled::RolledBack => None,
+        Settled::Nothing | Settled::RolledBack | Settled::Advanced => None,
         Settled::Committed(xid, outcome) => Some(Ok(Ending::Finished(outcome.finished(Some(xid))))),
         Settled::Unknown(xid, why) => Some(failed(&outcome_unknown(&why)).map(|ending| match ending {
             Ending::Finished(finished) => Ending::Finished(Finished { settled: Some(xid), ..finished }),

@@ -8,7 +8,7 @@ use crate::db::DbError;
 use crate::db::fate::Fate;
 use crate::db::targets::Target;
 use crate::queue::Lease;
-use crate::queue::checkpoint::{self, Outcome, Recorded};
+use crate::queue::checkpoint::{self, Effect, Outcome, Recorded};
 use crate::worker::Shared;
 
 /// What is known of a job's transaction.
@@ -17,6 +17,8 @@ pub(super) enum Settled {
     Nothing,
     /// It never took effect.
     RolledBack,
+    /// It took effect, and was a part of the work: the job goes on at its cursor, which is saved.
+    Advanced,
     /// It took effect: the job has succeeded with this.
     Committed(String, Box<Outcome>),
     /// Nobody will ever know, for this reason.
@@ -37,7 +39,8 @@ impl Obstacle {
     }
 }
 
-/// Finds out what became of the job's recorded transaction. Forgets one that never took effect. `lease` is that of
+/// Finds out what became of the job's recorded transaction. Forgets one that never took effect, and moves the cursor to where
+/// a batch that did has the work go on. `lease` is that of
 /// whoever asks.
 pub(super) fn settle(connection: &mut PgConnection, target: &Target, lease: &Lease) -> Result<Settled, Obstacle> {
     let recorded = checkpoint::recorded(connection, lease.job_id).map_err(Obstacle::Queue)?;
@@ -47,7 +50,13 @@ pub(super) fn settle(connection: &mut PgConnection, target: &Target, lease: &Lea
     };
     let xid = recorded.mark.xid.clone();
     match fate(target, lease, &recorded).map_err(Obstacle::Target)? {
-        Fate::Committed => Ok(Settled::Committed(xid, Box::new(outcome(recorded, lease)))),
+        Fate::Committed => match recorded.effect {
+            Effect::End(outcome) => Ok(Settled::Committed(xid, Box::new(found(outcome, recorded.lease, lease)))),
+            Effect::Batch(_) => {
+                checkpoint::advance(connection, lease.job_id, recorded.lease, &xid).map_err(Obstacle::Queue)?;
+                Ok(Settled::Advanced)
+            }
+        },
         Fate::RolledBack => {
             checkpoint::forget(connection, lease.job_id, &recorded).map_err(Obstacle::Queue)?;
             Ok(Settled::RolledBack)
@@ -70,8 +79,7 @@ fn fate(target: &Target, lease: &Lease, recorded: &Recorded) -> Result<Fate, DbE
 }
 
 /// The parts of a result carry the lease under which they were written: under another one nobody would find them.
-fn outcome(recorded: Recorded, lease: &Lease) -> Outcome {
-    let Recorded { lease: of, outcome, .. } = recorded;
+fn found(outcome: Outcome, of: i64, lease: &Lease) -> Outcome {
     Outcome { result: outcome.result.filter(|_| of == lease.number), ..outcome }
 }
 

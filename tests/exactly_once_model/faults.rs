@@ -52,6 +52,9 @@ impl State {
                 let volatile = rules.flaw == Some(Flaw::RecordNotDurable) && worker.record == Record::Written;
                 if volatile || worker.record == Record::Checked {
                     worker.record = Record::None;
+                    if volatile {
+                        worker.kept = None;
+                    }
                     if worker.step == Step::Recording {
                         worker.step = Step::Flushed;
                     }
@@ -72,11 +75,13 @@ impl State {
                     !rules.synchronous && self.sees_effect() && s.target.effects() < target.effects();
             });
         }
-        for copied in BTreeSet::from([0, target.effects()]) {
-            self.fault(moves, Event::TargetIsReplaced(copied), |s| {
-                s.target = Target { system: target.system + 1, last_xid: 0, copied, on_standby: 0, ..s.target };
+        for copied in BTreeSet::from([false, target.effects() > 0]) {
+            let effects = if copied { target.effects_of_batches() } else { [0; BATCHES] };
+            self.fault(moves, Event::TargetIsReplaced { copied }, |s| {
+                s.target =
+                    Target { system: target.system + 1, last_xid: 0, copied: effects, on_standby: 0, ..s.target };
                 s.lose(0);
-                s.lost_what_was_seen |= self.sees_effect() && copied < target.effects();
+                s.lost_what_was_seen |= self.sees_effect() && !copied && target.effects() > 0;
             });
         }
     }

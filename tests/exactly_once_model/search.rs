@@ -10,6 +10,8 @@ impl State {
     pub(super) fn sees_effect(&self) -> bool {
         let succeeded = Settle::Write(End::Finished(JobState::Succeeded));
         self.job.state == JobState::Succeeded
+            || self.job.done > 0
+            || self.workers.iter().any(|w| w.knows)
             || self.rescuer.is_some_and(|(_, at)| at == succeeded)
             || self.workers.iter().any(|w| w.step == Step::Settling(succeeded))
     }
@@ -34,13 +36,18 @@ impl State {
     /// What is wrong. That nothing comes after a job has ended is seen in the states that follow.
     fn broken(&self, rules: &Rules) -> Option<&'static str> {
         let effects = self.target.effects();
+        let twice = self.target.effects_of_batches().iter().any(|effects| *effects > 1);
+        let (done, lost) = (self.job.done, self.lost_what_was_seen);
         let Target { system, timeline, .. } = self.target;
         let hard_to_tell = system > 1 || self.forgot || (timeline > 1 && !rules.synchronous);
         match self.job.state {
-            _ if effects > 1 => Some(TWICE),
-            JobState::Succeeded if effects == 0 && !self.lost_what_was_seen => Some(NO_EFFECT),
-            JobState::Cancelled if effects > 0 => Some(CANCELLED),
-            JobState::Failed(Code::Timeout | Code::Poison) if effects > 0 => Some(FAILED),
+            _ if twice => Some(TWICE),
+            JobState::Succeeded if effects < rules.batches && !lost => Some(NO_EFFECT),
+            JobState::Cancelled if effects > done => Some(CANCELLED),
+            JobState::Failed(Code::Timeout | Code::Poison) if effects > done => Some(FAILED),
+            JobState::Cancelled | JobState::Failed(Code::Timeout | Code::Poison) if effects < done && !lost => {
+                Some(UNTRUE)
+            }
             JobState::Failed(Code::OutcomeUnknown) if !hard_to_tell => Some(KNOWABLE),
             _ => None,
         }

@@ -2,17 +2,31 @@
 
 use super::*;
 
+impl Mark {
+    pub(super) const NONE: Mark = Mark { xid: 0, system: 0, timeline: 0, batch: 0 };
+}
+
 impl Worker {
     pub(super) const ABSENT: Worker = Worker {
         step: Step::Absent,
         session: Session::Absent,
         record: Record::None,
-        xid: 0,
-        system: 0,
-        timeline: 0,
+        mark: Mark::NONE,
+        kept: None,
+        knows: false,
         stop: None,
         buried: false,
     };
+
+    /// It has this xid, or had it for the batch that is recorded.
+    pub(super) fn names(&self, xid: u8) -> bool {
+        self.mark.xid == xid || self.kept.is_some_and(|kept| kept.xid == xid)
+    }
+
+    /// The largest xid that it names.
+    pub(super) fn last_xid(&self) -> u8 {
+        self.mark.xid.max(self.kept.map_or(0, |kept| kept.xid))
+    }
 
     /// COMMIT wasn't sent: it can still decide against it.
     pub(super) fn may_roll_back(&self) -> bool {
@@ -31,9 +45,19 @@ impl Target {
         &self.log[..usize::from(self.written)]
     }
 
+    /// How often the effect of each batch is there.
+    pub(super) fn effects_of_batches(&self) -> [u8; BATCHES] {
+        let mut effects = self.copied;
+        for entry in self.entries() {
+            if let Entry::Commit { effect: batch @ 1.., .. } = entry {
+                effects[usize::from(*batch) - 1] += 1;
+            }
+        }
+        effects
+    }
+
     pub(super) fn effects(&self) -> u8 {
-        let here = self.entries().iter().filter(|entry| matches!(entry, Entry::Commit { effect: true, .. }));
-        self.copied + u8::try_from(here.count()).unwrap()
+        self.effects_of_batches().iter().sum()
     }
 
     pub(super) fn flush(&mut self, rules: &Rules) {
@@ -47,15 +71,17 @@ impl Target {
     pub(super) fn forget_the_past(&mut self, workers: &[Worker]) {
         while self.on_standby.min(self.flushed) > 0 {
             let (xid, effect) = match self.log[0] {
-                Entry::Message { xid } => (xid, false),
+                Entry::Message { xid } => (xid, 0),
                 Entry::Commit { xid, effect } => (xid, effect),
                 Entry::Nothing => return,
             };
-            if workers.iter().any(|w| w.xid == xid) {
+            if workers.iter().any(|w| w.names(xid)) {
                 return;
             }
             self.last_xid = self.last_xid.max(xid);
-            self.copied += u8::from(effect);
+            if let Some(batch) = usize::from(effect).checked_sub(1) {
+                self.copied[batch] += 1;
+            }
             self.log.rotate_left(1);
             self.log[LOG - 1] = Entry::Nothing;
             self.written -= 1;
@@ -80,7 +106,7 @@ impl Target {
 impl State {
     pub(super) fn first(rules: &Rules) -> State {
         State {
-            job: Job { state: JobState::Queued, lease: 0, interruptions: 0, cancel_requested: false },
+            job: Job { state: JobState::Queued, lease: 0, interruptions: 0, cancel_requested: false, done: 0 },
             workers: [Worker::ABSENT; ATTEMPTS],
             rescuer: None,
             target: Target {
@@ -92,7 +118,7 @@ impl State {
                 on_standby: 0,
                 next_xid: 1,
                 last_xid: 0,
-                copied: 0,
+                copied: [0; BATCHES],
             },
             others_left: OTHERS,
             faults_left: rules.faults,
@@ -140,7 +166,7 @@ impl State {
     pub(super) fn status(&self, xid: u8, log: &[Entry], next_xid: u8) -> XactStatus {
         use Session::{AwaitsStandby, CommitSent, InTransaction};
         let open = |w: &&Worker| matches!(w.session, InTransaction | CommitSent | AwaitsStandby);
-        if self.workers.iter().filter(open).any(|w| w.xid == xid && w.system == self.target.system) {
+        if self.workers.iter().filter(open).any(|w| w.mark.xid == xid && w.mark.system == self.target.system) {
             XactStatus::InProgress
         } else if xid >= next_xid {
             XactStatus::InTheFuture
@@ -166,9 +192,10 @@ impl State {
             }
             // Without the lease it has no say any more. What counts is whether it can commit.
             self.workers[w] = if matches!(worker.session, Session::CommitSent | Session::AwaitsStandby) {
-                Worker { step: Step::Gone, record: Record::None, stop: None, buried: false, ..worker }
+                let (record, kept) = (Record::None, None);
+                Worker { step: Step::Gone, record, kept, knows: false, stop: None, buried: false, ..worker }
             } else if worker.may_roll_back() && worker.session != Session::Over && worker.record != Record::Refused {
-                Worker { stop: None, buried: false, ..worker }
+                Worker { kept: None, knows: false, stop: None, buried: false, ..worker }
             } else {
                 Worker { step: Step::Gone, session: Session::Over, ..Worker::ABSENT }
             };

@@ -2,6 +2,8 @@
 
 use super::*;
 
+const UNKNOWN: End = End::Finished(JobState::Failed(Code::OutcomeUnknown));
+
 impl State {
     pub(super) fn moves(&self, rules: &Rules) -> Moves {
         let mut moves = Moves::new();
@@ -14,10 +16,10 @@ impl State {
         }
         self.moves_of_rescuer(rules, &mut moves);
         // Only where it takes an xid that one of ours had before the target forgot it.
-        if self.others_left > 0 && self.workers.iter().any(|w| w.xid >= self.target.next_xid) {
+        if self.others_left > 0 && self.workers.iter().any(|w| w.last_xid() >= self.target.next_xid) {
             self.go(&mut moves, Event::SomebodyElseCommits, |s| {
                 let xid = s.target.next_xid;
-                s.target.append(Entry::Commit { xid, effect: false });
+                s.target.append(Entry::Commit { xid, effect: 0 });
                 s.target.next_xid += 1;
                 s.others_left -= 1;
             });
@@ -51,18 +53,20 @@ impl State {
                     s.job.state = JobState::Running;
                     s.job.lease += 1;
                     s.workers[w].step = Step::Claimed;
+                    s.workers[w].mark.batch = s.job.done + 1;
                 });
             }
             Step::Claimed => self.go(moves, Event::BeginsAndWorks(w), |s| {
                 let Target { system, timeline, next_xid: xid, .. } = s.target;
                 let session = Session::InTransaction;
-                s.workers[w] = Worker { step: Step::Worked, session, xid, system, timeline, ..*worker };
+                let mark = Mark { xid, system, timeline, ..worker.mark };
+                s.workers[w] = Worker { step: Step::Worked, session, mark, ..*worker };
                 s.target.next_xid += 1;
             }),
             Step::Worked if worker.session == Session::InTransaction => {
                 self.go(moves, Event::EmitsMessage(w), |s| {
                     if rules.flaw != Some(Flaw::NoMessage) {
-                        s.target.append(Entry::Message { xid: worker.xid });
+                        s.target.append(Entry::Message { xid: worker.mark.xid });
                     }
                     s.workers[w].step = Step::Emitted;
                 });
@@ -91,6 +95,9 @@ impl State {
             Step::Settling(Settle::Write(end)) => self.go(moves, Event::WritesEnd(w), |s| {
                 s.workers[w].step = Step::Gone;
                 if s.fence_passes(w) {
+                    if worker.knows {
+                        s.job.done = s.job.done.max(worker.mark.batch - 1);
+                    }
                     s.write(end, rules);
                 }
             }),
@@ -125,6 +132,7 @@ impl State {
     /// From here on only the server knows, and only its answer counts.
     fn moves_at_commit(&self, w: usize, rules: &Rules, moves: &mut Moves) {
         let to = |step: Step| move |s: &mut State| s.workers[w].step = step;
+        let batch = self.workers[w].mark.batch;
         let succeeded = Step::Settling(Settle::Write(End::Finished(JobState::Succeeded)));
         let unclear = Step::Settling(Settle::EndSession);
         let session = self.workers[w].session;
@@ -136,6 +144,14 @@ impl State {
                         s.check_fence(w, rules);
                     }
                     s.workers[w].step = if settled { succeeded } else { unclear };
+                    if settled && batch < rules.batches {
+                        // The next one: what is recorded of this one stays until that one is recorded.
+                        let kept = s.workers[w].kept;
+                        let mark = Mark { batch: batch + 1, ..Mark::NONE };
+                        let Worker { stop, buried, .. } = s.workers[w];
+                        s.workers[w] =
+                            Worker { step: Step::Claimed, mark, kept, knows: true, stop, buried, ..Worker::ABSENT };
+                    }
                 });
             }
             Session::RolledBack => self.roll_back(w, moves),
@@ -165,11 +181,24 @@ impl State {
     fn moves_of_servers(&self, w: usize, rules: &Rules, moves: &mut Moves) {
         let worker = &self.workers[w];
         if worker.record == Record::Checked {
-            self.go(moves, Event::QueueWritesRecord(w), |s| s.workers[w].record = Record::Written);
+            self.go(moves, Event::QueueWritesRecord(w), |s| {
+                s.workers[w].record = Record::Written;
+                // The row of the job is locked for it: it isn't written under a lease that is over.
+                if s.holds_lease(w) {
+                    s.workers[w].kept = Some(worker.mark);
+                    if worker.knows && rules.flaw != Some(Flaw::CursorNotMoved) {
+                        s.job.done = worker.mark.batch - 1;
+                    }
+                    if rules.flaw == Some(Flaw::CursorMovedEarly) {
+                        s.job.done = worker.mark.batch;
+                    }
+                }
+                s.workers[w].knows = false;
+            });
         }
         match worker.session {
             Session::CommitSent => self.go(moves, Event::TargetExecutesCommit(w), |s| {
-                s.target.append(Entry::Commit { xid: worker.xid, effect: true });
+                s.target.append(Entry::Commit { xid: worker.mark.xid, effect: worker.mark.batch });
                 if rules.flaw != Some(Flaw::CommitNotDurable) {
                     s.target.flushed = s.target.written;
                 }
@@ -220,22 +249,28 @@ impl State {
                 then(s, Settle::ReadRecord);
             }),
             Settle::ReadRecord => self.go(moves, Event::ReadsRecord(w), |s| {
-                let found = s.workers[w].record == Record::Written;
+                let found = s.workers[w].kept.is_some();
                 then(s, if found { Settle::AskTarget } else { Settle::Write(no_effect) });
             }),
             Settle::AskTarget => {
                 let target = &self.target;
-                let status = self.status(self.workers[w].xid, target.entries(), target.next_xid);
-                if let Some(end) = self.verdict(w, status, rules, no_effect) {
+                // It was found, and only its own attempt would replace it: that one has no session any more.
+                let Some(mark) = self.workers[w].kept else { return };
+                let status = self.status(mark.xid, target.entries(), target.next_xid);
+                if let Some(end) = self.verdict(mark, status, rules, no_effect) {
                     self.go(moves, Event::AsksTarget(w), |s| {
                         if status == XactStatus::Committed && rules.flaw != Some(Flaw::CommittedNotFlushed) {
                             s.target.flush(rules);
+                        }
+                        let moves = rules.flaw != Some(Flaw::CursorNotMovedBySettling) || mark.batch == rules.batches;
+                        if status == XactStatus::Committed && end != UNKNOWN && moves {
+                            s.job.done = s.job.done.max(mark.batch);
                         }
                         then(s, Settle::Write(end));
                     });
                 }
                 if self.faults_left > 0 && matches!(status, XactStatus::Committed | XactStatus::Aborted) {
-                    let end = self.verdict(w, XactStatus::TooOld, rules, no_effect);
+                    let end = self.verdict(mark, XactStatus::TooOld, rules, no_effect);
                     self.fault(moves, Event::TargetForgot(w), |s| {
                         s.forgot = true;
                         then(s, end.map_or(Settle::AskTarget, Settle::Write));
@@ -244,8 +279,8 @@ impl State {
                 // A standby can't be flushed, so that nobody takes its answer for the primary's.
                 if rules.flaw == Some(Flaw::StandbyAsked) && self.faults_left > 0 {
                     let log = &target.log[..usize::from(target.on_standby)];
-                    let status = self.status(self.workers[w].xid, log, target.next_xid);
-                    if let Some(end) = self.verdict(w, status, rules, no_effect) {
+                    let status = self.status(mark.xid, log, target.next_xid);
+                    if let Some(end) = self.verdict(mark, status, rules, no_effect) {
                         self.fault(moves, Event::ReachesStandby(w), |s| then(s, Settle::Write(end)));
                     }
                 }
@@ -255,20 +290,21 @@ impl State {
     }
 
     /// What the target's answer means. `None`: ask again.
-    fn verdict(&self, w: usize, status: XactStatus, rules: &Rules, no_effect: End) -> Option<End> {
-        let (worker, target) = (&self.workers[w], &self.target);
-        let unknown = End::Finished(JobState::Failed(Code::OutcomeUnknown));
-        if worker.system != target.system && rules.flaw != Some(Flaw::SystemNotCompared) {
-            return Some(unknown);
+    fn verdict(&self, mark: Mark, status: XactStatus, rules: &Rules, no_effect: End) -> Option<End> {
+        let target = &self.target;
+        if mark.system != target.system && rules.flaw != Some(Flaw::SystemNotCompared) {
+            return Some(UNKNOWN);
         }
         let believed = rules.synchronous || rules.flaw == Some(Flaw::TimelineNotCompared);
-        if worker.timeline != target.timeline && !believed {
-            return Some(unknown);
+        if mark.timeline != target.timeline && !believed {
+            return Some(UNKNOWN);
         }
         match status {
+            // A batch before the last: the job goes on, or ends as if nothing had been under way.
+            XactStatus::Committed if mark.batch < rules.batches => Some(no_effect),
             XactStatus::Committed => Some(End::Finished(JobState::Succeeded)),
             XactStatus::Aborted | XactStatus::InTheFuture => Some(no_effect),
-            XactStatus::TooOld => Some(unknown),
+            XactStatus::TooOld => Some(UNKNOWN),
             XactStatus::InProgress => None,
         }
     }

@@ -90,6 +90,34 @@ impl Work for DieselOnce {
     }
 }
 
+/// Three batches on a Diesel connection, each an effect: the second one may be made to wait.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DieselBatches {}
+
+impl Work for DieselBatches {
+    const KIND: &'static str = "diesel_batches";
+    const REPEATABLE: bool = true;
+    const FENCED: bool = true;
+    type Output = i32;
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<i32, WorkError> {
+        let mut done: i32 = ctx.checkpoint()?.unwrap_or(0);
+        let mut connection = ctx.diesel()?;
+        while done < 3 {
+            done = ctx.commit_batch(&mut connection, |connection| {
+                diesel::sql_query("INSERT INTO public.effects VALUES ('batch')").execute(connection)?;
+                if done == 1 {
+                    diesel::sql_query("DO 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); END'").execute(connection)?;
+                }
+                ctx.count(|statistics| statistics.rows_affected += 1);
+                Ok(done + 1)
+            })?;
+        }
+        Ok(done)
+    }
+}
+
 /// Sleeps on its target for ten minutes. Nothing fences what it might do there.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -172,4 +200,5 @@ pub fn registry() -> Registry {
         .with::<slowlane::kinds::carrier_report::CarrierReport>()
         .with::<Gated>()
         .with::<GatedOnce>()
+        .with::<DieselBatches>()
 }

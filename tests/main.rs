@@ -30,6 +30,7 @@ mod maintain;
 mod migrations;
 mod outages;
 mod partitions;
+mod pause;
 mod pq;
 mod probe;
 mod progress;

@@ -45,6 +45,8 @@ CREATE TABLE jobs (
     backend_pid         integer,
     backend_start       timestamptz,
     cancel_requested_at timestamptz,
+    -- It is to be paused as soon as it can be: NULL again when it is.
+    pause_requested_at  timestamptz,
     result_ttl_ms       bigint NOT NULL,
     error               json,
     retry_of            uuid,
@@ -225,7 +227,7 @@ CREATE TABLE attempts (
     worker_id   uuid NOT NULL,
     started_at  timestamptz NOT NULL,
     finished_at timestamptz NOT NULL,
-    outcome     text NOT NULL CHECK (outcome IN ('retried', 'snoozed', 'interrupted')),
+    outcome     text NOT NULL CHECK (outcome IN ('retried', 'snoozed', 'interrupted', 'paused')),
     backend_pid integer,
     error       json,
     PRIMARY KEY (job_id, lease)

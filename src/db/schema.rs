@@ -36,6 +36,7 @@ diesel::table! {
         backend_pid -> Nullable<Integer>,
         backend_start -> Nullable<Timestamptz>,
         cancel_requested_at -> Nullable<Timestamptz>,
+        pause_requested_at -> Nullable<Timestamptz>,
         result_ttl_ms -> BigInt,
         error -> Nullable<Json>,
         retry_of -> Nullable<Uuid>,

@@ -1,4 +1,6 @@
-//! `GET /v1/jobs/{id}` and `POST /v1/jobs/{id}/cancel`.
+//! `GET /v1/jobs/{id}`, and `POST /v1/jobs/{id}/cancel`, `/pause` and `/resume`.
+
+use std::sync::Arc;
 
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -10,7 +12,8 @@ use crate::http::problem::{Code, Problem};
 use crate::http::wire::{self, JobResource};
 use crate::http::{Shared, State};
 use crate::queue::cancel::CancelOutcome;
-use crate::queue::{Job, JobState, cancel, read};
+use crate::queue::pause::{PauseOutcome, ResumeOutcome};
+use crate::queue::{Job, JobState, cancel, pause, read};
 
 /// The id in a path.
 pub(super) fn parse_id(text: &str) -> Result<Uuid, Problem> {
@@ -84,19 +87,77 @@ pub(super) async fn cancel(shared: State, id: web::Path<String>) -> Result<HttpR
     let outcome = shared.doorway.run(move |connection| cancel::request(connection, id)).await?;
     let (status, job) = match outcome {
         CancelOutcome::NotFound => return read(&shared, id).await.map(|_| HttpResponse::Accepted().finish()),
-        CancelOutcome::AlreadyFinished(job) => {
-            return Err(Problem::new(Code::AlreadyFinished, format!("the job has ended as {}", job.state))
-                .field("id", "expected a job that has not ended"));
-        }
+        CancelOutcome::AlreadyFinished(job) => return Err(already_finished(&job)),
         CancelOutcome::AlreadyCancelled(job) => (StatusCode::OK, job),
         CancelOutcome::Cancelled(job) | CancelOutcome::Requested(job) => (StatusCode::ACCEPTED, job),
     };
     if job.state == JobState::Running {
         shared.signals.cancel_requested(id);
     }
-    shared.signals.job_changed(id);
-    Ok(HttpResponse::build(status)
-        .insert_header((header::LOCATION, wire::path(id)))
-        .insert_header((header::ETAG, wire::etag(&job)))
-        .json(resource(&shared, &job)))
+    Ok(changed(&shared, status, &job))
+}
+
+fn already_finished(job: &Job) -> Problem {
+    Problem::new(Code::AlreadyFinished, format!("the job has ended as {}", job.state))
+        .field("id", "expected a job that has not ended")
+}
+
+/// The answer to a request that asked something of a job.
+fn changed(shared: &Shared, status: StatusCode, job: &Job) -> HttpResponse {
+    if status == StatusCode::ACCEPTED {
+        shared.signals.job_changed(job.id);
+    }
+    HttpResponse::build(status)
+        .insert_header((header::LOCATION, wire::path(job.id)))
+        .insert_header((header::ETAG, wire::etag(job)))
+        .json(resource(shared, job))
+}
+
+fn not_resumable(shared: &Shared, job: &Job) -> Problem {
+    let kinds = shared.registry.names().into_iter().filter(|kind| shared.registry.resumable(kind));
+    let kinds = kinds.collect::<Vec<_>>().join(", ");
+    Problem::new(Code::KindNotResumable, format!("a job of kind {} can't go on from where it was", job.kind))
+        .field("id", format!("expected a job of one of these kinds: {kinds}"))
+        .hint("cancel it, and submit it again later")
+}
+
+pub(super) async fn pause(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let registry = Arc::clone(&shared.registry);
+    let asked = shared.doorway.run(move |connection| pause::request(connection, id, |kind| registry.resumable(kind)));
+    let (status, job) = match asked.await? {
+        PauseOutcome::NotFound => return Err(not_found(id)),
+        PauseOutcome::AlreadyFinished(job) => return Err(already_finished(&job)),
+        PauseOutcome::NotResumable(job) => return Err(not_resumable(&shared, &job)),
+        PauseOutcome::Already(job) => (StatusCode::OK, job),
+        PauseOutcome::Paused(job) | PauseOutcome::Requested(job) => (StatusCode::ACCEPTED, job),
+    };
+    match job.state {
+        JobState::Running => shared.signals.pause_requested(id),
+        // What became of its last transaction is found out now, and not when its time comes.
+        JobState::Scheduled => shared.signals.scheduled(),
+        _ => {}
+    }
+    Ok(changed(&shared, status, &job))
+}
+
+pub(super) async fn resume(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+    let id = parse_id(&id)?;
+    let registry = Arc::clone(&shared.registry);
+    let asked = shared.doorway.run(move |connection| pause::resume(connection, id, |kind| registry.resumable(kind)));
+    let outcome = asked.await?;
+    let ready = outcome.ready();
+    let (status, job) = match outcome {
+        ResumeOutcome::NotFound => return Err(not_found(id)),
+        ResumeOutcome::AlreadyFinished(job) => return Err(already_finished(&job)),
+        ResumeOutcome::NotResumable(job) => return Err(not_resumable(&shared, &job)),
+        ResumeOutcome::Already(job) => (StatusCode::OK, job),
+        ResumeOutcome::Resumed(job) | ResumeOutcome::Withdrawn(job) => (StatusCode::ACCEPTED, job),
+    };
+    match ready {
+        Some(hint) => shared.signals.ready(vec![hint]),
+        None if job.state == JobState::Scheduled => shared.signals.scheduled(),
+        None => {}
+    }
+    Ok(changed(&shared, status, &job))
 }

@@ -213,6 +213,8 @@ fn job_routes(app: &mut web::ServiceConfig) {
     .service(resource("/v1/jobs/validate", &[Method::POST]).route(web::post().to(validate::validate)))
     .service(resource("/v1/jobs/{id}", READ).route(reading().to(jobs::get)))
     .service(resource("/v1/jobs/{id}/cancel", &[Method::POST]).route(web::post().to(jobs::cancel)))
+    .service(resource("/v1/jobs/{id}/pause", &[Method::POST]).route(web::post().to(jobs::pause)))
+    .service(resource("/v1/jobs/{id}/resume", &[Method::POST]).route(web::post().to(jobs::resume)))
     .service(resource("/v1/jobs/{id}/retry", &[Method::POST]).route(web::post().to(history::retry)))
     .service(resource("/v1/jobs/{id}/attempts", READ).route(reading().to(history::attempts)))
     .service(resource("/v1/jobs/{id}/log", READ).route(reading().to(history::log)))

@@ -77,6 +77,8 @@ codes! {
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT, "The request took too long";
     /// The job has ended and can't be cancelled.
     AlreadyFinished = "already_finished", CONFLICT, "The job has already ended";
+    /// Jobs of this kind can't be paused.
+    KindNotResumable = "kind_not_resumable", CONFLICT, "Jobs of this kind can't be paused";
     /// The job still runs or waits.
     JobNotFinished = "job_not_finished", CONFLICT, "The job has not ended yet";
     /// The job waits, runs or succeeded: there is nothing to retry.

@@ -360,6 +360,10 @@ impl<'a> WorkContext<'a> {
                 self.control.stop(StopReason::Cancel);
                 Err(WorkError::Cancelled)
             }
+            Noted::PauseRequested => {
+                self.control.stop(StopReason::Pause);
+                Err(WorkError::Cancelled)
+            }
             Noted::LeaseLost => {
                 self.control.stop(StopReason::LeaseLost);
                 Err(WorkError::Cancelled)

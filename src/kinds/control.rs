@@ -18,6 +18,8 @@ pub const CLEAN_UP_WITHIN: Duration = Duration::from_secs(8);
 pub enum StopReason {
     /// Its caller asked for it.
     Cancel,
+    /// Its caller asked that it be paused: it runs again, from its checkpoint.
+    Pause,
     /// Its time is over.
     Deadline,
     /// The process is going down.

@@ -72,6 +72,9 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     /// [`WorkContext::exactly_once`]. It goes on while the queue can't be reached; work that isn't fenced is stopped
     /// then. Defaults to no.
     const FENCED: bool = false;
+    /// It can be paused, and goes on from its checkpoint when it is resumed: what it did up to there isn't done again.
+    /// Defaults to no.
+    const RESUMABLE: bool = false;
     /// It keeps a result that can be fetched. Defaults to no.
     const PRODUCES_RESULT: bool = false;
     /// [`Work::validate`] asks the target. Defaults to no.
@@ -168,7 +171,7 @@ fn no_json(error: serde_json::Error) -> CheckError {
 /// | --- | --- | --- |
 /// | [`Retry`](WorkError::Retry) | is `scheduled` again, later each time; `failed` when none is left | yes |
 /// | [`Fail`](WorkError::Fail) | is `failed` | yes |
-/// | [`Cancelled`](WorkError::Cancelled) | is `cancelled`, `failed` with code `timeout`, or handed back, as it was asked | if it ended |
+/// | [`Cancelled`](WorkError::Cancelled) | is `cancelled`, `paused`, `failed` with code `timeout`, or handed back, as it was asked | if it ended |
 /// | [`Snooze`](WorkError::Snooze) | is `scheduled` for then | no |
 /// | [`Unavailable`](WorkError::Unavailable) | is `scheduled`, later each time up to a minute | no |
 ///
@@ -316,6 +319,7 @@ impl From<ResultError> for WorkError {
 struct Entry {
     repeatable: bool,
     fenced: bool,
+    resumable: bool,
     produces_result: bool,
     validates: bool,
     validate: fn(&RawValue, &WorkContext<'_>) -> Result<Validation, WorkError>,
@@ -357,6 +361,7 @@ impl Registry {
         let entry = Entry {
             repeatable: W::REPEATABLE,
             fenced: W::FENCED,
+            resumable: W::RESUMABLE,
             produces_result: W::PRODUCES_RESULT,
             validates: W::VALIDATES,
             validate: validate::<W>,
@@ -406,6 +411,11 @@ impl Registry {
     /// Nothing that the kind does outlives a lost lease.
     pub fn fenced(&self, kind: &str) -> bool {
         self.kinds.get(kind).is_some_and(|entry| entry.fenced)
+    }
+
+    /// The kind can be paused, and goes on from where it was.
+    pub fn resumable(&self, kind: &str) -> bool {
+        self.kinds.get(kind).is_some_and(|entry| entry.resumable)
     }
 
     /// Checks arguments before they become a row.

@@ -1,11 +1,11 @@
 //! What a caller asks of a job: that it stop.
 //!
-//! A job that waits ends at once, unless a transaction of it is in doubt. One that runs is only marked: the process that owns it stops the statement on the
-//! server, and the state says `cancelled` when it has stopped.
+//! A job that waits or is paused ends at once, unless a transaction of it is in doubt. One that runs is only marked: the process
+//! that owns it stops the statement on the server, and the state says `cancelled` when it has stopped.
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Timestamptz};
+use diesel::sql_types::{Array, Bool, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
@@ -90,22 +90,36 @@ fn end_waiting(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
     Ok(())
 }
 
-#[derive(QueryableByName)]
-struct Id {
-    #[diesel(sql_type = diesel::sql_types::Uuid)]
-    id: Uuid,
+/// What was asked of a running job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// That it end. Counts before a pause.
+    Cancel,
+    /// That it be paused.
+    Pause,
 }
 
-/// Of these running jobs, those whose cancellation was asked for. This is how a request arrives when no hint does.
+#[derive(QueryableByName)]
+struct AskedRow {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = Bool)]
+    cancel: bool,
+}
+
+/// Of these running jobs, those of which something was asked. This is how a request arrives when no hint does.
 ///
 /// # Errors
 /// When the database fails.
-pub fn requested(connection: &mut PgConnection, running: &[Uuid]) -> Result<Vec<Uuid>, DbError> {
+pub fn requested(connection: &mut PgConnection, running: &[Uuid]) -> Result<Vec<(Uuid, Asked)>, DbError> {
     if running.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = prepared("SELECT id FROM jobs WHERE id = ANY($1) AND cancel_requested_at IS NOT NULL")
-        .bind::<Array<diesel::sql_types::Uuid>, _>(running)
-        .load::<Id>(connection)?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
+    let rows = prepared(
+        "SELECT id, cancel_requested_at IS NOT NULL AS cancel FROM jobs
+          WHERE id = ANY($1) AND (cancel_requested_at IS NOT NULL OR pause_requested_at IS NOT NULL)",
+    )
+    .bind::<Array<diesel::sql_types::Uuid>, _>(running)
+    .load::<AskedRow>(connection)?;
+    Ok(rows.into_iter().map(|row| (row.id, if row.cancel { Asked::Cancel } else { Asked::Pause })).collect())
 }

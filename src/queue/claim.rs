@@ -259,6 +259,8 @@ pub enum Noted {
     Held,
     /// The lease holds, and the job is to be cancelled: don't begin.
     CancelRequested,
+    /// The lease holds, and the job is to be paused: don't begin.
+    PauseRequested,
     /// Somebody else has the job: stop.
     LeaseLost,
 }
@@ -267,10 +269,12 @@ pub enum Noted {
 struct NotedRow {
     #[diesel(sql_type = Bool)]
     cancel_requested: bool,
+    #[diesel(sql_type = Bool)]
+    pause_requested: bool,
 }
 
-/// Notes which server process runs the attempt, before it is told to do anything, and reads the cancel flag in the
-/// same statement: a request between claim and dispatch is never overlooked.
+/// Notes which server process runs the attempt, before it is told to do anything, and reads the flags of cancel and
+/// pause in the same statement: a request between claim and dispatch is never overlooked.
 ///
 /// # Errors
 /// When the database fails.
@@ -284,7 +288,8 @@ pub fn note_backend(
         "UPDATE jobs SET backend_pid = $4, backend_start = $5, version = version + 1
           WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'
             AND EXISTS (SELECT FROM workers w WHERE w.id = $3)
-         RETURNING cancel_requested_at IS NOT NULL AS cancel_requested",
+         RETURNING cancel_requested_at IS NOT NULL AS cancel_requested,
+                   pause_requested_at IS NOT NULL AS pause_requested",
     )
     .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
     .bind::<BigInt, _>(lease.number)
@@ -296,6 +301,7 @@ pub fn note_backend(
     Ok(match row {
         None => Noted::LeaseLost,
         Some(row) if row.cancel_requested => Noted::CancelRequested,
+        Some(row) if row.pause_requested => Noted::PauseRequested,
         Some(_) => Noted::Held,
     })
 }

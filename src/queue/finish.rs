@@ -39,6 +39,8 @@ pub enum Ending {
         /// Why, where that is worth telling.
         error: Option<RawJson>,
     },
+    /// It stopped because it was asked to pause, and can go on from where it was. Nothing is charged.
+    Pause,
     /// It was interrupted through no fault of its own: claimable again at once, counted in `interruptions`.
     HandBack {
         /// Why.
@@ -308,21 +310,27 @@ fn finish(
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
+/// One that is to be paused is, unless a transaction of it is in doubt: the next attempt finds out, and is paused then. One
+/// that paused while its caller changed his mind can be claimed at once.
 fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Vec<Uuid>, DbError> {
     let parts: Vec<PutBack<'_>> = endings.iter().map(|(lease, ending)| PutBack::of(lease, ending)).collect();
     let rows = prepared(format!(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS e(id, lease, worker_id, outcome, delay_ms, error)),
         old AS (
-            SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, e.outcome, e.delay_ms, e.error
+            SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, e.outcome, e.delay_ms, e.error,
+                   CASE WHEN j.pause_requested_at IS NOT NULL AND NOT EXISTS (
+                            SELECT FROM job_checkpoints c WHERE c.job_id = j.id AND c.xid IS NOT NULL) THEN 'paused'
+                        WHEN e.delay_ms > 0 THEN 'scheduled' ELSE 'queued' END AS state
               FROM jobs j JOIN e ON j.id = e.id AND j.lease = e.lease AND {MINE}
              ORDER BY j.id FOR UPDATE OF j),
         u AS (
             UPDATE jobs j SET
-                   state = CASE WHEN o.delay_ms > 0 THEN 'scheduled' ELSE 'queued' END,
-                   run_at = CASE WHEN o.delay_ms > 0 THEN clock_timestamp() + o.delay_ms * interval '1 millisecond'
+                   state = o.state,
+                   run_at = CASE o.state WHEN 'scheduled' THEN clock_timestamp() + o.delay_ms * interval '1 millisecond'
                                  ELSE j.run_at END,
-                   queued_xid = CASE WHEN o.delay_ms > 0 THEN NULL ELSE pg_current_xact_id() END,
+                   queued_xid = CASE o.state WHEN 'queued' THEN pg_current_xact_id() END,
+                   pause_requested_at = CASE o.state WHEN 'paused' THEN NULL ELSE j.pause_requested_at END,
                    attempt = j.attempt - (o.outcome <> 'retried')::int,
                    interruptions = j.interruptions + (o.outcome = 'interrupted')::int,
                    error = o.error::json, version = j.version + 1, worker_id = NULL, deadline_at = NULL,
@@ -358,6 +366,7 @@ impl<'e> PutBack<'e> {
             Ending::Retry { delay_ms, error } => ("retried", (*delay_ms).max(1), Some(error)),
             Ending::Snooze { delay_ms, error } => ("snoozed", (*delay_ms).max(1), error.as_ref()),
             Ending::HandBack { error } => ("interrupted", 0, Some(error)),
+            Ending::Pause => ("paused", 0, None),
             Ending::Finished(_) => ("interrupted", 0, None),
         };
         PutBack { lease, outcome, delay_ms, error }

@@ -11,6 +11,7 @@
 //! | [`claim`] | rows become running jobs; positions and the sweep |
 //! | [`finish`] | running jobs end, are retried or handed back, under their lease |
 //! | [`cancel`] | what a caller asks of a job |
+//! | [`pause`] | stopping a job so that it can go on, and having it go on |
 //! | [`checkpoint`] | what survives a crash: cursors, and transactions about to be committed |
 //! | [`promote`] | scheduled jobs become claimable |
 //! | [`liveness`] | heartbeats, and what the dead left behind |
@@ -36,6 +37,7 @@ pub mod job;
 pub mod liveness;
 pub mod log;
 pub mod partitions;
+pub mod pause;
 pub mod progress;
 pub mod promote;
 pub mod read;

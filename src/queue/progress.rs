@@ -217,13 +217,13 @@ fn never_backwards(mut report: Report, last: Option<&Report>) -> Report {
     report
 }
 
-/// Deletes what was written of attempts that have ended. Readers don't look at it any more.
+/// Deletes what was written of attempts that have ended, but of those that were paused. Readers don't look at it any more.
 ///
 /// # Errors
 /// When the database fails.
 pub fn sweep(connection: &mut PgConnection) -> Result<usize, DbError> {
     Ok(diesel::sql_query(
-        "DELETE FROM job_progress p WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = p.job_id AND j.state = 'running')",
+        "DELETE FROM job_progress p WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = p.job_id AND j.state IN ('running', 'paused'))",
     )
     .execute(connection)?)
 }

@@ -22,7 +22,7 @@ const LIVE_COLUMNS: &str =
         (SELECT json_build_object('phase', p.phase, 'done', p.done, 'total', p.total, 'unit', p.unit, 'basis', p.basis,
                                   'eta_ms', p.eta_ms, 'wait_event', p.wait_event, 'blocked_by', p.blocked_by,
                                   'temp_bytes', p.temp_bytes, 'sampled_at', p.sampled_at)
-           FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease AND j.state = 'running') AS progress,
+           FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease AND j.state IN ('running', 'paused')) AS progress,
         NULL::json AS output, j.error, j.retry_of";
 /// The columns of [`JobRow`] from a finished job `j`.
 const FINISHED_COLUMNS: &str =

@@ -39,6 +39,8 @@ pub enum Message {
     Scheduled,
     /// The cancellation of running jobs was asked for.
     Cancel(Vec<Uuid>),
+    /// Running jobs are to be paused.
+    Pause(Vec<Uuid>),
     /// Jobs changed; an empty list stands for more than fit.
     Changed(Vec<Uuid>),
 }
@@ -110,6 +112,11 @@ impl Signals {
     /// The cancellation of a running job was asked for.
     pub fn cancel_requested(&self, id: Uuid) {
         self.tell(Message::Cancel(vec![id]));
+    }
+
+    /// A running job is to be paused.
+    pub fn pause_requested(&self, id: Uuid) {
+        self.tell(Message::Pause(vec![id]));
     }
 
     /// A hint from another process: it goes to the listeners here, and no further.

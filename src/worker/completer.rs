@@ -238,5 +238,6 @@ fn outcome(ending: &Ending) -> &'static str {
         Ending::Retry { .. } => "retried",
         Ending::Snooze { .. } => "snoozed",
         Ending::HandBack { .. } => "interrupted",
+        Ending::Pause => "paused",
     }
 }

@@ -1,12 +1,13 @@
 //! Runs attempts, each from its claim to its ending, on threads of their own.
 //!
-//! | what the kind said | with no stop | cancelled | past its deadline | shutdown, queue lost |
-//! | --- | --- | --- | --- | --- |
-//! | `Ok` | succeeded | succeeded | succeeded | succeeded |
-//! | `Retry`, panic | retried, or failed after the last attempt | cancelled | failed, `timeout` | handed back |
-//! | `Fail` | failed | cancelled | failed, `timeout` | handed back |
-//! | `Cancelled` | failed, `cancelled_by_work` | cancelled | failed, `timeout` | handed back |
-//! | `Snooze`, `Unavailable` | scheduled, uncharged | cancelled | failed, `timeout` | handed back |
+//! | what the kind said | with no stop | cancelled | to be paused | past its deadline | shutdown, queue lost |
+//! | --- | --- | --- | --- | --- | --- |
+//! | `Ok` | succeeded | succeeded | succeeded | succeeded | succeeded |
+//! | `Retry` | retried, or failed after the last attempt | cancelled | paused | failed, `timeout` | handed back |
+//! | a panic | as `Retry` | cancelled | as `Retry`, paused in between | failed, `timeout` | handed back |
+//! | `Fail` | failed | cancelled | failed | failed, `timeout` | handed back |
+//! | `Cancelled` | failed, `cancelled_by_work` | cancelled | paused | failed, `timeout` | handed back |
+//! | `Snooze`, `Unavailable` | scheduled, uncharged | cancelled | paused | failed, `timeout` | handed back |
 //!
 //! What may have committed a transaction is settled first (`worker/settle.rs`): then it has succeeded, whatever came
 //! after, or the table above goes for it. A kind that may not be repeated isn't handed back once it has begun, unless it says that nothing took effect. After
@@ -20,7 +21,7 @@ use std::time::Duration;
 use crate::db::DbError;
 use crate::kinds::context::{CommitState, LeftBehind};
 use crate::kinds::{CONNECTION_LOST, QUERY_CANCELED, StopReason, WorkContext, WorkError};
-use crate::queue::cancel;
+use crate::queue::cancel::{self, Asked};
 use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished};
@@ -198,8 +199,10 @@ fn known_before(shared: &Shared, job: &ClaimedJob, why: &str) -> Option<Result<E
         return Some(failed(&outcome_unknown(why)));
     }
     let asked = shared.config.control.get().and_then(|mut c| cancel::requested(&mut c, &[job.lease.job_id]));
-    if asked.is_ok_and(|ids| !ids.is_empty()) {
-        return Some(Ok(Ending::Finished(Finished::plain(JobState::Cancelled))));
+    match asked.unwrap_or_default().first() {
+        Some((_, Asked::Cancel)) => return Some(Ok(Ending::Finished(Finished::plain(JobState::Cancelled)))),
+        Some((_, Asked::Pause)) => return Some(Ok(Ending::Pause)),
+        None => {}
     }
     // The attempt that ended in doubt was charged: this may be one more than there are.
     (job.attempt > job.max_attempts).then(|| failed(&JobError::new(CONNECTION_LOST, why).retryable()))
@@ -358,8 +361,11 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         }
         _ => {}
     }
-    if let Some(reason) = attempt.control.stop_reason() {
-        return stopped(shared, job, begun, reason);
+    match attempt.control.stop_reason() {
+        // What fails for a reason of its own has failed, and isn't kept for later.
+        Some(StopReason::Pause) if is_no_stop(&error) => {}
+        Some(reason) => return stopped(shared, job, begun, reason),
+        None => {}
     }
     if attempt.control.remaining() <= TIMER_SLACK && is_cancelled_by_server(&error) {
         return stopped(shared, job, begun, StopReason::Deadline);
@@ -376,6 +382,11 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
             failed(&error)
         }
     }
+}
+
+/// It didn't end because it was stopped.
+fn is_no_stop(error: &WorkError) -> bool {
+    matches!(error, WorkError::Fail(_)) || matches!(error, WorkError::Retry(error) if error.code == PANIC)
 }
 
 fn is_cancelled_by_server(error: &WorkError) -> bool {
@@ -395,6 +406,7 @@ fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -
     let repeatable = !begun || shared.config.repeatable(&job.kind);
     match reason {
         StopReason::Cancel => Ok(Ending::Finished(Finished::plain(JobState::Cancelled))),
+        StopReason::Pause => Ok(Ending::Pause),
         StopReason::Deadline => {
             let message = format!("the attempt did not end within timeout_ms = {}", job.timeout_ms);
             failed(&JobError::new("timeout", message).with_hint("raise timeout_ms, or give the work less to do"))

@@ -1,4 +1,5 @@
-//! Beats by the database's clock on a connection of its own, brings cancel requests back, and writes progress.
+//! Beats by the database's clock on a connection of its own, brings requests to cancel or to pause back, and writes
+//! progress.
 //!
 //! A process that was declared dead learns it here: it stops what it runs, and goes on under a new id. What its rows
 //! say that it runs is compared with what it does run.
@@ -12,6 +13,7 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::kinds::StopReason;
+use crate::queue::cancel::Asked;
 use crate::queue::liveness::{self, BEAT_EVERY, Held};
 use crate::queue::log::{self as job_log, LogLine};
 use crate::queue::signals::Message;
@@ -20,16 +22,19 @@ use crate::worker::Shared;
 use crate::worker::running::Attempt;
 use crate::worker::threads::{Threads, jittered};
 
-/// Between two looks for cancel requests: how late one may be without NOTIFY.
+/// Between two looks for requests to cancel or to pause: how late one may be without NOTIFY.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
     let listener = Arc::downgrade(shared);
     shared.config.signals.on_hint(move |message| {
-        if let (Message::Cancel(ids), Some(shared)) = (message, listener.upgrade()) {
-            for id in ids {
-                shared.running.stop(*id, StopReason::Cancel);
-            }
+        let (ids, reason) = match message {
+            Message::Cancel(ids) => (ids, StopReason::Cancel),
+            Message::Pause(ids) => (ids, StopReason::Pause),
+            _ => return,
+        };
+        if let Some(shared) = listener.upgrade() {
+            ids.iter().for_each(|id| shared.running.stop(*id, reason));
         }
     });
     let shared = Arc::clone(shared);
@@ -121,7 +126,7 @@ struct Heartbeat<'s> {
     failing: bool,
     /// When the next beat is due.
     due: Instant,
-    cancels: Errand,
+    requests: Errand,
     progress: Errand,
     lines: Errand,
     rows: Errand,
@@ -135,7 +140,7 @@ impl<'s> Heartbeat<'s> {
             registered,
             failing: false,
             due: Instant::now(),
-            cancels: Errand::new("reading cancel requests"),
+            requests: Errand::new("reading requests to cancel or to pause"),
             progress: Errand::new("writing progress"),
             lines: Errand::new("storing what jobs say"),
             rows: Errand::new("looking for rows that are ours and not run"),
@@ -178,8 +183,13 @@ impl<'s> Heartbeat<'s> {
     /// also what is done with each beat alone.
     fn run_errands(&mut self, connection: &mut PgConnection, beating: bool) -> Result<(), DbError> {
         let running = &self.shared.running;
-        for id in self.cancels.done(cancel::requested(connection, &running.job_ids()))?.into_iter().flatten() {
-            running.stop(id, StopReason::Cancel);
+        let requests = self.requests.done(cancel::requested(connection, &running.job_ids()))?;
+        for (id, asked) in requests.into_iter().flatten() {
+            let reason = match asked {
+                Asked::Cancel => StopReason::Cancel,
+                Asked::Pause => StopReason::Pause,
+            };
+            running.stop(id, reason);
         }
         self.progress.done(progress::write(connection, &running.take_progress()))?;
         self.lines.done(store_lines(connection, &running.unstored_lines()))?;

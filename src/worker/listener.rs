@@ -199,6 +199,7 @@ struct Outgoing {
     ready: HashMap<(String, i16), ReadyHint>,
     scheduled: bool,
     cancel: Vec<Uuid>,
+    pause: Vec<Uuid>,
     changed: Vec<Uuid>,
 }
 
@@ -208,6 +209,7 @@ impl Outgoing {
             Message::Ready(hints) => hints.into_iter().for_each(|hint| self.add_ready(hint)),
             Message::Scheduled => self.scheduled = true,
             Message::Cancel(ids) => self.cancel.extend(ids),
+            Message::Pause(ids) => self.pause.extend(ids),
             Message::Changed(ids) => self.changed.extend(ids),
         }
     }
@@ -227,6 +229,7 @@ impl Outgoing {
             messages.push(Message::Scheduled);
         }
         messages.extend(self.cancel.chunks(MAX_IDS).map(|ids| Message::Cancel(ids.to_vec())));
+        messages.extend(self.pause.chunks(MAX_IDS).map(|ids| Message::Pause(ids.to_vec())));
         if self.changed.len() > MAX_IDS {
             messages.push(Message::Changed(Vec::new()));
         } else if !self.changed.is_empty() {

@@ -37,7 +37,7 @@ const RULES: [(&str, &str); 7] = [
                 || string_agg(a.outcome, ' ' ORDER BY a.lease)
            FROM finished_jobs f JOIN all_attempts a ON a.job_id = f.id WHERE f.id = ANY('$ids'::uuid[])
           GROUP BY f.id, f.attempt, f.interruptions
-         HAVING f.attempt <> count(*) FILTER (WHERE a.outcome NOT IN ('snoozed', 'interrupted'))
+         HAVING f.attempt <> count(*) FILTER (WHERE a.outcome NOT IN ('snoozed', 'interrupted', 'paused'))
              OR f.interruptions < count(*) FILTER (WHERE a.outcome = 'interrupted')",
     ),
     (

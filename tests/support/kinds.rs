@@ -99,6 +99,7 @@ impl Work for DieselBatches {
     const KIND: &'static str = "diesel_batches";
     const REPEATABLE: bool = true;
     const FENCED: bool = true;
+    const RESUMABLE: bool = true;
     type Output = i32;
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<i32, WorkError> {
@@ -178,6 +179,21 @@ impl Work for Gated {
     }
 }
 
+/// The same, and it can be paused.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GatedResumable(Gated);
+
+impl Work for GatedResumable {
+    const KIND: &'static str = "gated_resumable";
+    const REPEATABLE: bool = true;
+    const RESUMABLE: bool = true;
+    type Output = i32;
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<i32, WorkError> {
+        pass(&self.0, ctx)
+    }
+}
+
 /// The same, and it may not be repeated.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
@@ -200,5 +216,6 @@ pub fn registry() -> Registry {
         .with::<slowlane::kinds::carrier_report::CarrierReport>()
         .with::<Gated>()
         .with::<GatedOnce>()
+        .with::<GatedResumable>()
         .with::<DieselBatches>()
 }

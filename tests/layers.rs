@@ -84,6 +84,7 @@ fn the_http_side_knows_no_driver_and_no_kind() {
             assert!(!code.contains(word), "{} names {word}", path.display());
         }
         for kind in [
+            "kinds::backfill",
             "kinds::query",
             "kinds::execute",
             "kinds::import",

@@ -3,6 +3,7 @@
 mod support;
 
 mod accept;
+mod backfill;
 mod bad_input;
 mod blocking;
 mod cancel;

@@ -3,6 +3,7 @@
 //! A new kind touches its own file and one line of the list. Knows the queue's types, results and targets; knows no
 //! HTTP and no thread of the worker.
 
+pub mod backfill;
 pub mod carrier_report;
 pub mod context;
 pub mod control;
@@ -335,7 +336,7 @@ struct Entry {
 ///
 /// assert_eq!(
 ///     Registry::standard().names(),
-///     ["execute", "import", "maintain", "query", "refresh", "validate"]
+///     ["backfill", "execute", "import", "maintain", "query", "refresh", "validate"]
 /// );
 /// assert_eq!(Registry::default().with::<Query>().names(), ["query"]);
 /// ```
@@ -351,6 +352,7 @@ impl Registry {
             .with::<query::Query>()
             .with::<execute::Execute>()
             .with::<import::Import>()
+            .with::<backfill::Backfill>()
             .with::<maintain::Maintain>()
             .with::<refresh::Refresh>()
             .with::<validate::Validate>()

@@ -15,7 +15,8 @@ use crate::queue::JobError;
 /// A statement that the server has described.
 pub(super) struct Prepared<'s> {
     sql: &'s str,
-    types: Vec<u32>,
+    /// The types that parameters name themselves; 0, or none at all, leaves the choice to the server.
+    pub types: Vec<u32>,
     /// The types of its parameters, as the server described them.
     pub parameters: Vec<u32>,
     /// Its columns; none when it returns no rows.
@@ -58,8 +59,7 @@ impl<'s> Prepared<'s> {
     /// Has the server parse and describe `sql`, and encodes `params` for it. Call [`Prepared::parse`] before it is run:
     /// looking types up takes the place of the unnamed statement.
     pub fn new(session: &mut Session, sql: &'s str, params: &[Box<RawValue>]) -> Result<Prepared<'s>, PrepareError> {
-        let named = params::explicit_types(params);
-        let types = if named.iter().all(Option::is_none) { Vec::new() } else { look_up_types(session, &named)? };
+        let types = named_types(session, params)?;
         let statement = session.prepare(sql, &types)?;
         let values = params::encode(params, &classify(session, &statement.params)?)?;
         Ok(Prepared { sql, types, parameters: statement.params, columns: statement.columns, values })
@@ -76,8 +76,12 @@ impl<'s> Prepared<'s> {
     }
 }
 
-/// The oids of the types that parameters name themselves; 0 leaves the choice to the server.
-fn look_up_types(session: &mut Session, types: &[Option<String>]) -> Result<Vec<u32>, PrepareError> {
+/// The oids of the types that parameters name themselves; 0, or none at all, leaves the choice to the server.
+pub(super) fn named_types(session: &mut Session, params: &[Box<RawValue>]) -> Result<Vec<u32>, PrepareError> {
+    let types = params::explicit_types(params);
+    if types.iter().all(Option::is_none) {
+        return Ok(Vec::new());
+    }
     let mut oids = Vec::with_capacity(types.len());
     for (n, name) in types.iter().enumerate() {
         let Some(name) = name else {

@@ -79,6 +79,13 @@ impl Standby {
         self.stopped.set(Some(receiver));
     }
 
+    /// It receives again what it is sent.
+    pub fn receive_again(&self) {
+        if let Some(receiver) = self.stopped.take() {
+            nix::sys::signal::kill(receiver, Signal::SIGCONT).unwrap();
+        }
+    }
+
     /// What it received and hadn't written goes with its receiver.
     pub fn lose_what_was_received(&self) {
         if let Some(receiver) = self.stopped.take() {

@@ -1,0 +1,190 @@
+//! The table as the catalog has it, and the key by which it is gone through.
+
+use crate::kinds::WorkError;
+use crate::pq::Session;
+use crate::queue::JobError;
+
+/// The first half of the advisory lock that a heavy writer of a table holds; the second is the table's oid.
+const WRITER_LOCK: i32 = 0x736c_6f77;
+
+/// A table.
+pub(super) struct Table {
+    pub oid: String,
+    /// Schema and name, quoted.
+    pub name: String,
+    /// Rows, as the planner has them. `None` when nobody has counted yet.
+    pub estimate: Option<i64>,
+    columns: Vec<Column>,
+}
+
+struct Column {
+    name: String,
+    not_null: bool,
+    /// The server makes its values: GENERATED ALWAYS.
+    generated: bool,
+    /// GENERATED ALWAYS AS IDENTITY: values can be given to a new row, and not be changed.
+    identity: bool,
+}
+
+fn fail<T>(code: &str, message: String, hint: &str) -> Result<T, WorkError> {
+    let error = JobError::new(code, message);
+    Err(WorkError::Fail(if hint.is_empty() { error } else { error.with_hint(hint) }))
+}
+
+/// A name as an identifier.
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Names as the literal of an array.
+fn array(names: &[String]) -> String {
+    let element = |name: &String| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
+    format!("{{{}}}", names.iter().map(element).collect::<Vec<_>>().join(","))
+}
+
+impl Table {
+    /// Looks a name up as the session's `search_path` has it.
+    pub fn find(session: &mut Session, name: &str) -> Result<Table, WorkError> {
+        let rows = session.query(
+            "SELECT c.oid, n.nspname, c.relname, c.relkind,
+                    (SELECT sum(p.reltuples)::bigint FROM pg_catalog.pg_class p
+                      WHERE p.reltuples >= 0 AND p.relkind = 'r'
+                        AND (p.oid = c.oid OR p.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid))))
+               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+              WHERE c.oid = pg_catalog.to_regclass($1)",
+            &[Some(name)],
+        )?;
+        let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
+        match text(3).as_str() {
+            "" => {
+                let message = format!("there is no table {name}, or its schema isn't in the search_path");
+                return fail("table_not_found", message, "");
+            }
+            "r" | "p" => {}
+            _ => {
+                let message = format!("{name} is no table of this database with rows of its own");
+                return fail("table_not_found", message, "name the table itself, not a view of it");
+            }
+        }
+        let oid = text(0);
+        let columns = columns(session, &oid)?;
+        let estimate = rows.get(0, 4).and_then(|rows| rows.parse().ok());
+        Ok(Table { name: format!("{}.{}", quoted(&text(1)), quoted(&text(2))), oid, estimate, columns })
+    }
+
+    /// The columns `names`, all of which the table has and none of which it fills itself; `whose` says where the names come
+    /// from. `new`: for new rows, whose identity may be given.
+    pub fn check<'n>(&self, names: impl Iterator<Item = &'n String>, whose: &str, new: bool) -> Result<(), WorkError> {
+        for name in names {
+            let Some(column) = self.columns.iter().find(|column| column.name == *name) else {
+                let known: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+                let message = format!("{whose} names the column {name}, which {} doesn't have", self.name);
+                return fail("unknown_columns", message, &format!("it has: {}", known.join(", ")));
+            };
+            if column.generated || (column.identity && !new) {
+                return fail("generated_column", format!("{} makes the values of {name} itself", self.name), "");
+            }
+        }
+        Ok(())
+    }
+
+    /// Values are given for a column whose identity the server would make.
+    pub fn has_identity(&self, names: &[String]) -> bool {
+        self.columns.iter().any(|column| column.identity && names.contains(&column.name))
+    }
+
+    /// The columns by which the table is gone through: those of a btree index, from its first column on, none of them
+    /// nullable. `None` is the primary key.
+    pub fn key(&self, session: &mut Session, named: Option<&[String]>) -> Result<Vec<String>, WorkError> {
+        let key = match named {
+            Some(columns) => columns.to_vec(),
+            None => self.primary_key(session)?,
+        };
+        let unknown = key.iter().find(|name| self.columns.iter().all(|column| column.name != **name));
+        if let Some(name) = unknown {
+            return fail(
+                "unknown_columns",
+                format!("key names the column {name}, which {} doesn't have", self.name),
+                "",
+            );
+        }
+        let nullable = |name: &&String| self.columns.iter().any(|column| column.name == **name && !column.not_null);
+        if let Some(name) = key.iter().find(nullable) {
+            let message =
+                format!("{name} of {} may be NULL: such rows have no place in the order of the key", self.name);
+            return fail("nullable_key", message, "name the columns of another index in key, or make them NOT NULL");
+        }
+        if !self.has_index(session, &key)? {
+            let message = format!("no btree index of {} begins with {}", self.name, key.join(", "));
+            let hint = "CREATE INDEX CONCURRENTLY on these columns, in this order, all ascending or all descending";
+            return fail("no_key_index", message, hint);
+        }
+        Ok(key)
+    }
+
+    fn primary_key(&self, session: &mut Session) -> Result<Vec<String>, WorkError> {
+        let rows = session.query(
+            "SELECT a.attname FROM pg_catalog.pg_index i, pg_catalog.generate_series(0, i.indnkeyatts - 1) k
+               JOIN pg_catalog.pg_attribute a ON true
+              WHERE i.indrelid = $1::oid AND i.indisprimary AND a.attrelid = i.indrelid AND a.attnum = i.indkey[k]
+              ORDER BY k",
+            &[Some(&self.oid)],
+        )?;
+        let key: Vec<String> = (0..rows.len()).filter_map(|n| rows.get(n, 0)).map(str::to_owned).collect();
+        if key.is_empty() {
+            return fail(
+                "no_key",
+                format!("{} has no primary key", self.name),
+                "name the columns of a btree index in key",
+            );
+        }
+        Ok(key)
+    }
+
+    /// Such an index gives the rows in the order in which the columns compare.
+    fn has_index(&self, session: &mut Session, key: &[String]) -> Result<bool, WorkError> {
+        let rows = session.query(
+            "SELECT EXISTS (
+                SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+                  JOIN pg_catalog.pg_am m ON m.oid = x.relam
+                 WHERE i.indrelid = $1::oid AND m.amname = 'btree' AND i.indisvalid AND i.indisready
+                   AND i.indpred IS NULL AND i.indnkeyatts >= pg_catalog.cardinality($2::text[])
+                   AND NOT EXISTS (
+                        SELECT FROM pg_catalog.unnest($2::text[]) WITH ORDINALITY AS w(name, n)
+                          LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attname = w.name
+                          LEFT JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[w.n::int - 1]
+                         WHERE a.attnum IS DISTINCT FROM i.indkey[w.n::int - 1] OR NOT o.opcdefault
+                            OR i.indcollation[w.n::int - 1] <> a.attcollation
+                            OR (i.indoption[w.n::int - 1] & 1) <> (i.indoption[0] & 1)))",
+            &[Some(&self.oid), Some(&array(key))],
+        )?;
+        Ok(rows.get(0, 0) == Some("t"))
+    }
+
+    /// Becomes the one heavy writer of the table, until the session is given back. `false` when there is another one.
+    pub fn lock(&self, session: &mut Session) -> Result<bool, WorkError> {
+        // Half of all oids are above the largest integer; what counts is that each has its own.
+        let oid = self.oid.parse::<u32>().unwrap_or_default().cast_signed();
+        let rows = session.query(
+            "SELECT pg_catalog.pg_try_advisory_lock($1::int4, $2::int4)",
+            &[Some(&WRITER_LOCK.to_string()), Some(&oid.to_string())],
+        )?;
+        Ok(rows.get(0, 0) == Some("t"))
+    }
+}
+
+fn columns(session: &mut Session, oid: &str) -> Result<Vec<Column>, WorkError> {
+    let rows = session.query(
+        "SELECT attname, attnotnull, attgenerated <> '', attidentity = 'a' FROM pg_catalog.pg_attribute
+          WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        &[Some(oid)],
+    )?;
+    let is = |n: usize, column: usize| rows.get(n, column) == Some("t");
+    let column = |n| Column {
+        name: rows.get(n, 0).unwrap_or_default().to_owned(),
+        not_null: is(n, 1),
+        generated: is(n, 2),
+        identity: is(n, 3),
+    };
+    Ok((0..rows.len()).map(column).collect())
+}

@@ -112,9 +112,10 @@ fn table<W: Work + ToSchema>() -> (&'static str, String) {
 }
 
 fn tables() -> BTreeMap<&'static str, String> {
-    use slowlane::kinds::{execute, maintain, query, refresh, validate};
+    use slowlane::kinds::{backfill, execute, maintain, query, refresh, validate};
     [
         table::<query::Query>(),
+        table::<backfill::Backfill>(),
         table::<execute::Execute>(),
         table::<maintain::Maintain>(),
         table::<refresh::Refresh>(),

@@ -130,3 +130,43 @@ fn an_answer_that_takes_its_time_is_a_job_to_be_polled() {
     let wrong = app.submit(&json!({"kind": "validate", "args": {"kind": "query", "args": {"sql": ""}}}));
     assert_eq!(app.ended(&wrong)["output"]["problems"][0]["pointer"], "/args/sql");
 }
+
+#[test]
+fn a_backfill_shows_its_first_batch_and_how_many_there_would_be() {
+    let app = with_table();
+    app.target.run("GRANT ALL ON public.t TO slowlane_demo");
+    let args = |more: Value| {
+        let mut args = json!({"table": "public.t", "set": {"name": "upper(name)"}, "where": "id > $1", "params": [5]});
+        args.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        args
+    };
+    let report = validate(&app, "backfill", &args(json!({"batch_rows": 400})));
+    assert_eq!((&report["valid"], &report["estimated_batches"]), (&json!(true), &json!(25)), "{report}");
+    let plan = &report["statements"][0];
+    assert_eq!(plan["pointer"], Value::Null);
+    assert!(plan["plan"].to_string().contains("t_pkey"), "{plan}");
+    assert!((300..500).contains(&plan["estimated_rows"].as_i64().unwrap()), "{plan}");
+    for (more, pointer, code) in [
+        (json!({"table": "nowhere"}), "/args/table", "table_not_found"),
+        (json!({"key": ["name"], "set": null, "delete": true}), "/args/key", "nullable_key"),
+        (json!({"set": {"nothing": "1"}}), "/args/set", "unknown_columns"),
+        (json!({"set": {"name": "nothing"}}), "/args", "sql_error"),
+        (json!({"where": "id > $1) OR (true"}), "/args", "sql_error"),
+        (json!({"guards": {"max_replica_lag_ms": 1}}), "/args/guards", "guard_not_allowed"),
+        (json!({"guards": {"condition": "nothing"}}), "/args/guards", "sql_error"),
+    ] {
+        let report = validate(&app, "backfill", &args(more.clone()));
+        let problem = &report["problems"][0];
+        assert_eq!(
+            (&report["valid"], problem["pointer"].as_str(), problem["error"]["code"].as_str()),
+            (&json!(false), Some(pointer), Some(code)),
+            "{more}: {report}"
+        );
+    }
+    let denied = validate(&app, "backfill", &json!({"table": "public.secrets", "delete": true, "key": ["a"]}));
+    assert_eq!(denied["valid"], false, "{denied}");
+    assert_eq!(app.target.count("SELECT count(*) FROM public.t WHERE name <> upper(name)"), 10_000, "nothing was run");
+    app.target.run("TRUNCATE public.t");
+    let report = validate(&app, "backfill", &args(json!({})));
+    assert_eq!((&report["valid"], &report["estimated_batches"]), (&json!(true), &json!(0)), "{report}");
+}

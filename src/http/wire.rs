@@ -135,7 +135,7 @@ impl<'j> JobResource<'j> {
                 queued_ms: ran_from.map(|start| (start - job.run_at).num_milliseconds().max(0)),
                 running_ms: ran_from.zip(job.finished_at).map(|(start, end)| (end - start).num_milliseconds().max(0)),
             },
-            progress: job.progress.as_ref().map(Progress::of),
+            progress: job.progress.as_ref().map(|progress| Progress::of(progress, job.state == JobState::Running)),
             statistics: job.statistics,
             result: ResultSummary::of(job, produces_result),
             backend: job
@@ -156,7 +156,8 @@ impl<'j> JobResource<'j> {
 }
 
 impl<'j> Progress<'j> {
-    fn of(progress: &'j JobProgress) -> Progress<'j> {
+    /// Of a job that doesn't run, nothing is said that holds for a moment only.
+    fn of(progress: &'j JobProgress, running: bool) -> Progress<'j> {
         // Tenths of a percent, so that what is shown is what is meant.
         let tenths = progress.total.filter(|total| *total > 0 && progress.basis != ProgressBasis::None).map(|total| {
             let tenths = i128::from(progress.done.clamp(0, total)) * 1000 / i128::from(total);
@@ -171,10 +172,10 @@ impl<'j> Progress<'j> {
             unit,
             percent: tenths,
             basis: progress.basis,
-            eta_ms: progress.eta_ms,
-            wait_event: progress.wait_event.as_deref(),
-            blocked_by: progress.blocked_by.as_deref(),
-            temp_bytes: progress.temp_bytes,
+            eta_ms: progress.eta_ms.filter(|_| running),
+            wait_event: progress.wait_event.as_deref().filter(|_| running),
+            blocked_by: progress.blocked_by.as_deref().filter(|_| running),
+            temp_bytes: progress.temp_bytes.filter(|_| running),
             sampled_at: Time(progress.sampled_at),
         }
     }

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
+use crate::kinds::validate::{self, Validation};
 use crate::kinds::{ArgError, Work, WorkError, exactly_once, params};
 use crate::pq::Session;
 use crate::queue::JobError;
@@ -58,42 +60,44 @@ const TIMEOUT_FACTOR: u32 = 10;
 const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The arguments of a `backfill`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Backfill {
-    /// The table, with its schema or as the target's `search_path` finds it; quoted where SQL would have it.
+    /// The table, with its schema or as the target's `search_path` finds it; quoted where SQL would have it. Partitioned or not; no view.
     pub table: String,
-    /// The columns by which it is gone through. Defaults to the primary key.
+    /// The columns by which it is gone through: the first columns of a btree index without a condition, none of them nullable, all
+    /// ascending or all descending. It needn't be unique. Defaults to the primary key.
     pub key: Option<Vec<String>>,
-    /// Columns that get new values: an SQL expression for each.
+    /// Columns that get new values: an SQL expression for each. Neither columns of the key nor generated ones.
     pub set: Option<BTreeMap<String, String>>,
     /// The rows are deleted.
     #[serde(default)]
     pub delete: bool,
-    /// The rows become rows of another table.
+    /// Each row becomes one of another table.
     pub insert_select: Option<InsertSelect>,
     /// An SQL expression that is true for the rows that are meant. Defaults to all.
     #[serde(rename = "where")]
     pub condition: Option<String>,
-    /// Values for `$1`, `$2` and so on in the expressions.
+    /// Values for `$1`, `$2` and so on in the expressions; each keeps the literal that you wrote.
     #[serde(default)]
+    #[schema(value_type = Vec<serde_json::Value>)]
     pub params: Vec<Box<RawValue>>,
-    /// Rows of the first batch.
+    /// Rows of the first batch: 1 to 100,000. Defaults to 1,000.
     pub batch_rows: Option<u64>,
-    /// How long a batch should take, in milliseconds.
+    /// How long the statements of a batch should take, in milliseconds: 10 to 60,000. Defaults to 500.
     pub target_batch_ms: Option<u64>,
-    /// The most rows in a second.
+    /// The most rows that are looked at in a second; no batch has more. Defaults to no limit.
     pub max_rate: Option<u64>,
-    /// What must be so before a batch begins.
+    /// What must be so before a batch begins; nothing by default.
     #[serde(default)]
     pub guards: Guards,
-    /// It may run while another backfill is at work on the table.
+    /// It runs although another backfill is at work on the table; false by default.
     #[serde(default)]
     pub allow_other_writers: bool,
 }
 
 /// Where rows go, and what they become.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InsertSelect {
     /// The table that gets them.
@@ -102,13 +106,13 @@ pub struct InsertSelect {
     pub columns: Vec<String>,
     /// An SQL expression for each of the columns.
     pub select: Vec<String>,
-    /// What becomes of rows whose key is there already.
+    /// What becomes of rows whose key is there already: an error (the default), or they are left out.
     #[serde(default)]
     pub on_conflict: InsertConflict,
 }
 
 /// What becomes of rows whose key is there already.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InsertConflict {
     /// They are an error.
@@ -154,6 +158,7 @@ impl Work for Backfill {
     const REPEATABLE: bool = true;
     const FENCED: bool = true;
     const RESUMABLE: bool = true;
+    const VALIDATES: bool = true;
     type Output = Backfilled;
 
     fn check(&self) -> Result<(), Vec<ArgError>> {
@@ -230,6 +235,18 @@ impl Work for Backfill {
         }
         done
     }
+
+    fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+        let mut session = ctx.session()?;
+        let mut validation = Validation { valid: true, ..Validation::default() };
+        let left = ctx.remaining().as_millis().clamp(1, validate::TIMEOUT_MS);
+        // Guards are looked at outside of any transaction, as the work does.
+        session.execute_batch(&format!("SET default_transaction_read_only = on; SET statement_timeout = {left}"))?;
+        if let Err((pointer, error)) = self.look(ctx, &mut session, &mut validation) {
+            validation.stands_in_the_way(format!("/args{pointer}"), error)?;
+        }
+        Ok(validation)
+    }
 }
 
 /// The first one that was there before.
@@ -287,6 +304,27 @@ impl Backfill {
         }
         progress.end(cursor.done.rows_scanned);
         Ok(cursor.done)
+    }
+
+    /// What it would meet, and how the server would go about the first batch. An error comes with the argument that it is about.
+    fn look(
+        &self,
+        ctx: &WorkContext<'_>,
+        session: &mut Session,
+        validation: &mut Validation,
+    ) -> Result<(), (&'static str, WorkError)> {
+        let table = Table::find(session, &self.table).map_err(|error| ("/table", error))?;
+        let key = table.key(session, self.key.as_deref()).map_err(|error| ("/key", error))?;
+        self.check_columns(&table, &key).map_err(|error| ("/set", error))?;
+        let watch = Watch::new(session, &self.guards, &table).and_then(|mut watch| watch.reason(ctx, session));
+        watch.map_err(|error| ("/guards", error))?;
+        let statements = Statements::new(session, self, &table, &key).map_err(|error| ("", error))?;
+        let plan = statements.plan(session, self.first_rows()).map_err(|error| ("", without_position(error)))?;
+        let rows = if plan.is_some() { table.estimate } else { Some(0) };
+        let batch_rows = i64::try_from(self.first_rows()).unwrap_or(i64::MAX);
+        validation.estimated_batches = rows.map(|rows| rows.saturating_add(batch_rows - 1) / batch_rows);
+        validation.statements.extend(plan);
+        Ok(())
     }
 
     fn check_columns(&self, table: &Table, key: &[String]) -> Result<(), WorkError> {
@@ -374,10 +412,10 @@ struct Progress<'c, 'a> {
 }
 
 impl Progress<'_, '_> {
-    /// The planner's count may be old: what is done is never more than all there is.
+    /// The planner's count may be old: once more is done, nothing is known of the whole.
     fn tell(&self, done: u64, phase: &str) {
         let done = i64::try_from(done).unwrap_or(i64::MAX);
-        self.report(phase, done, self.estimate.map(|estimate| estimate.max(done)), ProgressBasis::Estimated);
+        self.report(phase, done, self.estimate.filter(|estimate| *estimate >= done), ProgressBasis::Estimated);
     }
 
     fn end(&self, done: u64) {

@@ -65,11 +65,6 @@ impl<'s> Prepared<'s> {
         Ok(Prepared { sql, types, parameters: statement.params, columns: statement.columns, values })
     }
 
-    /// The caller's text.
-    pub fn sql(&self) -> &'s str {
-        self.sql
-    }
-
     /// Makes it the unnamed statement, ready to be run.
     pub fn parse(&self, session: &mut Session) -> Result<(), PqError> {
         session.prepare(self.sql, &self.types).map(drop)

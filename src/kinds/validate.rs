@@ -4,6 +4,8 @@
 //! `POST /v1/jobs/validate` puts one in and waits for it, so that only workers need to know a target. Statements are
 //! described and planned (EXPLAIN, never ANALYZE), each in a read-only transaction of its own that is rolled back.
 
+use std::ffi::CString;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -16,7 +18,7 @@ use crate::pq::{PqError, Session};
 use crate::queue::{JobError, RawJson};
 
 /// The longest that the server may take for one statement, in milliseconds.
-const TIMEOUT_MS: u128 = 10_000;
+pub(super) const TIMEOUT_MS: u128 = 10_000;
 /// What the server can plan.
 const PLANNED: [&str; 8] = ["SELECT", "WITH", "VALUES", "TABLE", "INSERT", "UPDATE", "DELETE", "MERGE"];
 
@@ -40,7 +42,8 @@ pub struct Validation {
     pub problems: Vec<ValidationProblem>,
     /// Its statements, in the order of its arguments.
     pub statements: Vec<StatementPlan>,
-    /// For work that goes in batches: how many there would be, by the planner's estimate.
+    /// For work that goes in batches: how many there would be if all were as large as the first, by the planner's estimate of
+    /// the table.
     pub estimated_batches: Option<i64>,
 }
 
@@ -173,20 +176,38 @@ fn describe_and_plan(
         .zip(types)
         .map(|(column, type_name)| PlanColumn { name: column.name.clone(), type_name });
     let columns = columns.collect();
-    let plan = if is_planned(sql) { Some(plan(session, &prepared)?) } else { None };
+    let plan = match is_planned(sql) {
+        true => Some(plan(session, sql, &prepared.parameters, &prepared.values)?),
+        false => None,
+    };
     let (estimated_rows, estimated_cost) = plan.as_ref().map_or((None, None), estimates);
     Ok(StatementPlan { pointer: Some(pointer.to_owned()), parameters, columns, estimated_rows, estimated_cost, plan })
+}
+
+/// As [`look_at`], of a statement that the work makes itself, in the transaction that the session is in.
+pub(super) fn plan_own(
+    session: &mut Session,
+    sql: &str,
+    types: &[u32],
+    values: &[Option<CString>],
+) -> Result<StatementPlan, PqError> {
+    let plan = plan(session, sql, types, values)?;
+    let (estimated_rows, estimated_cost) = estimates(&plan);
+    let (parameters, columns) = (Vec::new(), Vec::new());
+    Ok(StatementPlan { pointer: None, parameters, columns, estimated_rows, estimated_cost, plan: Some(plan) })
 }
 
 fn is_planned(sql: &str) -> bool {
     first_word(sql).is_some_and(|word| word == "(" || PLANNED.iter().any(|known| word.eq_ignore_ascii_case(known)))
 }
 
+/// What the server would do with a statement whose parameters have these types and values.
+///
 /// The one place where a caller's text stands behind one of ours: the options before it are closed, the protocol
 /// takes one statement only, and what the server doesn't plan is a syntax error there.
-fn plan(session: &mut Session, prepared: &Prepared<'_>) -> Result<RawJson, PqError> {
-    session.prepare(&format!("EXPLAIN (FORMAT JSON) {}", prepared.sql()), &prepared.parameters)?;
-    let mut rows = session.stream(&prepared.values)?;
+fn plan(session: &mut Session, sql: &str, types: &[u32], values: &[Option<CString>]) -> Result<RawJson, PqError> {
+    session.prepare(&format!("EXPLAIN (FORMAT JSON) {sql}"), types)?;
+    let mut rows = session.stream(values)?;
     let mut text = String::new();
     while let Some(chunk) = rows.next_chunk()? {
         for row in 0..chunk.rows() {

@@ -28,7 +28,7 @@ use crate::queue::finish::{Ending, Finished};
 use crate::queue::history::{self, Run};
 use crate::queue::job::{JobState, JobStatistics};
 use crate::queue::liveness::{interrupted, outcome_unknown};
-use crate::queue::{JobError, Lease, RawJson, RetryPolicy};
+use crate::queue::{JobError, Lease, RawJson, RetryPolicy, progress};
 use crate::results::Manifest;
 use crate::worker::Shared;
 use crate::worker::completer::Ended;
@@ -146,6 +146,10 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
             let progress = attempt.said.progress().for_history(finished.state == JobState::Succeeded);
             Ending::Finished(Finished { progress, ..finished })
         }
+        Ok(Ending::Pause) => {
+            keep_progress(shared, attempt);
+            Ending::Pause
+        }
         Ok(ending) => ending,
         Err(error) => {
             log::error!(job = job.lease.job_id.to_string(); "the end of an attempt has no JSON form: {error}");
@@ -161,6 +165,16 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.unwritten(&job.lease);
         shared.running.ended([&job.lease]);
+    }
+}
+
+/// A paused job goes on showing how far it was, for as long as it is paused: the last of it may not have been stored yet.
+fn keep_progress(shared: &Shared, attempt: &Attempt) {
+    let Some(last) = attempt.said.progress().now() else { return };
+    let last = [(attempt.job.lease, last)];
+    let kept = shared.config.control.get().and_then(|mut connection| progress::write(&mut connection, &last));
+    if let Err(error) = kept {
+        log::info!(job = attempt.job.lease.job_id.to_string(); "how far a paused job was could not be stored: {error}");
     }
 }
 

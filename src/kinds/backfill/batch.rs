@@ -9,6 +9,7 @@ use crate::kinds::WorkError;
 use crate::kinds::backfill::table::{Table, quoted};
 use crate::kinds::backfill::{Backfill, InsertConflict};
 use crate::kinds::prepared::{Prepared, named_types};
+use crate::kinds::validate::{StatementPlan, plan_own};
 use crate::pq::{PqError, Session};
 use crate::queue::JobError;
 
@@ -151,6 +152,17 @@ impl Statements {
         while changed.next_chunk()?.is_some() {}
         let affected = changed.command_tag().and_then(|tag| tag.rsplit(' ').next()?.parse().ok()).unwrap_or(0);
         Ok(Some(Batch { upto, scanned, affected }))
+    }
+
+    /// How the server would go about the first batch, within the transaction that the session is in. `None` when there is
+    /// no row.
+    pub fn plan(&self, session: &mut Session, rows: u64) -> Result<Option<StatementPlan>, PqError> {
+        let Some(last) = self.last_key(session)? else { return Ok(None) };
+        let Some((upto, _)) = self.bound(session, None, &last, rows)? else { return Ok(None) };
+        let sql = self.change(&self.between(false, self.values.len() + 1));
+        let mut values = self.values.clone();
+        values.extend(upto.into_iter().map(|key| Some(CString::new(key).unwrap_or_default())));
+        plan_own(session, &sql, &self.types, &values).map(Some)
     }
 
     /// The key of the last one of the next rows, and how many there are up to it.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::kinds::backfill::batch::{Params, try_expression, without_position};
 use crate::kinds::backfill::table::Table;
@@ -22,17 +23,17 @@ const SILENT: Duration = Duration::from_secs(20);
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What must be so before a batch begins; nothing, by default.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Guards {
-    /// No standby is further behind than this, in milliseconds.
+    /// No standby that is connected is further behind than this, in milliseconds. Needs `pg_monitor`.
     pub max_replica_lag_ms: Option<u64>,
-    /// Nobody vacuums the table.
+    /// Nobody vacuums the table or a partition of it.
     #[serde(default)]
     pub pause_on_autovacuum: bool,
-    /// No more sessions than this wait for a lock of the table.
+    /// No more sessions than this wait for a lock of the table or of a row in it.
     pub max_lock_waiters: Option<u64>,
-    /// An SQL expression that is true.
+    /// An SQL expression that is true, and neither false nor NULL.
     pub condition: Option<String>,
 }
 
@@ -86,7 +87,10 @@ impl<'g> Watch<'g> {
     }
 
     /// Why the next batch has to wait.
-    fn reason(&mut self, ctx: &WorkContext<'_>, session: &mut Session) -> Result<Option<String>, WorkError> {
+    ///
+    /// # Errors
+    /// When a guard can't be looked at, or the attempt is to end.
+    pub fn reason(&mut self, ctx: &WorkContext<'_>, session: &mut Session) -> Result<Option<String>, WorkError> {
         ctx.check()?;
         if let Some(most) = self.guards.max_replica_lag_ms.map(Duration::from_millis) {
             let lag = self.lag.measure(session)?;

@@ -151,7 +151,7 @@ fn a_backfill_shows_its_first_batch_and_how_many_there_would_be() {
         (json!({"key": ["name"], "set": null, "delete": true}), "/args/key", "nullable_key"),
         (json!({"set": {"nothing": "1"}}), "/args/set", "unknown_columns"),
         (json!({"set": {"name": "nothing"}}), "/args", "sql_error"),
-        (json!({"where": "id > $1) OR (true"}), "/args", "sql_error"),
+        (json!({"where": "id > $1)) OR ((true"}), "/args", "sql_error"),
         (json!({"guards": {"max_replica_lag_ms": 1}}), "/args/guards", "guard_not_allowed"),
         (json!({"guards": {"condition": "nothing"}}), "/args/guards", "sql_error"),
     ] {

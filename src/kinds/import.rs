@@ -245,9 +245,9 @@ impl Import {
         Ok(imported)
     }
 
-    fn records(&self, ctx: &WorkContext<'_>, upload: &Upload) -> Result<Records, WorkError> {
+    fn records<'c>(&self, ctx: &'c WorkContext<'_>, upload: &Upload) -> Result<Records<'c>, WorkError> {
         let decoded = Decoded::new(ctx.read_upload(upload)?, upload.content_encoding)?;
-        Ok(Records::new(decoded, self.format == ImportFormat::Csv))
+        Ok(Records::new(decoded, self.format == ImportFormat::Csv, || ctx.check()))
     }
 
     /// The columns that rows fill, in the order of the file. `None` when there is nothing to be imported.
@@ -256,7 +256,7 @@ impl Import {
         ctx: &WorkContext<'_>,
         upload: &Upload,
         table: &Table,
-        records: &mut Records,
+        records: &mut Records<'_>,
     ) -> Result<Option<Vec<String>>, WorkError> {
         let header = if self.format == ImportFormat::Csv && self.header.unwrap_or(true) {
             let Some(record) = records.next()? else {
@@ -294,10 +294,8 @@ impl Import {
         let seen = ndjson::keys(&mut records, &writable, |records| {
             rows = rows.saturating_add(1);
             if rows.is_multiple_of(1_000) {
-                ctx.check()?;
                 load::report(ctx, "looking for keys", records.position(), upload.bytes);
             }
-            Ok(())
         })?;
         match (rows, seen.is_empty()) {
             (0, _) => Ok(None),

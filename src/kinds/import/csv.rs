@@ -10,7 +10,7 @@ const END_MARK: &[u8] = b"\\.";
 
 /// The next rows, each ended by one line feed; none at the end.
 pub(super) fn fill(
-    records: &mut Records,
+    records: &mut Records<'_>,
     batch: &mut Batch,
     most_rows: usize,
     most_bytes: usize,

@@ -69,6 +69,12 @@ impl Decoded {
         Ok(Decoded { inner, raw, coding, decoded: 0 })
     }
 
+    /// Bytes that were never uploaded.
+    #[cfg(test)]
+    pub fn of(inner: impl Read + 'static) -> Decoded {
+        Decoded { inner: Box::new(inner), raw: Rc::default(), coding: ContentEncoding::Identity, decoded: 0 }
+    }
+
     /// Bytes of the upload that were read.
     pub fn position(&self) -> i64 {
         self.raw.position.get()

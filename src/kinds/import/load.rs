@@ -36,7 +36,7 @@ pub(super) enum Form {
 /// The file, and how far it is read.
 pub(super) struct Source<'c, 'a> {
     pub ctx: &'c WorkContext<'a>,
-    pub records: Records,
+    pub records: Records<'c>,
     pub form: Form,
     pub total: i64,
 }

@@ -27,25 +27,21 @@ pub(super) struct Encoder {
     /// Keys that name a column which can't be written.
     generated: Vec<String>,
     table: String,
-    keep_originals: bool,
+    /// Rows may be refused and left out: what follows one is read, and each row's text kept.
+    may_refuse: bool,
 }
 
 impl Encoder {
-    pub fn new(
-        table: &str,
-        columns: Vec<(String, ParamType)>,
-        generated: Vec<String>,
-        keep_originals: bool,
-    ) -> Encoder {
+    pub fn new(table: &str, columns: Vec<(String, ParamType)>, generated: Vec<String>, may_refuse: bool) -> Encoder {
         let types = columns.iter().map(|(_, kind)| *kind).collect();
         let places = columns.into_iter().enumerate().map(|(n, (name, _))| (name, n)).collect();
-        Encoder { places, types, generated, table: table.to_owned(), keep_originals }
+        Encoder { places, types, generated, table: table.to_owned(), may_refuse }
     }
 
-    /// The next rows, and what can't be one; none at the end.
+    /// The next rows, and what can't be one; none at the end. Where none may be refused, the first that is ends them.
     pub fn fill(
         &self,
-        records: &mut Records,
+        records: &mut Records<'_>,
         batch: &mut Batch,
         most_rows: usize,
         most_bytes: usize,
@@ -55,7 +51,7 @@ impl Encoder {
             let (bytes, before) = (records.bytes(record), batch.data.len());
             match self.row(bytes, &mut batch.data) {
                 Ok(()) => {
-                    if self.keep_originals {
+                    if self.may_refuse {
                         batch.originals.extend_from_slice(bytes);
                     }
                     let (end, original_end) = (batch.data.len(), batch.originals.len());
@@ -64,6 +60,9 @@ impl Encoder {
                 Err((sqlstate, message)) => {
                     batch.data.truncate(before);
                     batch.refused.push(Reject::new(record.line, sqlstate, message, bytes));
+                    if !self.may_refuse {
+                        break;
+                    }
                 }
             }
         }
@@ -104,9 +103,9 @@ impl Encoder {
 
 /// The keys of all rows, as far as they name one of `columns`; at most until all of those were seen.
 pub(super) fn keys(
-    records: &mut Records,
+    records: &mut Records<'_>,
     columns: &[&str],
-    mut each: impl FnMut(&Records) -> Result<(), WorkError>,
+    mut each: impl FnMut(&Records<'_>),
 ) -> Result<BTreeSet<String>, WorkError> {
     let mut seen = BTreeSet::new();
     while seen.len() < columns.len() {
@@ -117,13 +116,13 @@ pub(super) fn keys(
                 seen.insert(key.to_owned());
             }
         });
-        each(records)?;
+        each(records);
     }
     Ok(seen)
 }
 
 /// The next line that isn't blank.
-fn next(records: &mut Records) -> Result<Option<Record>, WorkError> {
+fn next(records: &mut Records<'_>) -> Result<Option<Record>, WorkError> {
     while let Some(record) = records.next()? {
         if !records.bytes(record).trim_ascii().is_empty() {
             return Ok(Some(record));
@@ -221,7 +220,47 @@ fn escape(out: &mut Vec<u8>, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::io;
+
     use super::*;
+    use crate::kinds::import::decode::Decoded;
+
+    fn encoder(may_refuse: bool) -> Encoder {
+        Encoder::new("t", vec![("a".to_owned(), ParamType::Scalar)], Vec::new(), may_refuse)
+    }
+
+    #[test]
+    fn blank_lines_without_end_can_be_stopped() {
+        let reads = Cell::new(0);
+        let stop_at_the_tenth = || {
+            reads.set(reads.get() + 1);
+            if reads.get() < 10 { Ok(()) } else { Err(WorkError::Cancelled) }
+        };
+        for look in [true, false] {
+            reads.set(0);
+            let mut records = Records::new(Decoded::of(io::repeat(b'\n')), false, stop_at_the_tenth);
+            let outcome = if look {
+                keys(&mut records, &["a"], |_| {}).map(drop)
+            } else {
+                encoder(true).fill(&mut records, &mut Batch::default(), usize::MAX, usize::MAX)
+            };
+            assert!(matches!(outcome, Err(WorkError::Cancelled)));
+            assert_eq!(reads.get(), 10);
+        }
+    }
+
+    #[test]
+    fn the_first_refused_row_is_the_last_one_where_none_may_be() {
+        let file = "{\"a\":1}\n{\"x\":1}\n".repeat(100);
+        for (may_refuse, expected) in [(false, (1, 1)), (true, (100, 100))] {
+            let file = io::Cursor::new(file.clone());
+            let mut records = Records::new(Decoded::of(file), false, || Ok(()));
+            let mut batch = Batch::default();
+            encoder(may_refuse).fill(&mut records, &mut batch, usize::MAX, usize::MAX).unwrap();
+            assert_eq!((batch.rows.len(), batch.refused.len()), expected);
+        }
+    }
 
     fn row(line: &str) -> Result<String, (&'static str, String)> {
         let array = ParamType::Array { of_json: false, delimiter: ',' };

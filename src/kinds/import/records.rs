@@ -23,8 +23,10 @@ pub(super) struct Record {
 }
 
 /// Cuts records.
-pub(super) struct Records {
+pub(super) struct Records<'c> {
     input: Decoded,
+    /// Asked before every read: what is skipped and what is refused can be as long as the file.
+    may_go_on: Box<dyn Fn() -> Result<(), WorkError> + 'c>,
     /// Line ends within double quotes belong to the record.
     quotes: bool,
     buffer: Vec<u8>,
@@ -38,10 +40,11 @@ pub(super) struct Records {
     ended: bool,
 }
 
-impl Records {
-    pub fn new(input: Decoded, quotes: bool) -> Records {
+impl<'c> Records<'c> {
+    pub fn new(input: Decoded, quotes: bool, may_go_on: impl Fn() -> Result<(), WorkError> + 'c) -> Records<'c> {
         Records {
             input,
+            may_go_on: Box::new(may_go_on),
             quotes,
             buffer: Vec::new(),
             start: 0,
@@ -107,6 +110,7 @@ impl Records {
     }
 
     fn fill(&mut self) -> Result<(), WorkError> {
+        (self.may_go_on)()?;
         self.buffer.drain(..self.start);
         (self.looked, self.start) = (self.looked.saturating_sub(self.start), 0);
         if self.buffer.len() > MAX_ROW_BYTES {

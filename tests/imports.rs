@@ -583,6 +583,24 @@ fn a_bomb_takes_no_memory() {
     assert_eq!(job["output"]["inserted"], 600_000, "{job}");
     let grown = peak(&server) - before;
     assert!(grown < 48, "rows of 600 MiB took {grown} MiB");
+    // NDJSON whose rows are refused, by one that may refuse none and by one that may; and rows whose text is long.
+    let first = "{\"a\":1}\n";
+    let long = "k".repeat(1 << 20);
+    for (rows, row, limit, code, rejected) in [
+        (2_000_000, format!("{{\"x\":\"{}\"}}\n", &long[..300]), 0, "invalid_row", Value::Null),
+        (500, format!("{{\"{long}\":1}}\n"), 1_000, "", json!(500)),
+        (500, format!("{{\"a\":1{}}}\n", " ".repeat(1 << 20)), 1_000, "", json!(0)),
+    ] {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.write_all(first.as_bytes()).unwrap();
+        (0..rows).for_each(|_| encoder.write_all(row.as_bytes()).unwrap());
+        let upload = upload_as(&server.client, NDJSON, "zstd", &encoder.finish().unwrap());
+        let args = json!({"table": "t", "reject_limit": limit});
+        let job = server.client.ended(&job_of(&server.client, &upload, NDJSON, &args));
+        assert_eq!((error(&job).0, &job["output"]["rejected"]), (code, &rejected), "{job}");
+        let grown = peak(&server) - before;
+        assert!(grown < 80, "{rows} rows of {} bytes took {grown} MiB", row.len());
+    }
     let job = server.client.ended(&job_of(&server.client, &one, CSV, &args));
     assert_eq!(error(&job).0, "row_too_large", "{job}");
     assert!(error(&job).2.starts_with("line 1:"), "{job}");

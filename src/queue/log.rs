@@ -101,7 +101,7 @@ impl LogBuffer {
             self.dropped += 1;
             return;
         }
-        self.push(level, source, sqlstate, cut(message));
+        self.push(level, source, sqlstate, cut(message, MAX_MESSAGE_BYTES));
     }
 
     fn push(&mut self, level: LogLevel, source: LogSource, sqlstate: Option<String>, message: String) {
@@ -131,11 +131,11 @@ impl LogBuffer {
     }
 }
 
-fn cut(message: &str) -> String {
-    // Postgres can't store NUL; the server never sends it, a kind may.
-    let message = message.replace('\0', "\u{fffd}");
-    let end = (0..=MAX_MESSAGE_BYTES.min(message.len())).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
-    message.get(..end).unwrap_or_default().to_owned()
+/// A text's first bytes, as one that can be stored: Postgres can't keep NUL. The server never sends it, a kind or a file may.
+pub(crate) fn cut(text: &str, most_bytes: usize) -> String {
+    let mut head = text.get(..text.floor_char_boundary(most_bytes)).unwrap_or_default().replace('\0', "\u{fffd}");
+    head.truncate(head.floor_char_boundary(most_bytes));
+    head
 }
 
 /// Lines of some who said them, in portions that a statement each can store. Nobody's lines come out of order.

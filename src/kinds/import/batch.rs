@@ -1,6 +1,8 @@
 //! Some rows on their way into COPY, and those that can't be.
 
-/// The longest text of a row that is kept with its refusal, in bytes.
+use crate::queue::log::cut;
+
+/// The longest text of a row, and the longest message, that are kept with a refusal, in bytes.
 const MAX_TEXT_BYTES: usize = 1024;
 
 /// One row of a [`Batch`].
@@ -26,10 +28,19 @@ pub(super) struct Reject {
 }
 
 impl Reject {
-    pub fn new(line: u64, sqlstate: &str, message: impl Into<String>, row: &[u8]) -> Reject {
-        let text = String::from_utf8_lossy(row.get(..MAX_TEXT_BYTES).unwrap_or(row)).replace('\0', "\u{fffd}");
-        Reject { line, sqlstate: sqlstate.to_owned(), message: message.into(), text }
+    pub fn new(line: u64, sqlstate: &str, message: &str, row: &[u8]) -> Reject {
+        let text = String::from_utf8_lossy(head(row)).replace('\0', "\u{fffd}");
+        Reject { line, sqlstate: sqlstate.to_owned(), message: cut(message, MAX_TEXT_BYTES), text }
     }
+
+    /// What it takes in memory, about.
+    fn bytes(&self) -> usize {
+        size_of::<Reject>().saturating_add(self.message.len()).saturating_add(self.text.len())
+    }
+}
+
+fn head(row: &[u8]) -> &[u8] {
+    row.get(..MAX_TEXT_BYTES).unwrap_or(row)
 }
 
 /// Rows in the form that COPY takes, one after the other.
@@ -37,10 +48,13 @@ impl Reject {
 pub(super) struct Batch {
     pub data: Vec<u8>,
     pub rows: Vec<Row>,
-    /// The rows as they were, where that is another form and they are kept.
-    pub originals: Vec<u8>,
+    /// The beginnings of the rows as they were, where that is another form and they are kept.
+    originals: Vec<u8>,
     /// Rows that have no such form.
     pub refused: Vec<Reject>,
+    refused_bytes: usize,
+    /// Bytes of the file that its rows took.
+    taken: usize,
 }
 
 impl Batch {
@@ -49,11 +63,32 @@ impl Batch {
         self.rows.clear();
         self.originals.clear();
         self.refused.clear();
+        (self.refused_bytes, self.taken) = (0, 0);
     }
 
     /// Rows that were read, refused ones included.
     pub fn read(&self) -> usize {
         self.rows.len().saturating_add(self.refused.len())
+    }
+
+    /// It has rows enough, holds bytes enough, or took enough of the file.
+    pub fn is_full(&self, most_rows: usize, most_bytes: usize) -> bool {
+        let held = self.data.len().saturating_add(self.originals.len()).saturating_add(self.refused_bytes);
+        self.read() >= most_rows || held.max(self.taken) >= most_bytes
+    }
+
+    /// A row's data was added: the next one follows. `original` is what it was, where that is kept.
+    pub fn end_row(&mut self, bytes: usize, original: Option<&[u8]>, line: u64, lines: u64) {
+        self.originals.extend_from_slice(original.map_or(&[], head));
+        self.taken = self.taken.saturating_add(bytes);
+        self.rows.push(Row { end: self.data.len(), original_end: self.originals.len(), line, lines });
+    }
+
+    /// A row of so many bytes has no form.
+    pub fn refuse(&mut self, bytes: usize, reject: Reject) {
+        self.taken = self.taken.saturating_add(bytes);
+        self.refused_bytes = self.refused_bytes.saturating_add(reject.bytes());
+        self.refused.push(reject);
     }
 
     /// The data of some rows.
@@ -127,8 +162,27 @@ mod tests {
     }
 
     #[test]
-    fn a_rows_text_is_bounded() {
-        let reject = Reject::new(1, "22P02", "no", &[b'\xff'; 5000]);
+    fn what_is_kept_of_a_row_is_bounded() {
+        let reject = Reject::new(1, "22P02", &"é".repeat(5000), &[b'\xff'; 5000]);
         assert_eq!(reject.text.chars().count(), MAX_TEXT_BYTES);
+        assert!(reject.message.len() <= MAX_TEXT_BYTES && reject.message.starts_with("éé"));
+        let mut batch = Batch::default();
+        batch.end_row(5000, Some(&[b'x'; 5000]), 1, 1);
+        assert_eq!(batch.original(0).len(), MAX_TEXT_BYTES);
+    }
+
+    #[test]
+    fn everything_counts_against_a_batchs_bytes() {
+        let full = |batch: &Batch| batch.is_full(usize::MAX, 1_000);
+        let (mut data, mut originals, mut refused, mut taken) = <(Batch, Batch, Batch, Batch)>::default();
+        data.data.resize(1_000, b'x');
+        (0..10).for_each(|line| originals.end_row(1, Some(&[b'x'; 100]), line, 1));
+        (0..10).for_each(|line| refused.refuse(1, Reject::new(line, "22P02", &"m".repeat(50), &[b'x'; 50])));
+        taken.refuse(1_000, Reject::new(1, "22P02", "", b""));
+        for batch in [&mut data, &mut originals, &mut refused, &mut taken] {
+            assert!(full(batch));
+            batch.clear();
+            assert!(!full(batch));
+        }
     }
 }

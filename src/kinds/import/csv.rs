@@ -1,7 +1,7 @@
 //! CSV as COPY reads it. Records go through as they are: what a value means is the server's to say.
 
 use crate::kinds::WorkError;
-use crate::kinds::import::batch::{Batch, Row};
+use crate::kinds::import::batch::Batch;
 use crate::kinds::import::records::Records;
 
 /// Alone on a line it ends a COPY before PostgreSQL 18, and all that follows is silently lost; in quotes it is what it
@@ -15,14 +15,12 @@ pub(super) fn fill(
     most_rows: usize,
     most_bytes: usize,
 ) -> Result<(), WorkError> {
-    while batch.rows.len() < most_rows && batch.data.len() < most_bytes {
+    while !batch.is_full(most_rows, most_bytes) {
         let Some(record) = records.next()? else { break };
-        match records.bytes(record) {
-            END_MARK => batch.data.extend_from_slice(b"\"\\.\""),
-            bytes => batch.data.extend_from_slice(bytes),
-        }
+        let bytes = records.bytes(record);
+        batch.data.extend_from_slice(if bytes == END_MARK { b"\"\\.\"" } else { bytes });
         batch.data.push(b'\n');
-        batch.rows.push(Row { end: batch.data.len(), original_end: 0, line: record.line, lines: record.lines });
+        batch.end_row(bytes.len(), None, record.line, record.lines);
     }
     Ok(())
 }

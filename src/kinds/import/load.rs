@@ -164,8 +164,8 @@ impl Sink<'_> {
                 break;
             }
             imported.rows_read = imported.rows_read.saturating_add(u64::try_from(batch.read()).unwrap_or(u64::MAX));
-            let mut block = Block { batch: &batch, header: source.header(), refused: batch.refused.clone(), limit };
-            block.limit = rejects.left();
+            let refused = std::mem::take(&mut batch.refused);
+            let mut block = Block { batch: &batch, header: source.header(), refused, limit: rejects.left() };
             let stored = if block.over() {
                 Ok(Merged::default())
             } else {
@@ -205,7 +205,7 @@ impl Sink<'_> {
                 if to - from == 1 {
                     let line = block.batch.rows.get(from).map_or(0, |row| row.line);
                     let sqlstate = error.sqlstate.as_deref().unwrap_or_default();
-                    block.refused.push(Reject::new(line, sqlstate, reason(&error), block.batch.original(from)));
+                    block.refused.push(Reject::new(line, sqlstate, &reason(&error), block.batch.original(from)));
                     return Ok(Merged::default());
                 }
                 let middle = from + (to - from) / 2;

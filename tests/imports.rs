@@ -189,6 +189,8 @@ fn csv_is_read_as_copy_reads_it() {
     assert_eq!(imports(&app, CSV, "a\n", &json!({"table": "t"})), counts(0, 0, 0, 0, 0));
     for (body, args, code, words) in [
         ("a,x,y\n", json!({"table": "t"}), "unknown_columns", "x, y"),
+        ("x,".repeat(20).as_str(), json!({"table": "t"}), "unknown_columns", "x, x, and 11 more"),
+        ("x,".repeat(1_600).as_str(), json!({"table": "t"}), "too_many_columns", "more than 1600"),
         ("a,a\n", json!({"table": "t"}), "duplicate_columns", "a twice"),
         ("twice\n", json!({"table": "t"}), "generated_column", "twice"),
         ("a\n", json!({"table": "t", "columns": ["c"]}), "unknown_columns", "c"),
@@ -600,6 +602,18 @@ fn a_bomb_takes_no_memory() {
         assert_eq!((error(&job).0, &job["output"]["rejected"]), (code, &rejected), "{job}");
         let grown = peak(&server) - before;
         assert!(grown < 80, "{rows} rows of {} bytes took {grown} MiB", row.len());
+    }
+    // A header of 60 MiB: of commas alone, and of one name.
+    for (byte, code) in [(",", "too_many_columns"), ("x", "unknown_columns")] {
+        let header = zstd::encode_all(byte.repeat(60 << 20).as_bytes(), 1).unwrap();
+        let upload = upload_as(&server.client, CSV, "zstd", &header);
+        let job = server.client.ended(&job_of(&server.client, &upload, CSV, &json!({"table": "t"})));
+        assert_eq!(error(&job).0, code);
+        let grown = peak(&server) - before;
+        assert!(grown < 200, "a header of 60 MiB took {grown} MiB");
+        // Names that are given count.
+        let named = json!({"table": "t", "columns": ["a"]});
+        assert_eq!(server.client.ended(&job_of(&server.client, &upload, CSV, &named))["output"]["rows_read"], 0);
     }
     let job = server.client.ended(&job_of(&server.client, &one, CSV, &args));
     assert_eq!(error(&job).0, "row_too_large", "{job}");

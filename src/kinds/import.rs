@@ -263,7 +263,11 @@ impl Import {
                 let error = JobError::new("no_header", "the file is empty: not even a line with the names of columns");
                 return Err(WorkError::Fail(error.with_hint("set header to false for a file without one")));
             };
-            Some(csv::fields(records.bytes(record), self.delimiter_byte()))
+            // Names that are given count, and the header's aren't read.
+            match self.columns {
+                Some(_) => None,
+                None => Some(self.header(records.bytes(record))?),
+            }
         } else {
             None
         };
@@ -283,6 +287,13 @@ impl Import {
             },
         };
         Ok(Some(columns))
+    }
+
+    fn header(&self, record: &[u8]) -> Result<Vec<String>, WorkError> {
+        csv::fields(record, self.delimiter_byte(), MAX_COLUMNS).ok_or_else(|| {
+            let message = format!("the header has more than {MAX_COLUMNS} names, which no table has columns for");
+            WorkError::Fail(JobError::new("too_many_columns", message))
+        })
     }
 
     /// The columns that a key of any row names: a column that none names is left to its default. The file is read for

@@ -5,9 +5,14 @@ use crate::kinds::params::ParamType;
 use crate::kinds::prepared::classify;
 use crate::pq::Session;
 use crate::queue::JobError;
+use crate::queue::log::cut;
 
 /// Where rows wait that may be in the way of others.
 const STAGING: &str = "pg_temp.slowlane_import";
+
+/// So many of the columns that a table doesn't have are named, and of each name so many bytes.
+const MAX_SHOWN_NAMES: usize = 10;
+const MAX_SHOWN_BYTES: usize = 100;
 
 /// A column.
 #[derive(Clone, Debug)]
@@ -103,10 +108,16 @@ impl Table {
 
     /// Checks the names of columns that rows are to fill; `whose` says where they come from.
     pub fn check(&self, names: &[String], whose: &str) -> Result<(), WorkError> {
-        let unknown: Vec<&str> = names.iter().map(String::as_str).filter(|name| self.column(name).is_none()).collect();
-        if !unknown.is_empty() {
+        let mut unknown = names.iter().filter(|name| self.column(name).is_none());
+        let mut shown: Vec<String> =
+            unknown.by_ref().take(MAX_SHOWN_NAMES).map(|name| cut(name, MAX_SHOWN_BYTES)).collect();
+        if !shown.is_empty() {
+            match unknown.count() {
+                0 => {}
+                more => shown.push(format!("and {more} more")),
+            }
             let known: Vec<&str> = self.writable().map(|column| column.name.as_str()).collect();
-            let message = format!("{whose} names columns that {} doesn't have: {}", self.name, unknown.join(", "));
+            let message = format!("{whose} names columns that {} doesn't have: {}", self.name, shown.join(", "));
             let error = JobError::new("unknown_columns", message);
             return Err(WorkError::Fail(error.with_hint(format!("it has: {}", known.join(", ")))));
         }

@@ -564,7 +564,7 @@ fn peak(server: &Server) -> u64 {
 fn a_bomb_takes_no_memory() {
     let postgres = Postgres::shared();
     let (queue, target) = (postgres.queue(), postgres.work());
-    make(&target, "CREATE TABLE public.t (a text)");
+    make(&target, "CREATE TABLE public.t (a text); CREATE TABLE public.arrays (a int[])");
     let server = Server::serve(&queue, &target, &[]);
     let before = peak(&server);
     // 600 MiB of rows, and a row of 4 GiB, each as a small upload.
@@ -620,4 +620,11 @@ fn a_bomb_takes_no_memory() {
     assert!(error(&job).2.starts_with("line 1:"), "{job}");
     let grown = peak(&server) - before;
     assert!(grown < 200, "a row of 4 GiB took {grown} MiB");
+    // 30 million elements.
+    let array = format!("{{\"a\":[{}1]}}", "1,".repeat(30 << 20));
+    let upload = upload_as(&server.client, NDJSON, "zstd", &zstd::encode_all(array.as_bytes(), 1).unwrap());
+    let job = server.client.ended(&job_of(&server.client, &upload, NDJSON, &json!({"table": "arrays"})));
+    assert!(error(&job).0 == "invalid_row" && error(&job).2.contains("longer than 64 MiB"), "{job}");
+    let grown = peak(&server) - before;
+    assert!(grown < 320, "an array of 30 million elements took {grown} MiB");
 }

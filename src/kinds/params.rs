@@ -5,8 +5,10 @@
 //! described. Knows JSON and text; the types are looked up by its callers.
 
 use std::ffi::CString;
+use std::fmt;
 
-use serde::Deserialize;
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer as _};
 use serde_json::value::RawValue;
 
 use crate::kinds::ArgError;
@@ -16,6 +18,9 @@ pub const MAX_PARAMS: usize = 65_535;
 
 /// The most dimensions of an array in Postgres.
 const MAX_DIMENSIONS: usize = 6;
+
+/// The longest literal of an array: 64 MiB, as long as a row of a file may be.
+const MAX_LITERAL_BYTES: usize = 64 * 1024 * 1024;
 
 /// What a described type is, as far as its text form is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,40 +144,69 @@ fn scalar(value: &RawValue) -> Result<String, &'static str> {
 /// A JSON array as the literal of an array.
 ///
 /// # Errors
-/// What it holds that has no form there.
+/// What it holds that has no form there, and that the literal would be longer than [`MAX_LITERAL_BYTES`].
 pub(super) fn array_literal(value: &RawValue, of_json: bool, delimiter: char) -> Result<String, &'static str> {
-    let mut out = String::new();
-    array(&mut out, value, of_json, delimiter, 1)?;
-    Ok(out)
+    let mut literal = Literal { out: String::new(), of_json, delimiter, dimension: 0, wrong: None };
+    literal.array(value)?;
+    Ok(literal.out)
 }
 
-/// An array literal as Postgres' manual describes it (section 8.15.6): every element but NULL in double quotes.
-fn array(
-    out: &mut String,
-    value: &RawValue,
+/// An array literal as Postgres' manual describes it (section 8.15.6): every element but NULL in double quotes. Written
+/// as the array is read: a list of its elements would take many times what they take.
+struct Literal {
+    out: String,
     of_json: bool,
     delimiter: char,
     dimension: usize,
-) -> Result<(), &'static str> {
-    if dimension > MAX_DIMENSIONS {
-        return Err("an array has more than 6 dimensions");
-    }
-    let items: Vec<&RawValue> = serde_json::from_str(value.get()).map_err(|_| "it is no valid array")?;
-    out.push('{');
-    for (n, item) in items.into_iter().enumerate() {
-        if n > 0 {
-            out.push(delimiter);
+    /// Why it was given up.
+    wrong: Option<&'static str>,
+}
+
+impl Literal {
+    fn array(&mut self, value: &RawValue) -> Result<(), &'static str> {
+        if self.dimension >= MAX_DIMENSIONS {
+            return Err("an array has more than 6 dimensions");
         }
+        self.dimension += 1;
+        let read = serde_json::Deserializer::from_str(value.get()).deserialize_seq(&mut *self);
+        self.dimension -= 1;
+        read.map_err(|_| self.wrong.unwrap_or("it is no valid array"))
+    }
+
+    fn element(&mut self, item: &RawValue) -> Result<(), &'static str> {
         match item.get().chars().next() {
-            Some('n') => out.push_str("NULL"),
-            _ if of_json => quoted(out, item.get()),
-            Some('[') => array(out, item, of_json, delimiter, dimension + 1)?,
+            Some('n') => self.out.push_str("NULL"),
+            _ if self.of_json => quoted(&mut self.out, item.get()),
+            Some('[') => self.array(item)?,
             Some('{') => return Err("an object stands in an array that isn't one of json or jsonb"),
-            _ => quoted(out, &scalar(item)?),
+            _ => quoted(&mut self.out, &scalar(item)?),
         }
+        if self.out.len() > MAX_LITERAL_BYTES { Err("an array's literal is longer than 64 MiB") } else { Ok(()) }
     }
-    out.push('}');
-    Ok(())
+}
+
+impl<'de> Visitor<'de> for &mut Literal {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        self.out.push('{');
+        let mut first = true;
+        while let Some(item) = items.next_element::<&RawValue>()? {
+            if !std::mem::take(&mut first) {
+                self.out.push(self.delimiter);
+            }
+            self.element(item).map_err(|wrong| {
+                self.wrong = Some(wrong);
+                A::Error::custom(wrong)
+            })?;
+        }
+        self.out.push('}');
+        Ok(())
+    }
 }
 
 fn quoted(out: &mut String, text: &str) {
@@ -229,7 +263,15 @@ mod tests {
             one("[\"(1,1),(0,0)\"]", ParamType::Array { of_json: false, delimiter: ';' }).unwrap().as_deref(),
             Some(r#"{"(1,1),(0,0)"}"#)
         );
-        assert!(one(&format!("{}1{}", "[".repeat(7), "]".repeat(7)), ARRAY).is_err());
+        assert_eq!(one("[]", ARRAY).unwrap().as_deref(), Some("{}"));
+        for (text, words) in [
+            (format!("{}1{}", "[".repeat(7), "]".repeat(7)), "more than 6 dimensions"),
+            ("[[{}]]".to_owned(), "an object stands"),
+            (format!("[{}1]", "1,".repeat(17 << 20)), "longer than 64 MiB"),
+        ] {
+            let message = one(&text, ARRAY).unwrap_err().message;
+            assert!(message.contains(words), "{message}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The kind `query`: parameters, limits, errors, and sessions that are the same for every job.
 
 use serde_json::{Value, json};
+use slowlane::queue::job::MAX_ERROR_BYTES;
 
 use crate::support::app::TestApp;
 use crate::support::eventually;
@@ -196,6 +197,11 @@ fn errors_carry_what_the_server_said() {
     assert_eq!(job["error"]["message"], "type \"no_such_type\" does not exist");
     let job = app.query("SELECT upper(1)", &json!([]));
     assert!(job["error"]["hint"].as_str().unwrap().contains("cast"), "{job}");
+    // A message of 10 MiB is cut.
+    let job = app.query("SELECT repeat('x', 10485760)::int", &json!([]));
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("invalid input syntax") && message.ends_with("x…"), "{} bytes", message.len());
+    assert!(message.len() <= MAX_ERROR_BYTES, "{} bytes", message.len());
 }
 
 #[test]

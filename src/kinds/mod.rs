@@ -205,6 +205,7 @@ pub enum WorkError {
 impl WorkError {
     /// A failure, to be tried again or not as the error itself says.
     pub fn of(error: JobError) -> WorkError {
+        let error = error.bounded();
         if error.retryable { WorkError::Retry(error) } else { WorkError::Fail(error) }
     }
 }

@@ -38,6 +38,8 @@ pub const MAX_RESULT_TTL_MS: i64 = 2_592_000_000;
 pub const MAX_LABELS: usize = 32;
 /// The longest label key and value, in characters.
 pub const MAX_LABEL_CHARS: usize = 128;
+/// The longest message, detail and hint of an error, in bytes; what is longer is cut, and ends in `…`.
+pub const MAX_ERROR_BYTES: usize = 8 * 1024;
 /// The longest name of a kind, a queue or a target, in characters.
 pub const MAX_NAME_CHARS: usize = 128;
 /// The longest arguments, as JSON text in bytes: 1 MiB.
@@ -264,11 +266,11 @@ pub struct JobError {
 }
 
 impl JobError {
-    /// An error of our own, not to be tried again.
+    /// An error of our own, not to be tried again. Its texts are cut at [`MAX_ERROR_BYTES`].
     pub fn new(code: &str, message: impl Into<String>) -> JobError {
         JobError {
             code: code.to_owned(),
-            message: message.into(),
+            message: cut(message.into()),
             retryable: false,
             sqlstate: None,
             detail: None,
@@ -285,9 +287,23 @@ impl JobError {
 
     /// The same error with a hint.
     pub fn with_hint(mut self, hint: impl Into<String>) -> JobError {
-        self.hint = Some(hint.into());
+        self.hint = Some(cut(hint.into()));
         self
     }
+
+    /// The same error, each of its texts cut at [`MAX_ERROR_BYTES`]: a server's may have the whole of a value.
+    pub fn bounded(self) -> JobError {
+        let (detail, hint) = (self.detail.map(cut), self.hint.map(cut));
+        JobError { message: cut(self.message), detail, hint, ..self }
+    }
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_ERROR_BYTES {
+        text.truncate(text.floor_char_boundary(MAX_ERROR_BYTES - '…'.len_utf8()));
+        text.push('…');
+    }
+    text
 }
 
 impl fmt::Display for JobError {
@@ -517,5 +533,20 @@ mod tests {
             assert!(delays.iter().all(|delay| *delay >= most / 2 && *delay <= most), "{attempt}: {delays:?}");
             assert!(delays.iter().any(|delay| *delay != delays[0]), "{attempt}");
         }
+    }
+
+    #[test]
+    fn the_texts_of_an_error_are_bounded() {
+        let long = "é".repeat(100_000);
+        let error = JobError::new("e", long.clone()).with_hint(long.clone());
+        let literal = JobError { detail: Some(long.clone()), hint: Some(long.clone()), message: long, ..error.clone() };
+        let bounded = literal.bounded();
+        for text in
+            [&error.message, &bounded.message].into_iter().chain([&error, &bounded].map(|e| e.hint.as_ref().unwrap()))
+        {
+            assert!(text.len() <= MAX_ERROR_BYTES && text.len() > MAX_ERROR_BYTES - 5 && text.ends_with("é…"));
+        }
+        assert!(bounded.detail.is_some_and(|detail| detail.len() <= MAX_ERROR_BYTES));
+        assert_eq!(JobError::new("e", "short").message, "short");
     }
 }

@@ -186,6 +186,9 @@ fn csv_is_read_as_copy_reads_it() {
     // Without a header all columns are meant that can be written.
     imports(&app, CSV, "77,a,b\n", &json!({"table": "t", "header": false}));
     assert_eq!(app.target.text("SELECT twice FROM t WHERE id = 77"), "aa");
+    // Carriage returns end lines where the first line ends with one.
+    assert_eq!(imports(&app, CSV, "id,a\r81,x\r82,\"y\rz\"\r83,w", &json!({"table": "t"})), counts(3, 3, 0, 0, 0));
+    assert_eq!(app.target.text("SELECT string_agg(a, '|' ORDER BY id) FROM t WHERE id > 80"), "x|y\rz|w");
     assert_eq!(imports(&app, CSV, "a\n", &json!({"table": "t"})), counts(0, 0, 0, 0, 0));
     for (body, args, code, words) in [
         ("a,x,y\n", json!({"table": "t"}), "unknown_columns", "x, y"),
@@ -219,6 +222,7 @@ fn an_error_names_its_line_whatever_stands_before_it() {
         ("a,b\n1,\"x\ny\nz\"\n2,q\nbad,r\n", 6),
         ("a,b\r\n1,\"x\r\ny\nz\"\r\n2,q\r\nbad,r\r\n", 6),
         ("a,\"b\"\n1,x\n2,\"\n\n\"\nbad,\"\n\n\n\"\n3,x\n", 6),
+        ("a,b\r1,\"x\ry\n\"\r2,q\rbad,r\r", 6),
         // Line ends of both kinds.
         ("a,b\n1,x\r\n2,\"\"\"\n\"\nbad,", 5),
     ] {

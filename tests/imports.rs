@@ -161,6 +161,13 @@ fn csv_is_read_as_copy_reads_it() {
     assert_eq!(app.target.text("SELECT string_agg(a, '|' ORDER BY id) FROM t"), "\\.|x|\\.|l\n\\.\nm|\\.");
     assert_eq!(app.target.count("SELECT count(*) FROM t WHERE b = 'd' AND twice = a || a"), 5);
     make(&app.target, "TRUNCATE t");
+    // Also with options that have a part of it.
+    for text in ["\\", ".", "\\.."] {
+        let args = json!({"table": "t", "null": text, "delimiter": ";"});
+        assert_eq!(imports(&app, CSV, "a\n\\.\n\"\\.\"\n", &args), counts(2, 2, 0, 0, 0));
+    }
+    assert_eq!(app.target.count("SELECT count(*) FROM t WHERE a = '\\.'"), 6);
+    make(&app.target, "TRUNCATE t");
     // NULL, the empty text, other delimiters, no header.
     imports(&app, CSV, "b,a\n,\"\"\n-,\\N\n", &json!({"table": "t"}));
     imports(
@@ -482,6 +489,9 @@ fn arguments_are_refused_where_they_stand() {
             &["/delimiter", "/null"],
         ),
         (json!({"upload": upload, "table": "t", "format": "csv", "null": "a,b"}), &["/null"]),
+        (json!({"upload": upload, "table": "t", "format": "csv", "null": "\\."}), &["/null"]),
+        (json!({"upload": upload, "table": "t", "format": "csv", "delimiter": "."}), &["/delimiter"]),
+        (json!({"upload": upload, "table": "t", "format": "csv", "delimiter": "\\"}), &["/delimiter"]),
         (
             json!({"upload": upload, "table": "t", "format": "ndjson", "header": true, "null": ""}),
             &["/null", "/header"],

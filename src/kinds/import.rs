@@ -155,11 +155,14 @@ impl Work for Import {
             wrong(pointer, "expected it with the format csv only".to_owned());
         }
         let delimiter = self.delimiter.as_deref().unwrap_or(",");
-        if delimiter.len() != 1 || delimiter.contains(['"', '\n', '\r', '\0']) {
-            wrong("/delimiter", "expected one character of ASCII that is neither a quote nor a line end".to_owned());
+        // A line that is `\.` has to be one value, and that one.
+        if delimiter.len() != 1 || delimiter.contains(['"', '\n', '\r', '\0', '.', '\\']) {
+            let expected = "expected one character of ASCII that is no quote, line end, dot or backslash";
+            wrong("/delimiter", expected.to_owned());
         }
-        if self.null.as_ref().is_some_and(|null| null.contains(['"', '\n', '\r', '\0']) || null.contains(delimiter)) {
-            wrong("/null", "expected a text without quotes, line ends and delimiters".to_owned());
+        let unfit = |null: &str| null.contains(['"', '\n', '\r', '\0']) || null.contains(delimiter) || null == "\\.";
+        if self.null.as_deref().is_some_and(unfit) {
+            wrong("/null", "expected a text without quotes, line ends and delimiters, and not \\.".to_owned());
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }

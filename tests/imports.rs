@@ -251,6 +251,62 @@ fn an_error_names_its_line_whatever_stands_before_it() {
     assert_eq!(app.target.count("SELECT count(*) FROM t"), 0);
 }
 
+/// 100 MiB of rows of a kibibyte: more than one COPY takes where several do as well.
+fn rows_of_100_mib() -> String {
+    let filler = "x".repeat(1_000);
+    (0..104_858).map(|n| format!("{n},{n},{filler}\n")).collect()
+}
+
+#[test]
+fn an_error_ends_what_is_sent_where_nothing_looks_at_a_copy_as_a_whole() {
+    let app = app_with(
+        "CREATE TABLE public.p (id int PRIMARY KEY); INSERT INTO public.p SELECT generate_series(0, 110000);
+         CREATE TABLE public.t (a int, up int REFERENCES public.p, b text, UNIQUE (a) DEFERRABLE);
+         CREATE FUNCTION public.same() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+         CREATE TRIGGER same BEFORE INSERT ON public.t FOR EACH ROW EXECUTE FUNCTION public.same();
+         CREATE TABLE public.tree (a int PRIMARY KEY, up int REFERENCES public.tree, b text);
+         CREATE TABLE public.copies (n serial);
+         CREATE TABLE public.told (a int, up int, b text);
+         CREATE FUNCTION public.tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO public.copies DEFAULT VALUES; RETURN NULL; END $$;
+         CREATE TRIGGER tell AFTER INSERT ON public.told FOR EACH STATEMENT EXECUTE FUNCTION public.tell()",
+    );
+    let args = |table: &str| json!({"table": table, "header": false});
+    let body = rows_of_100_mib();
+    let job = import(&app, CSV, &format!("bad,1,x\n{body}"), &args("t"));
+    assert!(error(&job).2.starts_with("line 1: invalid input syntax"), "{job}");
+    let (done, total) = (job["progress"]["done"].as_u64().unwrap(), job["progress"]["total"].as_u64().unwrap());
+    assert!(done < total / 10 * 8, "{done} of {total} bytes were read");
+    // The first row refers to the last one.
+    let upload = upload_as(&app, CSV, "identity", format!("200000,104857,x\n{body}").as_bytes());
+    for table in ["tree", "told"] {
+        let job = app.ended(&job_of(&app, &upload, CSV, &args(table)));
+        assert_eq!(job["output"], counts(104_859, 104_859, 0, 0, 0), "{job}");
+    }
+    assert_eq!(app.target.count("SELECT count(*) FROM copies"), 1);
+}
+
+#[test]
+fn of_a_row_that_is_refused_here_and_one_that_is_refused_there_the_first_is_told() {
+    let app = app_with(
+        "CREATE TABLE public.t (a int UNIQUE);
+         CREATE TABLE public.told (a int);
+         CREATE FUNCTION public.tell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+         CREATE TRIGGER tell AFTER INSERT ON public.told FOR EACH STATEMENT EXECUTE FUNCTION public.tell()",
+    );
+    for (table, body, expected) in [
+        ("t", "{\"a\":1}\n{\"a\":1}\n{\"x\":1}\n", ("sql_error", "23505", "line 2: duplicate key")),
+        ("t", "{\"a\":1}\n{\"x\":1}\n{\"a\":1}\n", ("invalid_row", "42703", "line 2: ")),
+        ("told", "{\"a\":1}\n{\"a\":\"x\"}\n{\"x\":1}\n", ("sql_error", "22P02", "line 2: invalid input syntax")),
+        ("told", "{\"a\":1}\n{\"x\":1}\n{\"a\":\"x\"}\n", ("invalid_row", "42703", "line 2: ")),
+    ] {
+        let job = import(&app, NDJSON, body, &json!({"table": table}));
+        let (code, sqlstate, message) = error(&job);
+        assert_eq!((code, sqlstate), (expected.0, expected.1), "{job}");
+        assert!(message.starts_with(expected.2), "{job}");
+    }
+}
+
 #[test]
 fn rows_are_refused_one_by_one_with_their_lines() {
     let app = app_with(

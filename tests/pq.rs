@@ -140,7 +140,11 @@ fn bytes_are_copied_into_a_table_as_a_whole_or_not() {
     let error = copy.finish().unwrap_err();
     assert_eq!((error.kind, error.sqlstate.as_deref()), (PqErrorKind::Server, Some("22P02")));
     assert_eq!(error.context.as_deref(), Some("COPY t, line 2, column a: \"x\""));
-    session.copy_in("COPY t FROM STDIN").unwrap().abandon().unwrap();
+    // One that is given up has no error of its own, or the one that it had before.
+    assert!(session.copy_in("COPY t FROM STDIN").unwrap().abandon().unwrap().is_none());
+    let mut copy = session.copy_in("COPY t FROM STDIN").unwrap();
+    copy.send(b"1\nx\n").unwrap();
+    assert_eq!(copy.abandon().unwrap().unwrap().sqlstate.as_deref(), Some("22P02"));
     assert!(session.is_idle());
     assert_eq!(rows(&mut session), "1000001");
     // What takes no data is refused.

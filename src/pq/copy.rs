@@ -1,6 +1,9 @@
 //! Bytes into a `COPY … FROM STDIN`, in bounded memory.
 //!
-//! The server's word on them comes at the end: after an error it takes what is still sent and drops it.
+//! The server's word on them comes at the end: after an error it takes what is still sent and drops it. libpq keeps the
+//! error to itself until then, so whoever may end a COPY and begin another does so now and then.
+
+use std::ffi::CStr;
 
 use pq_sys::ExecStatusType;
 
@@ -9,6 +12,8 @@ use crate::pq::raw::Conn;
 
 /// Bytes handed to libpq at a time.
 const PIECE: usize = 256 * 1024;
+/// What the server is told when a COPY is given up.
+const GIVEN_UP: &CStr = c"given up by the client";
 
 /// A COPY that takes data. Dropped before its end, it leaves the session in the middle: then it must be closed.
 pub struct CopyIn<'s> {
@@ -58,17 +63,22 @@ impl<'s> CopyIn<'s> {
         }
     }
 
-    /// Has the server give the COPY up. The session can go on then, in a failed transaction.
+    /// Has the server give the COPY up. The session can go on then, in a failed transaction. Gives the error by which the
+    /// server had given it up before, where it had.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub fn abandon(self) -> Result<(), PqError> {
-        self.conn.put_copy_end(Some(c"given up by the client"))?;
+    pub fn abandon(self) -> Result<Option<PqError>, PqError> {
+        self.conn.put_copy_end(Some(GIVEN_UP))?;
+        let mut failed = None;
         while let Some(result) = self.conn.next_result() {
-            if self.conn.error_of(&result).kind == PqErrorKind::ConnectionLost {
+            let error = self.conn.error_of(&result);
+            if error.kind == PqErrorKind::ConnectionLost {
                 return Err(self.conn.lost());
             }
+            failed.get_or_insert(error);
         }
-        Ok(())
+        // Its answer to what we say has our words, in whatever language.
+        Ok(failed.filter(|error| !error.message.contains(&*GIVEN_UP.to_string_lossy())))
     }
 }

@@ -114,15 +114,30 @@ pub(super) struct LineMap {
     /// The last line that the server counts for a row, and the line on which that row begins.
     changes: std::collections::VecDeque<(u64, u64)>,
     sent: u64,
+    forgot: bool,
+}
+
+/// What is known of the place of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It begins on this line.
+    On(u64),
+    /// It is one before the row that begins on this line.
+    Before(u64),
 }
 
 impl LineMap {
-    /// More than what can be on its way between here and the server.
+    /// The most changes that are kept: 16 MiB of them.
     const MOST: usize = 1_000_000;
 
     /// A map for a COPY whose first `lines` lines are no rows.
     pub fn behind(lines: u64) -> LineMap {
-        LineMap { changes: std::collections::VecDeque::new(), sent: lines }
+        LineMap { sent: lines, ..LineMap::default() }
+    }
+
+    /// With one more change it forgets the first one.
+    pub fn is_full(&self) -> bool {
+        self.changes.len() >= LineMap::MOST
     }
 
     /// A row is sent.
@@ -130,18 +145,21 @@ impl LineMap {
         self.sent = self.sent.saturating_add(row.lines);
         let same = |(sent, line): &(u64, u64)| self.sent.wrapping_sub(*sent) == row.line.wrapping_sub(*line);
         if !self.changes.back().is_some_and(same) {
-            if self.changes.len() >= LineMap::MOST {
+            if self.is_full() {
                 self.changes.pop_front();
+                self.forgot = true;
             }
             self.changes.push_back((self.sent, row.line));
         }
     }
 
-    /// The line on which the row begins that ends on this line of the COPY.
-    pub fn line(&self, sent: u64) -> Option<u64> {
+    /// The row that ends on this line of the COPY.
+    pub fn place(&self, sent: u64) -> Option<Place> {
         let behind = self.changes.partition_point(|(from, _)| *from <= sent);
-        let (from, line) = self.changes.get(behind.checked_sub(1)?)?;
-        Some(line.saturating_add(sent.saturating_sub(*from)))
+        match behind.checked_sub(1).and_then(|change| self.changes.get(change)) {
+            Some((from, line)) => Some(Place::On(line.saturating_add(sent.saturating_sub(*from)))),
+            None => self.changes.front().filter(|_| self.forgot).map(|(_, line)| Place::Before(*line)),
+        }
     }
 }
 
@@ -156,9 +174,25 @@ mod tests {
         for (line, lines) in [(2, 1), (3, 3), (6, 1), (9, 1), (10, 1)] {
             map.push(&Row { end: 0, original_end: 0, line, lines });
         }
-        let found: Vec<Option<u64>> = [2, 5, 6, 7, 8].into_iter().map(|line| map.line(line)).collect();
-        assert_eq!(found, [2, 3, 6, 9, 10].map(Some));
-        assert_eq!(map.line(1), None);
+        let found: Vec<Option<Place>> = [2, 5, 6, 7, 8].into_iter().map(|line| map.place(line)).collect();
+        assert_eq!(found, [2, 3, 6, 9, 10].map(|line| Some(Place::On(line))));
+        assert_eq!(map.place(1), None);
+    }
+
+    #[test]
+    fn what_was_forgotten_is_told_to_be_before_what_was_not() {
+        let mut map = LineMap::behind(0);
+        let most = u64::try_from(LineMap::MOST).unwrap();
+        // Each row is followed by a blank line.
+        for n in 0..most {
+            assert!(!map.is_full());
+            map.push(&Row { end: 0, original_end: 0, line: 2 * n + 1, lines: 1 });
+        }
+        assert!(map.is_full());
+        assert_eq!(map.place(2), Some(Place::On(3)));
+        (most..most + 2).for_each(|n| map.push(&Row { end: 0, original_end: 0, line: 2 * n + 1, lines: 1 }));
+        assert_eq!(map.place(2), Some(Place::Before(5)));
+        assert_eq!(map.place(3), Some(Place::On(5)));
     }
 
     #[test]

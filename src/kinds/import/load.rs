@@ -1,12 +1,12 @@
 //! Rows into the target: all of them by one COPY, or in blocks, each under a savepoint, where rows may be refused.
 
-use crate::kinds::WorkError;
 use crate::kinds::context::WorkContext;
-use crate::kinds::import::batch::{Batch, LineMap, Reject};
+use crate::kinds::import::batch::{Batch, LineMap, Place, Reject};
 use crate::kinds::import::ndjson::Encoder;
 use crate::kinds::import::records::Records;
 use crate::kinds::import::table::{Conflict, Merged};
 use crate::kinds::import::{Imported, csv};
+use crate::kinds::{QUERY_CANCELED, WorkError};
 use crate::pq::{PqError, PqErrorKind, Session};
 use crate::queue::JobError;
 use crate::queue::job::ProgressBasis;
@@ -122,32 +122,45 @@ impl Sink<'_> {
 
     /// One COPY of what is in `batch` and what follows, of all of it or of a piece. Says how many rows it stored.
     fn piece(&mut self, source: &mut Source<'_, '_>, batch: &mut Batch, read: &mut u64) -> Result<u64, WorkError> {
-        let most = if self.may_split { PIECE_BYTES } else { u64::MAX };
         let header = source.header();
         let mut copy = self.session.copy_in(&self.copy)?;
         let mut lines = LineMap::behind(u64::from(!header.is_empty()));
         let mut sent = 0_u64;
+        let mut refused = None;
         let mut outcome = copy.send(header).map_err(WorkError::from);
-        while outcome.is_ok() && batch.read() > 0 && sent < most {
-            if let Some(refused) = batch.refused.first() {
-                outcome = Err(refused_row(refused));
-                break;
-            }
+        while outcome.is_ok() && batch.read() > 0 && !(self.may_split && (sent >= PIECE_BYTES || lines.is_full())) {
             batch.rows.iter().for_each(|row| lines.push(row));
             *read = read.saturating_add(u64::try_from(batch.rows.len()).unwrap_or(u64::MAX));
             sent = sent.saturating_add(u64::try_from(batch.data.len()).unwrap_or(u64::MAX));
             outcome = copy.send(&batch.data).map_err(WorkError::from);
+            if let Some(reject) = batch.refused.first() {
+                refused = Some(refused_row(reject));
+                break;
+            }
             if outcome.is_ok() {
                 outcome = source.fill(batch, usize::MAX, BATCH_BYTES);
             }
         }
+        let outcome = match refused {
+            // What is wrong with a row before it comes first.
+            Some(error) if outcome.is_ok() && self.may_split => {
+                copy.finish().map_err(|error| at_line(error, &self.copied, &lines))?;
+                return Err(error);
+            }
+            Some(error) => outcome.and(Err(error)),
+            None => outcome,
+        };
         match outcome {
             Ok(()) => copy.finish().map_err(|error| at_line(error, &self.copied, &lines)),
-            Err(error) => {
-                // The server's own word, where it has one, comes with the end of the transaction.
-                copy.abandon()?;
-                Err(error)
-            }
+            Err(error) => match (copy.abandon()?, error) {
+                // A statement that was stopped says less than why it was.
+                (Some(first), WorkError::Fail(_) | WorkError::Retry(_))
+                    if first.sqlstate.as_deref() != Some(QUERY_CANCELED) =>
+                {
+                    Err(at_line(first, &self.copied, &lines))
+                }
+                (_, error) => Err(error),
+            },
         }
     }
 
@@ -350,10 +363,11 @@ fn at_line(error: PqError, copied: &str, lines: &LineMap) -> WorkError {
     let line = place.and_then(|place| {
         let digits = place.trim_start_matches(|c: char| !c.is_ascii_digit());
         let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
-        lines.line(digits.get(..end)?.parse().ok()?)
+        lines.place(digits.get(..end)?.parse().ok()?)
     });
     let tell = |error: JobError| match line {
-        Some(line) => JobError { message: format!("line {line}: {}", error.message), ..error },
+        Some(Place::On(line)) => JobError { message: format!("line {line}: {}", error.message), ..error },
+        Some(Place::Before(line)) => JobError { message: format!("before line {line}: {}", error.message), ..error },
         None => error,
     };
     match WorkError::from(error) {

@@ -33,7 +33,7 @@ pub(super) struct Table {
     /// As the server's CONTEXT has it.
     pub bare_name: String,
     pub columns: Vec<Column>,
-    /// Nothing looks at a COPY as a whole: several do as well as one.
+    /// No trigger looks at a COPY as a whole: several do as well as one, and an error shows at the end of each.
     pub may_split: bool,
     partitioned: bool,
 }
@@ -67,9 +67,21 @@ impl Table {
     /// Looks a name up as the session's `search_path` has it.
     pub fn find(session: &mut Session, name: &str) -> Result<Table, WorkError> {
         let rows = session.query(
+            // A trigger counts when it looks at inserts (the bit 4 of its type), unless it is one of a row before that is
+            // stored (1 and 2) whose function, being volatile, sees the rows before it anyway; or one of a constraint
+            // that no later row can satisfy: a unique one, or a reference to another table.
             "SELECT c.oid, n.nspname, c.relname, c.relkind,
-                    NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid
-                                    OR t.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))
+                    NOT EXISTS (
+                        SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc f ON f.oid = t.tgfoid
+                          LEFT JOIN pg_catalog.pg_constraint k ON k.oid = t.tgconstraint
+                         WHERE (t.tgrelid = c.oid OR t.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)))
+                           AND t.tgtype & 4 <> 0
+                           AND NOT (t.tgtype & 3 = 3 AND f.provolatile = 'v')
+                           AND NOT (t.tgisinternal AND coalesce(
+                                    k.contype IN ('u', 'x') OR k.contype = 'f' AND k.confrelid <> c.oid
+                                        AND k.confrelid NOT IN (
+                                            SELECT relid FROM pg_catalog.pg_partition_tree(
+                                                coalesce(pg_catalog.pg_partition_root(c.oid), c.oid))), false)))
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
               WHERE c.oid = pg_catalog.to_regclass($1)",
             &[Some(name)],

@@ -349,15 +349,20 @@ fn rows_are_refused_one_by_one_with_their_lines() {
     let found: Vec<(u64, &str, &str)> = found.iter().map(|(n, s, t)| (*n, s.as_str(), t.as_str())).collect();
     assert_eq!(found, expected);
     assert_eq!(app.target.count("SELECT count(*) FROM t"), 11_993);
-    // One fewer, and nothing is stored; the log says which rows it was.
+    // One fewer, and nothing is stored; the result and the log say which rows it was.
     make(&app.target, "TRUNCATE t");
     let job = app.ended(&job_of(&app, &upload, CSV, &json!({"table": "t", "reject_limit": 6})));
     let (code, sqlstate, message) = error(&job);
     assert_eq!((code, sqlstate), ("too_many_rejects", "22P02"), "{job}");
     assert!(message.contains("line 2"), "{message}");
     assert_eq!(app.target.count("SELECT count(*) FROM t"), 0);
+    let result = &job["result"];
+    assert_eq!(
+        (&result["state"], &result["rows"], &result["truncated"]),
+        (&json!("available"), &json!(7), &json!(true))
+    );
+    assert_eq!(rejects(&app, &job).len(), 7);
     let id = job["id"].as_str().unwrap();
-    assert_eq!(app.get(&format!("/v1/jobs/{id}/result/data")).problem().1, "job_failed");
     let log = app.get(&format!("/v1/jobs/{id}/log")).json();
     let log: Vec<(&str, &str)> = log["lines"]
         .as_array()
@@ -378,6 +383,27 @@ fn rows_are_refused_one_by_one_with_their_lines() {
         &json!({"table": "t", "reject_limit": 1}),
     ));
     assert_eq!((&job["result"]["state"], &job["result"]["rows"]), (&json!("available"), &json!(0)));
+}
+
+#[test]
+fn more_refused_rows_than_a_log_has_lines_are_the_result_of_the_job_that_failed() {
+    let app = app_with("CREATE TABLE public.t (a int)");
+    let body: String = (0..12_000).map(|n| if n % 4 == 0 { format!("bad{n}\n") } else { format!("{n}\n") }).collect();
+    let args = json!({"table": "t", "header": false, "reject_limit": 2_000});
+    let job = import(&app, CSV, &body, &args);
+    assert_eq!(error(&job).0, "too_many_rejects", "{job}");
+    assert!(job["error"]["hint"].as_str().unwrap().contains("result"), "{job}");
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let manifest = app.get(&format!("{path}/result")).json();
+    assert_eq!((&manifest["rows"], &manifest["truncated"]), (&json!(2_001), &json!(true)));
+    let found = rejects(&app, &job);
+    let expected: Vec<(u64, String, String)> =
+        (0..2_001).map(|n| (4 * n + 1, "22P02".to_owned(), format!("bad{}", 4 * n))).collect();
+    assert_eq!(found, expected);
+    // It goes as any result does.
+    assert_eq!(app.send("DELETE", &format!("{path}/result"), &[], b"").status, 204);
+    assert_eq!(app.get(&format!("{path}/result/data")).problem().1, "result_deleted");
+    assert_eq!(app.target.count("SELECT count(*) FROM t"), 0);
 }
 
 #[test]

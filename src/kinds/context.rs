@@ -75,6 +75,8 @@ pub struct LeftBehind {
     pub statistics: JobStatistics,
     /// The result that becomes visible when the job succeeds.
     pub manifest: Option<Manifest>,
+    /// The result that becomes visible when the job fails with the error that the work returned.
+    pub manifest_of_failure: Option<Manifest>,
     /// The work knows that nothing of it took effect.
     pub no_effect: bool,
     /// The work knows that something of it may have taken effect that nothing will tell.
@@ -130,6 +132,7 @@ pub struct WorkContext<'a> {
     said: Arc<Said>,
     statistics: RefCell<JobStatistics>,
     manifest: RefCell<Option<Manifest>>,
+    manifest_of_failure: RefCell<Option<Manifest>>,
     no_effect: Cell<bool>,
     not_to_be_repeated: Cell<bool>,
     commit: RefCell<CommitState>,
@@ -153,6 +156,7 @@ impl<'a> WorkContext<'a> {
             said,
             statistics: RefCell::default(),
             manifest: RefCell::default(),
+            manifest_of_failure: RefCell::default(),
             no_effect: Cell::new(false),
             not_to_be_repeated: Cell::new(false),
             commit: RefCell::default(),
@@ -388,11 +392,18 @@ impl<'a> WorkContext<'a> {
         *self.manifest.borrow_mut() = Some(manifest);
     }
 
+    /// The result that becomes visible when the job fails with what the work returns next: what its error is about. A
+    /// job that is tried again, cancelled or over its time has none.
+    pub fn keep_result_of_failure(&self, manifest: Manifest) {
+        *self.manifest_of_failure.borrow_mut() = Some(manifest);
+    }
+
     /// What the attempt leaves behind, for its end.
     pub fn leave(self) -> LeftBehind {
         LeftBehind {
             statistics: self.statistics.into_inner(),
             manifest: self.manifest.into_inner(),
+            manifest_of_failure: self.manifest_of_failure.into_inner(),
             no_effect: self.no_effect.get(),
             not_to_be_repeated: self.not_to_be_repeated.get(),
             commit: self.commit.into_inner(),

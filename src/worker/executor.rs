@@ -24,7 +24,7 @@ use crate::kinds::{CONNECTION_LOST, QUERY_CANCELED, StopReason, WorkContext, Wor
 use crate::queue::cancel::{self, Asked};
 use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::ClaimedJob;
-use crate::queue::finish::{Ending, Finished};
+use crate::queue::finish::{Ending, Finished, FinishedResult};
 use crate::queue::history::{self, Run};
 use crate::queue::job::{JobState, JobStatistics};
 use crate::queue::liveness::{interrupted, outcome_unknown};
@@ -314,6 +314,7 @@ struct Performed {
     commit: CommitState,
     statistics: JobStatistics,
     manifest: Option<Manifest>,
+    manifest_of_failure: Option<Manifest>,
 }
 
 /// A connection that broke on our side may still be at work on the server's: nothing of this attempt is to run when
@@ -333,7 +334,15 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
         let error = JobError::new("unknown_target", format!("this process has no target {}", job.target));
         let outcome = Err(WorkError::Fail(error));
         let (statistics, commit) = (JobStatistics::default(), CommitState::None);
-        return Performed { outcome, begun: false, not_to_be_repeated: false, commit, statistics, manifest: None };
+        return Performed {
+            outcome,
+            begun: false,
+            not_to_be_repeated: false,
+            commit,
+            statistics,
+            manifest: None,
+            manifest_of_failure: None,
+        };
     };
     let mut context = WorkContext::new(
         job,
@@ -353,13 +362,15 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
         let error = JobError::new(PANIC, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
     });
-    let LeftBehind { statistics, manifest, no_effect, not_to_be_repeated, commit } = context.leave();
-    Performed { outcome, begun: begun && !no_effect, not_to_be_repeated, commit, statistics, manifest }
+    let LeftBehind { statistics, manifest, manifest_of_failure, no_effect, not_to_be_repeated, commit } =
+        context.leave();
+    let begun = begun && !no_effect;
+    Performed { outcome, begun, not_to_be_repeated, commit, statistics, manifest, manifest_of_failure }
 }
 
 fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<Ending, DbError> {
     let (job, retry) = (&attempt.job, &shared.config.retry);
-    let Performed { outcome, begun, not_to_be_repeated, statistics, manifest, .. } = performed;
+    let Performed { outcome, begun, not_to_be_repeated, statistics, manifest, manifest_of_failure, .. } = performed;
     let error = match outcome {
         Ok(output) => return succeeded(output, statistics, manifest),
         Err(error) => error,
@@ -388,7 +399,7 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         WorkError::Retry(error) if job.attempt < job.max_attempts => {
             Ok(Ending::Retry { delay_ms: milliseconds(retry.delay(job.attempt)), error: json(&error)? })
         }
-        WorkError::Retry(error) | WorkError::Fail(error) => failed(&error),
+        WorkError::Retry(error) | WorkError::Fail(error) => failed_with(&error, manifest_of_failure.as_ref()),
         WorkError::Snooze(delay) => Ok(Ending::Snooze { delay_ms: milliseconds(delay), error: None }),
         WorkError::Unavailable(error) => unavailable(job, &error),
         WorkError::Cancelled => {
@@ -433,13 +444,22 @@ fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -
 }
 
 fn succeeded(output: RawJson, statistics: JobStatistics, manifest: Option<Manifest>) -> Result<Ending, DbError> {
-    let result = manifest.as_ref().map(Manifest::finished).transpose();
-    let result = result.map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
+    let result = finished_result(manifest.as_ref())?;
     Ok(Ending::Finished(Outcome { output, statistics, result }.finished(None)))
 }
 
 fn failed(error: &JobError) -> Result<Ending, DbError> {
-    Ok(Ending::Finished(Finished { error: Some(json(error)?), ..Finished::plain(JobState::Failed) }))
+    failed_with(error, None)
+}
+
+fn failed_with(error: &JobError, manifest: Option<&Manifest>) -> Result<Ending, DbError> {
+    let (error, result) = (Some(json(error)?), finished_result(manifest)?);
+    Ok(Ending::Finished(Finished { error, result, ..Finished::plain(JobState::Failed) }))
+}
+
+fn finished_result(manifest: Option<&Manifest>) -> Result<Option<FinishedResult>, DbError> {
+    let result = manifest.map(Manifest::finished).transpose();
+    Ok(result.map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
 }
 
 fn milliseconds(delay: Duration) -> i64 {

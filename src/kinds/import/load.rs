@@ -186,6 +186,9 @@ impl Sink<'_> {
             };
             // What was refused so far is told, however it ends.
             rejects.take(block.refused)?;
+            if rejects.are_too_many() {
+                return Err(rejects.give_up());
+            }
             imported.count(stored?);
         }
         self.set_timeout(source.ctx, "")?;
@@ -314,17 +317,28 @@ impl<'c, 'a> Rejects<'c, 'a> {
         if self.first.is_none() {
             self.first = refused.into_iter().next();
         }
-        match &self.first {
-            Some(first) if self.total > self.limit => {
-                let message = format!(
-                    "more than {} rows were refused, and nothing was stored; the first one is on line {}: {}",
-                    self.limit, first.line, first.message
-                );
-                let mut error = JobError::new("too_many_rejects", message);
-                error.sqlstate = Some(first.sqlstate.clone());
-                Err(WorkError::Fail(error.with_hint("the job's log names each row that was refused")))
+        Ok(())
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.total > self.limit
+    }
+
+    /// The end of the job: those that were refused so far are its result all the same, which doesn't look complete.
+    fn give_up(self) -> WorkError {
+        let (line, reason) = self.first.as_ref().map_or((0, ""), |first| (first.line, first.message.as_str()));
+        let message = format!(
+            "more than {} rows were refused, and nothing was stored; the first one is on line {line}: {reason}",
+            self.limit
+        );
+        let mut error = JobError::new("too_many_rejects", message);
+        error.sqlstate = self.first.map(|first| first.sqlstate);
+        match self.writer.finish(true) {
+            Ok(manifest) => {
+                self.ctx.keep_result_of_failure(manifest);
+                WorkError::Fail(error.with_hint("the job's result has each row that was refused up to there"))
             }
-            _ => Ok(()),
+            Err(error) => error.into(),
         }
     }
 

@@ -484,6 +484,37 @@ fn without_the_right_to_temporary_tables_it_is_said_so() {
 }
 
 #[test]
+fn a_table_with_row_level_security_is_refused_whatever_becomes_of_conflicts() {
+    let app = app_with(
+        "CREATE TABLE public.t (a int PRIMARY KEY); ALTER TABLE public.t ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+         CREATE POLICY all_of_them ON public.t USING (true)",
+    );
+    for on_conflict in ["error", "skip", "update"] {
+        let job = import(&app, CSV, "a\n1\n", &json!({"table": "t", "on_conflict": on_conflict}));
+        assert_eq!(error(&job).0, "row_level_security", "{job}");
+    }
+    // It doesn't bind the owner unless it is forced to.
+    make(&app.target, "ALTER TABLE public.t NO FORCE ROW LEVEL SECURITY");
+    assert_eq!(imports(&app, CSV, "a\n1\n", &json!({"table": "t"})), counts(1, 1, 0, 0, 0));
+}
+
+#[test]
+fn an_error_of_another_class_ends_the_job_and_one_at_the_end_has_no_line() {
+    let app = app_with(
+        "CREATE TABLE public.p (id int PRIMARY KEY); CREATE TABLE public.t (a int REFERENCES public.p);
+         CREATE TABLE public.own (a int);
+         CREATE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             RAISE 'not this one' USING ERRCODE = CASE NEW.a WHEN 1 THEN 'MY001' ELSE '23514' END; END $$;
+         CREATE TRIGGER f BEFORE INSERT ON public.own FOR EACH ROW EXECUTE FUNCTION public.f()",
+    );
+    let job = import(&app, CSV, "a\n1\n", &json!({"table": "own", "reject_limit": 5}));
+    assert_eq!((error(&job).0, error(&job).1), ("sql_error", "MY001"), "{job}");
+    assert_eq!(imports(&app, CSV, "a\n2\n", &json!({"table": "own", "reject_limit": 5})), counts(1, 0, 0, 0, 1));
+    let job = import(&app, CSV, "a\n1\n", &json!({"table": "t"}));
+    assert!(error(&job).1 == "23503" && error(&job).2.starts_with("insert or update on table"), "{job}");
+}
+
+#[test]
 fn deferred_constraints_are_looked_at_before_the_end() {
     let app = app_with(
         "CREATE TABLE public.t (a int PRIMARY KEY, u int UNIQUE DEFERRABLE INITIALLY DEFERRED,

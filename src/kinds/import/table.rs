@@ -81,7 +81,8 @@ impl Table {
                                     k.contype IN ('u', 'x') OR k.contype = 'f' AND k.confrelid <> c.oid
                                         AND k.confrelid NOT IN (
                                             SELECT relid FROM pg_catalog.pg_partition_tree(
-                                                coalesce(pg_catalog.pg_partition_root(c.oid), c.oid))), false)))
+                                                coalesce(pg_catalog.pg_partition_root(c.oid), c.oid))), false))),
+                    pg_catalog.row_security_active(c.oid)
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
               WHERE c.oid = pg_catalog.to_regclass($1)",
             &[Some(name)],
@@ -96,6 +97,14 @@ impl Table {
             }
             "r" | "p" => {}
             _ => return fail("table_not_found", format!("{name} is no table that rows can be stored in")),
+        }
+        if text(5) == "t" {
+            // COPY would refuse it too, but not the statement that merges rows.
+            let message = format!("{name} has row-level security, which COPY can't keep");
+            let error = JobError::new("row_level_security", message);
+            return Err(WorkError::Fail(
+                error.with_hint("import into another table, and store its rows by an execute job"),
+            ));
         }
         let oid = text(0);
         let columns = columns(session, &oid)?;

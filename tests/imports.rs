@@ -755,3 +755,54 @@ fn a_bomb_takes_no_memory() {
     let grown = peak(&server) - before;
     assert!(grown < 320, "an array of 30 million elements took {grown} MiB");
 }
+
+/// Rows that aren't even sent take no more memory than those that are, and hold up no cancel.
+#[test]
+fn a_bomb_of_refused_rows_takes_no_memory() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    make(&target, "CREATE TABLE public.t (a text, b text[])");
+    let server = Server::serve(&queue, &target, &[]);
+    let zipped = |line: &[u8], times: usize| {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        (0..times).for_each(|_| encoder.write_all(line).unwrap());
+        encoder.finish().unwrap()
+    };
+    let run = |body: &[u8], args: &Value| {
+        let upload = upload_as(&server.client, NDJSON, "zstd", body);
+        server.client.ended(&job_of(&server.client, &upload, NDJSON, args))
+    };
+    let before = peak(&server);
+    // Half a million rows with keys that are no columns.
+    let unknown = format!("{{\"{}\":1}}\n", "k".repeat(300));
+    let unknown = zipped(unknown.as_bytes(), 500_000);
+    let job = run(&unknown, &json!({"table": "t", "columns": ["a"]}));
+    assert_eq!(error(&job).0, "invalid_row", "{job}");
+    assert!(job["error"]["message"].as_str().unwrap().len() < 300, "{job}");
+    // Rows of 8 MiB each: 5,000 of them are no block.
+    let large = zipped(format!("{{\"x\":\"{}\"}}\n", "k".repeat(8 << 20)).as_bytes(), 40);
+    let job = run(&large, &json!({"table": "t", "columns": ["a"], "reject_limit": 10_000}));
+    assert_eq!(job["output"]["rejected"], 40, "{job}");
+    // An array of 18 million items, and a header of as many names.
+    let array = zipped(format!("{{\"b\":[{}1]}}\n", "1,".repeat(18_000_000)).as_bytes(), 1);
+    assert_eq!(error(&run(&array, &json!({"table": "t"}))).0, "invalid_row");
+    let header = upload_as(&server.client, CSV, "zstd", &zipped(&b",".repeat(20_000_000), 1));
+    let job = server.client.ended(&job_of(&server.client, &header, CSV, &json!({"table": "t"})));
+    assert_eq!(error(&job).0, "too_many_columns", "{job}");
+    let grown = peak(&server) - before;
+    assert!(grown < 300, "bombs took {grown} MiB");
+    // Nothing but blank lines, for minutes: a cancel ends it.
+    let blank = zipped(&b"\n".repeat(1 << 20), 30_000);
+    let upload = upload_as(&server.client, NDJSON, "zstd", &blank);
+    let id = job_of(&server.client, &upload, NDJSON, &json!({"table": "t", "columns": ["a"]}));
+    eventually("it runs", || server.client.job(&id)["state"] == "running");
+    server.client.post(&format!("/v1/jobs/{id}/cancel"), &json!({}));
+    assert_eq!(server.client.ended(&id)["state"], "cancelled");
+}
+
+/// A table whose rows refer to one another takes them in any order.
+#[test]
+fn a_foreign_key_to_the_table_itself_is_looked_at_behind_all_rows() {
+    let app = app_with("CREATE TABLE public.tree (id int PRIMARY KEY, up int REFERENCES tree)");
+    assert_eq!(imports(&app, CSV, "id,up\n1,2\n2,1\n", &json!({"table": "tree"})), counts(2, 2, 0, 0, 0));
+}

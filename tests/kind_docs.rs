@@ -112,11 +112,12 @@ fn table<W: Work + ToSchema>() -> (&'static str, String) {
 }
 
 fn tables() -> BTreeMap<&'static str, String> {
-    use slowlane::kinds::{backfill, execute, maintain, query, refresh, validate};
+    use slowlane::kinds::{backfill, execute, import, maintain, query, refresh, validate};
     [
         table::<query::Query>(),
         table::<backfill::Backfill>(),
         table::<execute::Execute>(),
+        table::<import::Import>(),
         table::<maintain::Maintain>(),
         table::<refresh::Refresh>(),
         table::<validate::Validate>(),

@@ -14,6 +14,7 @@
 //! | `load` | COPY, blocks, refused rows |
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::kinds::context::WorkContext;
@@ -46,35 +47,38 @@ pub const MAX_REJECT_LIMIT: u64 = 10_000;
 const MAX_COLUMNS: usize = 1_600;
 
 /// The arguments of an `import`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Import {
-    /// The upload.
+    /// An upload that is ready: 422 `unknown_upload` otherwise.
+    #[schema(value_type = String, format = "uuid")]
     pub upload: Uuid,
     /// The table, with its schema or as the target's `search_path` finds it; quoted where SQL would have it.
     pub table: String,
-    /// The columns that the file has, in its order. Defaults to what the header or the keys say.
+    /// The columns that the file has, in its order. Defaults to what the header or the keys say; without either, to all that can
+    /// be written.
     pub columns: Option<Vec<String>>,
-    /// What the file is.
+    /// What the file is, as its upload was sent.
     pub format: ImportFormat,
-    /// CSV: what stands for NULL. Defaults to nothing, without quotes.
+    /// CSV: what stands for NULL, without quotes; nothing by default, and not `\.`.
     pub null: Option<String>,
-    /// CSV: the first line has the names of the columns. Defaults to yes.
+    /// CSV: the first line has the names of the columns, true by default. Where `columns` is given it is read and dropped.
     pub header: Option<bool>,
-    /// CSV: what stands between values. Defaults to a comma.
+    /// CSV: what stands between values: one character of ASCII, no dot and no backslash. Defaults to a comma.
     pub delimiter: Option<String>,
-    /// What becomes of rows whose key is in the table already.
+    /// What becomes of rows whose key is in the table already: the job fails (the default), they are left out, or they
+    /// replace what is there in the columns that the file has.
     #[serde(default)]
     pub on_conflict: OnConflict,
     /// The columns of the unique index by which rows are compared. Defaults to the primary key.
     pub conflict_columns: Option<Vec<String>>,
-    /// So many rows may be refused and left out. Defaults to none.
+    /// So many rows may be refused and left out, up to 10,000. Defaults to none.
     #[serde(default)]
     pub reject_limit: u64,
 }
 
 /// What a file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ImportFormat {
     /// CSV as COPY reads it.
@@ -84,7 +88,7 @@ pub enum ImportFormat {
 }
 
 /// What becomes of rows whose key is in the table already.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnConflict {
     /// They are an error, as any that violates a constraint.

@@ -1,6 +1,7 @@
 //! What is measured, one file for each promise of speed.
 
 mod accept;
+mod backfill;
 mod cancel;
 mod drain;
 mod export;
@@ -29,5 +30,6 @@ pub const CASES: &[(&str, Case)] = &[
     ("once", once::run),
     ("export", export::run),
     ("import", import::run),
+    ("backfill", backfill::run),
     ("memory", memory::run),
 ];

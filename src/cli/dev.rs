@@ -71,7 +71,7 @@ slowlane serves on http://{address}, with every flight that left New York in 201
   # the same in one go, for a query that ends within 10 seconds
   {post} -H 'prefer: wait=10' -d '{{"kind":"query","args":{{"sql":"SELECT count(*) FROM flights WHERE origin = $1","params":["JFK"]}}}}'
 
-  # a new column, filled in batches by key: its progress, and a pause
+  # a new column, filled in batches by key, and how far that is
   {post} -H 'prefer: wait=10' -d '{{"kind":"execute","args":{{"statements":[{{"sql":"ALTER TABLE flights ADD COLUMN IF NOT EXISTS route text"}}]}}}}'
   {post} -d '{{"kind":"backfill","args":{{"table":"flights","set":{{"route":"origin || dest"}},"where":"route IS NULL","target_batch_ms":100}}}}'
   {get}'/v1/jobs?limit=1'

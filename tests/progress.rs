@@ -1,11 +1,15 @@
 //! What a running job shows of itself: the server's own counts, what it waits for, and what earlier runs tell.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
+use slowlane::db::activity::CommandProgress;
+use slowlane::db::targets::{Target, TargetBackend, TargetSettings};
+use slowlane::metrics::Metrics;
 
 use crate::support::app::TestApp;
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{Database, Postgres};
 use crate::support::{PATIENCE, eventually};
 
 /// Every progress that a job shows, until it has ended.
@@ -130,4 +134,68 @@ fn work_that_was_done_before_says_how_long_it_takes() {
     slowlane::queue::history::sweep(&mut connection, 180).unwrap();
     assert_eq!(app.queue.text("SELECT string_agg(duration_ms::text, ',' ORDER BY duration_ms) FROM run_history WHERE fingerprint = '\\x00'"),
         (1..=20).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
+}
+
+/// Runs a command on a session of its own, looks at it until it has counted something in `phase`, and cancels it.
+fn observe(target: &Target, database: &Database, set_up: &str, command: &str, phase: &str) -> CommandProgress {
+    let mut session = database.session();
+    session.execute_batch(set_up).unwrap();
+    let pid = session.backend_pid();
+    let started = format!(
+        "SELECT to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') FROM pg_stat_activity WHERE pid = {pid}"
+    );
+    let backend = TargetBackend { pid, backend_start: database.text(&started).parse().unwrap() };
+    let mut canceller = session.canceller().unwrap();
+    let mut observer = target.observer();
+    let mut found = None;
+    std::thread::scope(|scope| {
+        let running = scope.spawn(move || session.execute_batch(command));
+        eventually(phase, || {
+            let seen = observer.observe(std::slice::from_ref(&backend)).unwrap();
+            found = seen.into_iter().find_map(|activity| activity.command).filter(|command| command.phase == phase);
+            found.as_ref().is_some_and(|command| command.done.is_some_and(|done| done > 0))
+        });
+        canceller.cancel().unwrap();
+        assert_eq!(running.join().unwrap().unwrap_err().sqlstate.as_deref(), Some("57014"));
+    });
+    found.unwrap()
+}
+
+#[test]
+fn what_the_server_counts_is_read_of_every_command_that_it_counts() {
+    let database = Postgres::shared().work();
+    database.run(
+        "CREATE TABLE public.t (id int, filling text) WITH (autovacuum_enabled = false);
+         INSERT INTO public.t SELECT g, repeat('x', 500) FROM generate_series(1, 10000) g;
+         CREATE FUNCTION public.naps(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+             IF $1 > 9990 THEN PERFORM pg_sleep(1); END IF; RETURN $1; END $$;
+         CREATE TABLE public.two (id int); INSERT INTO public.two SELECT generate_series(1, 9995);
+         CREATE TABLE public.copied (id int)",
+    );
+    let settings = TargetSettings {
+        dsn: Postgres::shared().superuser().with("dbname", database.name()),
+        work_mem: None,
+        allow_unsafe_role: true,
+        read_only: false,
+        synchronous: false,
+    };
+    let target = Target::open("observed", settings, 1, &Arc::new(Metrics::default())).unwrap();
+    let blocks = database.count("SELECT pg_relation_size('public.t') / current_setting('block_size')::int");
+    // Slow enough to be looked at: a nap after each page, or in each of the last rows.
+    let slowly = "SET vacuum_cost_delay = '20ms'; SET vacuum_cost_limit = 1";
+    for (command, phase) in
+        [("VACUUM public.t", "scanning heap (t)"), ("ANALYZE public.t", "acquiring sample rows (t)")]
+    {
+        let seen = observe(&target, &database, slowly, command, phase);
+        assert_eq!((seen.total, seen.unit), (Some(blocks), "blocks"), "{command}");
+        assert!(seen.done.unwrap() <= blocks);
+    }
+    let one_process = "SET max_parallel_maintenance_workers = 0";
+    let create = "CREATE INDEX two_b ON public.two (public.naps(id))";
+    let seen = observe(&target, &database, one_process, create, "building index: scanning table (two)");
+    let of_two = database.count("SELECT pg_relation_size('public.two') / current_setting('block_size')::int");
+    assert_eq!((seen.total, seen.unit), (Some(of_two), "blocks"));
+    let copy = "COPY public.copied FROM PROGRAM 'for i in 1 2 3 4 5 6 7 8 9; do seq 1 20000; sleep 1; done'";
+    let seen = observe(&target, &database, "", copy, "copy from (copied)");
+    assert_eq!((seen.unit, seen.total), ("bytes", None), "how much will come isn't known");
 }

@@ -94,7 +94,7 @@ impl Work for DelayStatistics {
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Written, WorkError> {
         let mut connection = ctx.diesel()?;
-        connection.batch_execute(TABLE)?;
+        connection.transaction(|connection| make_table(connection))?;
         let mut cursor = ctx.checkpoint()?.unwrap_or(Cursor { next_month: self.from_month, rows: 0 });
         let began_at = cursor.next_month;
         if began_at > self.from_month {
@@ -119,8 +119,16 @@ impl Work for DelayStatistics {
     }
 }
 
+/// Two at once would both find that there is none, and one would fail.
+fn make_table(connection: &mut PgConnection) -> QueryResult<()> {
+    diesel::sql_query("SELECT pg_advisory_xact_lock(hashtext('delay_statistics'))").execute(connection)?;
+    connection.batch_execute(TABLE)
+}
+
 /// Writes one month's rows in place of those that are there. Says how many.
 fn write_month(connection: &mut PgConnection, month: i16) -> QueryResult<usize> {
+    // Two jobs may be at the same month: the second waits for the first, and writes it once more.
+    diesel::sql_query("SELECT pg_advisory_xact_lock(hashtext('delay_statistics'))").execute(connection)?;
     diesel::delete(delay_statistics::table.filter(delay_statistics::month.eq(month))).execute(connection)?;
     flights::table
         .filter(flights::month.eq(month))

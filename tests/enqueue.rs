@@ -5,6 +5,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use serde_json::{Value, json};
+use slowlane::kinds::import::Import;
 use slowlane::kinds::query::Query;
 use slowlane::kinds::{Registry, Work};
 use slowlane::pq::{PqError, Session};
@@ -290,6 +291,49 @@ fn rust_and_sql_say_the_same() {
     }
 }
 
+/// SQL knows no kind: what a request would have been refused for ends the job, before anything runs.
+#[test]
+fn arguments_that_nobody_has_checked_are_checked_before_anything_runs() {
+    let app = TestApp::start();
+    app.target.run("CREATE TABLE public.t (a int); GRANT ALL ON public.t TO PUBLIC");
+    let mut session = session(&application(&app.queue));
+    for (kind, args, pointer) in [
+        (
+            "execute",
+            json!({"statements": [{"sql": "INSERT INTO public.t VALUES (1)"}, {"sql": "COMMIT"}]}),
+            "/statements/1/sql",
+        ),
+        ("query", json!({"sql": "SELECT 1", "byte_limit": 1_000_000_000_000_000_u64}), "/byte_limit"),
+        ("refresh", json!({"view": " "}), "/view"),
+    ] {
+        let id = enqueue(&mut session, &format!("'{kind}', '{args}'")).unwrap();
+        let job = app.ended(&id);
+        assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("invalid_args")), "{job}");
+        assert!(job["error"]["message"].as_str().unwrap().starts_with(pointer), "{job}");
+    }
+    assert_eq!(app.target.count("SELECT count(*) FROM public.t"), 0);
+}
+
+/// Work of an application's own may do what it should not: it ends, and so does every other job.
+#[test]
+fn careless_work_ends_and_takes_no_other_with_it() {
+    let app = TestApp::start();
+    for (how, code) in [
+        ("a checkpoint with a NUL", "invalid_checkpoint"),
+        ("a checkpoint of 2 MiB", "invalid_checkpoint"),
+        ("a batch within a transaction", "already_in_transaction"),
+        ("a batch within the last transaction", "already_in_transaction"),
+    ] {
+        let id = app.submit(&json!({"kind": "careless", "args": {"how": how}}));
+        let job = app.ended(&id);
+        assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!(code)), "{how}: {job}");
+    }
+    let id = app.submit(&json!({"kind": "careless", "args": {"how": "a phase with a NUL"}}));
+    eventually("its phase is shown", || app.job(&id)["progress"]["phase"] == "a\u{fffd}b");
+    assert_eq!(app.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
+    assert_eq!(app.ended(&id)["state"], "cancelled");
+}
+
 /// An import that an application puts in keeps its upload, as one over HTTP does.
 #[test]
 fn an_upload_is_held_by_whoever_names_it() {
@@ -302,6 +346,8 @@ fn an_upload_is_held_by_whoever_names_it() {
     let args = json!({"upload": upload, "table": "public.numbers", "format": "csv"});
     let job = Registry::standard().job("import", &args).unwrap();
     assert_eq!(job.upload, Some(upload));
+    let work: Import = serde_json::from_value(args.clone()).unwrap();
+    assert_eq!(work.job().unwrap().upload, Some(upload));
     let later = Some("2999-01-01T00:00:00Z".parse().unwrap());
     let waits = NewJob { run_at: later, ..job.clone() };
     let by_rust = queue::insert(&mut connection, &waits).unwrap().to_string();

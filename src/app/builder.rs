@@ -22,16 +22,31 @@ use crate::pq;
 ///
 /// let given = DatabaseUrl::from("postgresql+asyncpg://app:s3cret@db.example/app");
 /// let named = DatabaseUrl::env("REPORTS_URL");
-/// assert!(!format!("{given:?} {named:?}").contains("s3cret"));
+/// let slip = DatabaseUrl::env("postgresql://app:s3cret@db.example/app");
+/// assert!(!format!("{given:?} {named:?} {slip:?}").contains("s3cret"));
 /// ```
 #[derive(Clone, Debug)]
 pub struct DatabaseUrl(Place);
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Place {
     Text(Secret),
     Variable(String),
     Parsed(Box<Dsn>),
+}
+
+/// A connection string is easily given in the place of a variable's name: only what can be one is shown.
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Text(text) => f.debug_tuple("Text").field(text).finish(),
+            Place::Variable(name) if name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') => {
+                f.debug_tuple("Variable").field(name).finish()
+            }
+            Place::Variable(_) => f.write_str("Variable(***)"),
+            Place::Parsed(dsn) => f.debug_tuple("Parsed").field(dsn).finish(),
+        }
+    }
 }
 
 impl DatabaseUrl {
@@ -211,7 +226,7 @@ macro_rules! said_of_both {
             self
         }
 
-        /// Adds a kind of work to the standard ones, `query` and `execute`.
+        /// Adds a kind of work to [`Registry::standard`].
         pub fn kind<W: Work>(mut self) -> Self {
             self.given.registry = self.given.registry.with::<W>();
             self

@@ -136,6 +136,8 @@ pub struct WorkContext<'a> {
     no_effect: Cell<bool>,
     not_to_be_repeated: Cell<bool>,
     commit: RefCell<CommitState>,
+    /// A transaction was to be recorded, and no answer came.
+    record_failed: Cell<bool>,
     had_session: Cell<bool>,
 }
 
@@ -160,6 +162,7 @@ impl<'a> WorkContext<'a> {
             no_effect: Cell::new(false),
             not_to_be_repeated: Cell::new(false),
             commit: RefCell::default(),
+            record_failed: Cell::new(false),
             had_session: Cell::new(false),
         }
     }
@@ -377,6 +380,8 @@ impl<'a> WorkContext<'a> {
 
     fn arm(&self, backend: TargetBackend, interrupt: Box<dyn Interrupt>) -> Result<u64, WorkError> {
         self.had_session.set(true);
+        // What follows may take effect.
+        self.no_effect.set(false);
         self.control.arm(backend, interrupt).map_err(|_| WorkError::Cancelled)
     }
 

@@ -181,7 +181,8 @@ impl JobControl {
 
     /// Waits for at most `pause`, no longer than the attempt may run. `false` when it is to end.
     pub fn may_wait(&self, pause: Duration) -> bool {
-        self.wait(self.deadline.min(Instant::now() + pause), |inner| inner.ended || inner.reason.is_some());
+        let until = Instant::now().checked_add(pause).map_or(self.deadline, |until| until.min(self.deadline));
+        self.wait(until, |inner| inner.ended || inner.reason.is_some());
         self.stop_reason().is_none() && !self.remaining().is_zero()
     }
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::db::fate::{MARK_SQL, SAFE_COMMIT_SQL, ServerLife, TransactionMark};
 use crate::kinds::WorkError;
 use crate::kinds::context::{CommitState, WorkContext};
-use crate::pq::{PqErrorKind, Session};
+use crate::pq::{PqErrorKind, Session, TransactionStatus};
 use crate::queue::checkpoint::Effect;
 use crate::queue::{JobError, RawJson};
 
@@ -89,6 +89,10 @@ fn prepare(
 ) -> Result<ServerLife, WorkError> {
     ctx.may_commit()?;
     ctx.check()?;
+    if session.transaction_status() == TransactionStatus::Idle {
+        let error = JobError::new("no_transaction", "the session is in no transaction that could be committed");
+        return Err(WorkError::Fail(error.with_hint("what ran before has taken effect by itself: BEGIN comes first")));
+    }
     let effect = effect()?;
     let rows = session.query(MARK_SQL, &[Some(&ctx.lease().application_name())])?;
     let column = |n: usize| rows.get(0, n).unwrap_or_default();
@@ -154,7 +158,14 @@ fn transaction_as<T: Serialize>(
     committed: fn(String) -> CommitState,
 ) -> Result<T, WorkError> {
     ctx.may_commit()?;
-    AnsiTransactionManager::begin_transaction(connection)?;
+    // Within another one it would be a savepoint, which a ROLLBACK of that one takes back.
+    AnsiTransactionManager::begin_transaction_sql(connection, "BEGIN").map_err(|error| match error {
+        diesel::result::Error::AlreadyInTransaction => {
+            let error = JobError::new("already_in_transaction", "the connection is in a transaction already");
+            WorkError::Fail(error.with_hint("commit or roll back that one before"))
+        }
+        error => error.into(),
+    })?;
     let prepared = work(connection).and_then(|value| {
         ctx.check()?;
         let effect = effect(&value)?;

@@ -40,7 +40,8 @@ use crate::uploads;
 /// A kind of work: its arguments are the type itself. docs/rust.md goes through one from start to end.
 ///
 /// Give it to a server by [`ServerBuilder::kind`](crate::app::ServerBuilder::kind), or to a [`Registry`]. The type is read
-/// from a job's `args` twice: when it is accepted, so that a mistake is a 422 with the field's pointer, and when it runs.
+/// from a job's `args` and checked twice: when it is accepted, so that a mistake is a 422 with the field's pointer, and before it
+/// runs.
 /// `#[serde(deny_unknown_fields)]` makes a misspelt argument one.
 ///
 /// ```
@@ -67,7 +68,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     /// The kind's name in requests and rows.
     const KIND: &'static str;
     /// An attempt that ended unknown may be repeated: its effects are none, the same ones again, or committed by
-    /// [`WorkContext::exactly_once`] alone.
+    /// [`WorkContext::exactly_once`] alone. An attempt that returns [`WorkError::Retry`] is repeated whatever this says, and so is one
+    /// whose first session can't be had: have a session before anything takes effect elsewhere, and return `Fail` after it.
     const REPEATABLE: bool;
     /// Nothing that it does outlives a lost lease: it only reads, or what it writes is committed by
     /// [`WorkContext::exactly_once`]. It goes on while the queue can't be reached; work that isn't fenced is stopped
@@ -99,7 +101,7 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     fn job(&self) -> Result<NewJob, CheckError> {
         self.check().map_err(|errors| CheckError { errors })?;
         let args = RawJson::of(self).map_err(no_json)?;
-        Ok(NewJob::new(Self::KIND, args))
+        Ok(NewJob { upload: self.upload().map(|upload| upload.id), ..NewJob::new(Self::KIND, args) })
     }
 
     /// The upload that it reads, and which argument names it: a job is accepted only while the upload is there, which
@@ -512,11 +514,18 @@ fn unreadable(error: ArgError) -> WorkError {
 }
 
 fn validate<W: Work>(args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
-    parse::<W>(args).map_err(unreadable)?.validate(ctx)
+    read::<W>(args)?.validate(ctx)
+}
+
+/// The work, checked once more: a job that came in by SQL, or was written by another version, has been checked by nobody.
+fn read<W: Work>(args: &RawValue) -> Result<W, WorkError> {
+    let work = parse::<W>(args).map_err(unreadable)?;
+    work.check().map_err(|errors| WorkError::Fail(JobError::new("invalid_args", listed(&errors))))?;
+    Ok(work)
 }
 
 fn run<W: Work>(args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
-    let work = parse::<W>(args).map_err(unreadable)?;
+    let work = read::<W>(args)?;
     let output = work.run(ctx)?;
     RawJson::of(&output).map_err(|error| {
         WorkError::Fail(JobError::new("invalid_output", format!("the output has no JSON form: {error}")))

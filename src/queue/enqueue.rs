@@ -109,7 +109,7 @@ fn depth(json: &str) -> usize {
 
 /// A document says `\u0000`, which no text of Postgres can hold. Behind an even number of backslashes it is six plain
 /// characters.
-fn has_nul(json: &str) -> bool {
+pub(crate) fn has_nul(json: &str) -> bool {
     json.match_indices("\\u0000").any(|(at, _)| {
         let before = json.get(..at).unwrap_or_default();
         (before.len() - before.trim_end_matches('\\').len()).is_multiple_of(2)

@@ -12,11 +12,14 @@ use diesel::sql_types::{Array, BigInt, Json, Nullable, Text};
 use crate::db::activity::{Activity, CommandProgress};
 use crate::db::{DbError, prepared};
 use crate::queue::job::{JobProgress, Lease, ProgressBasis, RawJson};
+use crate::queue::log::cut;
 
 /// What is shown of an attempt whose work has said nothing.
 const RUNNING: &str = "running";
 /// Something unchanged is written again after so long: then it is known not to have changed.
 const SAY_AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// The longest phase or unit, in bytes. One statement stores those of all jobs: none may spoil it.
+const MAX_WORD_BYTES: usize = 500;
 /// A rate is one over at least so long.
 const RATE_OVER: Duration = Duration::from_secs(1);
 
@@ -83,6 +86,8 @@ impl Default for Progress {
 impl Progress {
     /// A newer report of the work's own. `coarse`: finer numbers of the server's are shown in its place.
     pub fn report(&mut self, report: Report, coarse: bool) {
+        let report =
+            Report { phase: cut(&report.phase, MAX_WORD_BYTES), unit: cut(&report.unit, MAX_WORD_BYTES), ..report };
         let same = self.report.as_ref().is_some_and(|last| last.phase == report.phase && last.unit == report.unit);
         if !same {
             self.phase_began = Some((Instant::now(), report.done));

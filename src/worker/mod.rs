@@ -204,7 +204,8 @@ impl Workers {
         let Workers { shared, threads } = self;
         shared.config.health.stop();
         shared.slots.close();
-        let until = Instant::now() + grace;
+        // Longer than any attempt may take.
+        let until = Instant::now() + grace.min(Duration::from_secs(7 * 86_400));
         let moment = Duration::from_millis(100);
         let patient = || Instant::now() < until && !hurry();
         // What is being claimed at this moment has to be seen before it can be said that nothing runs.

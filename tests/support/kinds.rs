@@ -5,7 +5,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
-use diesel::RunQueryDsl;
+use diesel::pg::PgConnection;
+use diesel::{Connection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use slowlane::kinds::{Registry, UploadArg, Work, WorkContext, WorkError};
 use slowlane::queue::JobError;
@@ -208,6 +209,32 @@ impl Work for GatedOnce {
     }
 }
 
+/// Work that does what the guide tells nobody to do.
+#[derive(Serialize, Deserialize)]
+pub struct Careless {
+    how: String,
+}
+
+impl Work for Careless {
+    const KIND: &'static str = "careless";
+    const REPEATABLE: bool = true;
+    type Output = ();
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<(), WorkError> {
+        let batch = |connection: &mut PgConnection| ctx.commit_batch(connection, |_| Ok(1)).map(drop);
+        match self.how.as_str() {
+            "a checkpoint with a NUL" => ctx.save_checkpoint("a\0b"),
+            "a checkpoint of 2 MiB" => ctx.save_checkpoint(&"x".repeat(2 << 20)),
+            "a batch within a transaction" => ctx.diesel()?.transaction(batch),
+            "a batch within the last transaction" => ctx.exactly_once(batch),
+            "a phase with a NUL" => {
+                ctx.phase("a\0b");
+                ctx.wait(Duration::MAX)
+            }
+            other => Err(WorkError::Fail(JobError::new("unknown", other))),
+        }
+    }
+}
+
 /// Every kind of the tests, and the standard ones.
 pub fn registry() -> Registry {
     Registry::standard()
@@ -218,4 +245,5 @@ pub fn registry() -> Registry {
         .with::<GatedOnce>()
         .with::<GatedResumable>()
         .with::<DieselBatches>()
+        .with::<Careless>()
 }

@@ -10,8 +10,12 @@ use crate::db::fate::{ServerLife, TransactionMark};
 use crate::kinds::context::{CommitState, QUEUE_PAUSE, WorkContext};
 use crate::kinds::{WorkError, exactly_once};
 use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome};
+use crate::queue::enqueue::has_nul;
 use crate::queue::{JobError, RawJson};
 use crate::results::Manifest;
+
+/// The largest cursor: 1 MiB. It is written with every batch.
+const MAX_CURSOR_BYTES: usize = 1024 * 1024;
 
 impl WorkContext<'_> {
     /// Keeps where the work is, under the lease: the next attempt finds it, whatever becomes of this one. Durable when
@@ -38,7 +42,16 @@ impl WorkContext<'_> {
         let cursor = RawJson::of(cursor).map_err(|error| {
             WorkError::Fail(JobError::new("invalid_checkpoint", format!("the checkpoint has no JSON form: {error}")))
         })?;
-        Ok(Checkpoint { cursor, statistics: *self.statistics.borrow() })
+        let refused = if has_nul(cursor.text()) {
+            Some("the checkpoint holds the character \\u0000, which Postgres can't store".to_owned())
+        } else {
+            (cursor.text().len() > MAX_CURSOR_BYTES)
+                .then(|| format!("the checkpoint is larger than {MAX_CURSOR_BYTES} bytes"))
+        };
+        match refused {
+            Some(why) => Err(WorkError::Fail(JobError::new("invalid_checkpoint", why))),
+            None => Ok(Checkpoint { cursor, statistics: *self.statistics.borrow() }),
+        }
     }
 
     /// The last batch, where it is known to be committed and the queue doesn't know it yet.
@@ -69,7 +82,8 @@ impl WorkContext<'_> {
     /// Does the last of the work, in one transaction on a Diesel connection, so that its effects and the job's end are
     /// one: whatever dies, they are there once when the job has succeeded, and not at all otherwise. What `work` returns
     /// is the job's output, should this process not live to say so. Work that changes nothing else may be `REPEATABLE`
-    /// and `FENCED`. To be called once, as the last thing. Costs two commits of the queue's and the target's besides its own.
+    /// and `FENCED`. To be called once, as the last thing, and with no session of the attempt's own in hand: it takes one, and
+    /// there are as many as threads. Costs two commits of the queue's and the target's besides its own.
     ///
     /// # Errors
     /// What `work` returns, after a rollback; otherwise as for any statement.
@@ -118,12 +132,20 @@ impl WorkContext<'_> {
 
     /// What ends the job is committed once. What is committed after it, or while it is in doubt, would have no record.
     pub(in crate::kinds) fn may_commit(&self) -> Result<(), WorkError> {
+        if self.record_failed.get() {
+            let error = JobError::new("commit_unknown", "whether the last transaction was recorded isn't known");
+            return Err(WorkError::Fail(
+                error.with_hint("return the error that it ended with: the next attempt finds out"),
+            ));
+        }
         match &*self.commit.borrow() {
             CommitState::None | CommitState::RolledBack(_) | CommitState::Advanced(_) => Ok(()),
             CommitState::InDoubt(_) | CommitState::Committed(_) => {
                 let error =
                     JobError::new("committed_twice", "the work has sent the COMMIT of its last transaction already");
-                Err(WorkError::Fail(error.with_hint("do all of it in one call of exactly_once")))
+                Err(WorkError::Fail(error.with_hint(
+                    "do all of it in one call of exactly_once, and return what a commit_batch has failed with",
+                )))
             }
         }
     }
@@ -179,9 +201,13 @@ impl WorkContext<'_> {
         // Before it is sent: an answer that is lost leaves it recorded.
         let seq = self.said.recorded.fetch_add(1, Ordering::SeqCst).saturating_add(1);
         *self.commit.borrow_mut() = CommitState::InDoubt(mark.xid.clone());
+        // Until its answer is there, the batch before may be known to this attempt alone.
+        self.record_failed.set(true);
         let written = self.ask_the_queue(|connection| {
             checkpoint::record(connection, &self.job.lease, seq, mark, effect, advanced.as_deref())
         })?;
-        self.held(written)
+        self.held(written)?;
+        self.record_failed.set(false);
+        Ok(())
     }
 }

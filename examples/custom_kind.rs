@@ -94,7 +94,7 @@ impl Work for DelayStatistics {
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Written, WorkError> {
         let mut connection = ctx.diesel()?;
-        connection.transaction(|connection| make_table(connection))?;
+        connection.transaction(make_table)?;
         let mut cursor = ctx.checkpoint()?.unwrap_or(Cursor { next_month: self.from_month, rows: 0 });
         let began_at = cursor.next_month;
         if began_at > self.from_month {

@@ -130,14 +130,9 @@ fn transaction_control_and_copy_are_refused_where_they_stand() {
     assert_eq!(app.queue.count("SELECT count(*) FROM jobs"), 0);
 }
 
-/// A row that no request would have made: nothing has looked at its statements.
-fn insert_unchecked(queue: &Database, statements: &Value) -> String {
-    let args = json!({"statements": statements}).to_string().replace('\'', "''");
-    queue.text(&format!(
-        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid, timeout_ms, max_attempts, result_ttl_ms)
-         SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7000800000000000' || lpad(to_hex((SELECT count(*) FROM finished_jobs)), 4, '0'))::uuid, 'execute', 'default', 'default', 5, 'queued',
-                '{args}', '{{}}', now(), now(), pg_current_xact_id(), 60000, 3, 60000 RETURNING id"
-    ))
+/// An `execute` whose statements nobody has looked at.
+fn submit_unchecked(app: &TestApp, statements: &Value) -> String {
+    app.submit(&json!({"kind": "unchecked_execute", "args": {"statements": statements}}))
 }
 
 #[test]
@@ -155,13 +150,13 @@ fn what_ends_the_transaction_all_the_same_is_noticed() {
     for (id, control) in
         [(2, "COMMIT"), (4, "COMMIT AND CHAIN"), (6, "ROLLBACK AND CHAIN"), (8, "COPY public.t TO STDOUT")]
     {
-        let job = insert_unchecked(&app.queue, &json!([insert(id), {"sql": control}, insert(id + 1)]));
+        let job = submit_unchecked(&app, &json!([insert(id), {"sql": control}, insert(id + 1)]));
         let job = app.ended(&job);
         assert_eq!(code(&job), ("failed", "statement_not_allowed"), "{control}: {job}");
     }
     // Nor is it tried again, though what fails behind it may be: a part is committed already.
-    let job = insert_unchecked(
-        &app.queue,
+    let job = submit_unchecked(
+        &app,
         &json!([insert(10), {"sql": "COMMIT AND CHAIN"}, {"sql": "DO $$ BEGIN RAISE EXCEPTION '' USING ERRCODE = '40001'; END $$"}]),
     );
     assert_eq!(code(&app.ended(&job)), ("failed", "statement_not_allowed"));

@@ -8,6 +8,7 @@ use std::time::Duration;
 use diesel::pg::PgConnection;
 use diesel::{Connection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
+use slowlane::kinds::execute::{Execute, Executed};
 use slowlane::kinds::{Registry, UploadArg, Work, WorkContext, WorkError};
 use slowlane::queue::JobError;
 use uuid::Uuid;
@@ -209,6 +210,21 @@ impl Work for GatedOnce {
     }
 }
 
+/// An `execute` whose statements nobody has looked at before they run.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UncheckedExecute(Execute);
+
+impl Work for UncheckedExecute {
+    const KIND: &'static str = "unchecked_execute";
+    const REPEATABLE: bool = true;
+    const FENCED: bool = true;
+    type Output = Executed;
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Executed, WorkError> {
+        self.0.run(ctx)
+    }
+}
+
 /// Work that does what the guide tells nobody to do.
 #[derive(Serialize, Deserialize)]
 pub struct Careless {
@@ -246,4 +262,5 @@ pub fn registry() -> Registry {
         .with::<GatedResumable>()
         .with::<DieselBatches>()
         .with::<Careless>()
+        .with::<UncheckedExecute>()
 }

@@ -304,7 +304,7 @@ impl Import {
     }
 
     /// The columns that a key of any row names: a column that none names is left to its default. The file is read for
-    /// this until all columns were seen, which is mostly the first row.
+    /// this until all columns were seen: to its end where a column, such as a serial one, has no key anywhere.
     fn keys(&self, ctx: &WorkContext<'_>, upload: &Upload, table: &Table) -> Result<Option<Vec<String>>, WorkError> {
         let mut records = self.records(ctx, upload)?;
         let writable: Vec<&str> = table.writable().map(|column| column.name.as_str()).collect();

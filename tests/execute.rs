@@ -3,6 +3,7 @@
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use slowlane::queue::job::MAX_ERROR_BYTES;
 
 use crate::support::app::TestApp;
 use crate::support::child::Server;
@@ -83,6 +84,11 @@ fn a_statement_that_fails_takes_all_back_and_is_named() {
     let error = &job["error"];
     assert!(error["message"].as_str().unwrap().starts_with("/statements/1: column"), "{error}");
     assert_eq!((&error["sqlstate"], &error["position"]), (&json!("42703"), &json!(8)));
+    // The place counts for the length of a message that is cut.
+    let job = run(&app, &json!([insert, {"sql": "SELECT repeat('x', 20000)::int"}]));
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("/statements/1: invalid input") && message.ends_with("x…"), "{message}");
+    assert!(message.len() <= MAX_ERROR_BYTES, "{} bytes", message.len());
     // What only the end of the transaction shows is an error of the whole.
     app.target.run("ALTER TABLE public.t ADD CONSTRAINT later UNIQUE (name) DEFERRABLE INITIALLY DEFERRED");
     let job = run(&app, &json!([insert, {"sql": "INSERT INTO public.t VALUES (2, 'a')"}]));

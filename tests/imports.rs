@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::pq::Session;
+use slowlane::queue::job::MAX_ERROR_BYTES;
 
 use crate::support::app::TestApp;
 use crate::support::child::Server;
@@ -240,6 +241,11 @@ fn an_error_names_its_line_whatever_stands_before_it() {
     }
     let job = import(&app, NDJSON, "{\"a\":1}\n\n \n{\"a\":2}\r\n\n{\"a\":\"x\"}\n", &json!({"table": "t"}));
     assert!(error(&job).2.starts_with("line 6: invalid input syntax"), "{job}");
+    // The line is there too where the server's message has the whole of a long value, and counts for its length.
+    let job = import(&app, CSV, &format!("a,b\n{},x\n", "é".repeat(20_000)), &json!({"table": "t"}));
+    let message = error(&job).2;
+    assert!(message.starts_with("line 2: invalid input syntax") && message.ends_with("é…"), "{message}");
+    assert!(message.len() <= MAX_ERROR_BYTES, "{} bytes", message.len());
     // Beyond the first of several COPYs.
     let filler = "x".repeat(1000);
     let body: String = (0..80_000)

@@ -224,7 +224,7 @@ fn ended_the_transaction(ctx: &WorkContext<'_>) -> WorkError {
 fn at(n: usize, error: WorkError) -> WorkError {
     let place = |error: JobError| {
         let separator = if error.message.starts_with('/') { "" } else { ": " };
-        JobError { message: format!("/statements/{n}{separator}{}", error.message), ..error }
+        JobError { message: format!("/statements/{n}{separator}{}", error.message), ..error }.bounded()
     };
     match error {
         WorkError::Retry(error) => WorkError::Retry(place(error)),

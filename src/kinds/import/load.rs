@@ -379,10 +379,13 @@ fn at_line(error: PqError, copied: &str, lines: &LineMap) -> WorkError {
         let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
         lines.place(digits.get(..end)?.parse().ok()?)
     });
-    let tell = |error: JobError| match line {
-        Some(Place::On(line)) => JobError { message: format!("line {line}: {}", error.message), ..error },
-        Some(Place::Before(line)) => JobError { message: format!("before line {line}: {}", error.message), ..error },
-        None => error,
+    let tell = |error: JobError| {
+        let message = match line {
+            Some(Place::On(line)) => format!("line {line}: {}", error.message),
+            Some(Place::Before(line)) => format!("before line {line}: {}", error.message),
+            None => return error,
+        };
+        JobError { message, ..error }.bounded()
     };
     match WorkError::from(error) {
         WorkError::Fail(error) => WorkError::Fail(tell(error)),

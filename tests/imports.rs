@@ -801,9 +801,13 @@ fn a_bomb_of_refused_rows_takes_no_memory() {
     let blank = zipped(&b"\n".repeat(1 << 20), 30_000);
     let upload = upload_as(&server.client, NDJSON, "zstd", &blank);
     let id = job_of(&server.client, &upload, NDJSON, &json!({"table": "t", "columns": ["a"]}));
-    eventually("it runs", || server.client.job(&id)["state"] == "running");
+    eventually("it reads them", || server.client.job(&id)["progress"]["done"].as_u64() > Some(0));
     server.client.post(&format!("/v1/jobs/{id}/cancel"), &json!({}));
-    assert_eq!(server.client.ended(&id)["state"], "cancelled");
+    let job = server.client.ended(&id);
+    assert_eq!(job["state"], "cancelled", "{job}");
+    assert!(job["progress"]["done"].as_u64() < job["progress"]["total"].as_u64(), "{job}");
+    // The work itself has ended: a thread that doesn't hear is given up, and is told of.
+    assert!(!server.log().contains("a thread is stuck"), "{}", server.log());
 }
 
 /// A table whose rows refer to one another takes them in any order.

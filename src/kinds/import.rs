@@ -217,7 +217,7 @@ impl Import {
     ) -> Result<Imported, WorkError> {
         session.execute_batch("BEGIN")?;
         let table = Table::find(session, &self.table)?;
-        let mut records = self.records(ctx, upload)?;
+        let mut records = self.records(ctx, upload, "copying rows")?;
         let Some(columns) = self.columns(ctx, upload, &table, &mut records)? else { return Ok(Imported::default()) };
         let conflict = match self.on_conflict {
             OnConflict::Error => None,
@@ -252,9 +252,14 @@ impl Import {
         Ok(imported)
     }
 
-    fn records<'c>(&self, ctx: &'c WorkContext<'_>, upload: &Upload) -> Result<Records<'c>, WorkError> {
+    /// The file's records from the first one on; progress tells how much of it is read, and what for.
+    fn records<'c>(&self, ctx: &'c WorkContext<'_>, upload: &Upload, phase: &'c str) -> Result<Records<'c>, WorkError> {
         let decoded = Decoded::new(ctx.read_upload(upload)?, upload.content_encoding)?;
-        Ok(Records::new(decoded, self.format == ImportFormat::Csv, || ctx.check()))
+        let total = upload.bytes;
+        Ok(Records::new(decoded, self.format == ImportFormat::Csv, move |done| {
+            load::report(ctx, phase, done, total);
+            ctx.check()
+        }))
     }
 
     /// The columns that rows fill, in the order of the file. `None` when there is nothing to be imported.
@@ -306,26 +311,14 @@ impl Import {
     /// The columns that a key of any row names: a column that none names is left to its default. The file is read for
     /// this until all columns were seen: to its end where a column, such as a serial one, has no key anywhere.
     fn keys(&self, ctx: &WorkContext<'_>, upload: &Upload, table: &Table) -> Result<Option<Vec<String>>, WorkError> {
-        let mut records = self.records(ctx, upload)?;
+        let mut records = self.records(ctx, upload, "looking for keys")?;
         let writable: Vec<&str> = table.writable().map(|column| column.name.as_str()).collect();
-        let mut rows = 0_u64;
-        let seen = ndjson::keys(&mut records, &writable, |records| {
-            rows = rows.saturating_add(1);
-            if rows.is_multiple_of(1_000) {
-                load::report(ctx, "looking for keys", records.position(), upload.bytes);
-            }
-        })?;
-        match (rows, seen.is_empty()) {
-            (0, _) => Ok(None),
-            (_, true) => {
-                let error =
-                    JobError::new("unknown_columns", format!("no key of any row is a column of {}", table.name));
-                Err(WorkError::Fail(error.with_hint(format!("it has: {}", writable.join(", ")))))
-            }
-            (_, false) => {
-                Ok(Some(writable.into_iter().filter(|name| seen.contains(*name)).map(str::to_owned).collect()))
-            }
+        let Some(seen) = ndjson::keys(&mut records, &writable)? else { return Ok(None) };
+        if seen.is_empty() {
+            let error = JobError::new("unknown_columns", format!("no key of any row is a column of {}", table.name));
+            return Err(WorkError::Fail(error.with_hint(format!("it has: {}", writable.join(", ")))));
         }
+        Ok(Some(writable.into_iter().filter(|name| seen.contains(*name)).map(str::to_owned).collect()))
     }
 
     fn delimiter_byte(&self) -> u8 {

@@ -50,7 +50,6 @@ impl Source<'_, '_> {
             Form::Csv => csv::fill(&mut self.records, batch, most_rows, most_bytes)?,
             Form::Ndjson(encoder) => encoder.fill(&mut self.records, batch, most_rows, most_bytes)?,
         }
-        self.report("copying rows");
         Ok(())
     }
 

@@ -40,8 +40,9 @@ enum Returns {
 /// Cuts records.
 pub(super) struct Records<'c> {
     input: Decoded,
-    /// Asked before every read: what is skipped and what is refused can be as long as the file.
-    may_go_on: Box<dyn Fn() -> Result<(), WorkError> + 'c>,
+    /// Told by every read how many bytes of the upload were read, and says whether to go on: what is skipped and what is
+    /// refused can be as long as the file.
+    may_go_on: Box<dyn Fn(i64) -> Result<(), WorkError> + 'c>,
     /// Line ends within double quotes belong to the record.
     quotes: bool,
     buffer: Vec<u8>,
@@ -59,7 +60,7 @@ pub(super) struct Records<'c> {
 }
 
 impl<'c> Records<'c> {
-    pub fn new(input: Decoded, quotes: bool, may_go_on: impl Fn() -> Result<(), WorkError> + 'c) -> Records<'c> {
+    pub fn new(input: Decoded, quotes: bool, may_go_on: impl Fn(i64) -> Result<(), WorkError> + 'c) -> Records<'c> {
         Records {
             input,
             may_go_on: Box::new(may_go_on),
@@ -154,7 +155,6 @@ impl<'c> Records<'c> {
     }
 
     fn fill(&mut self) -> Result<(), WorkError> {
-        (self.may_go_on)()?;
         self.buffer.drain(..self.start);
         (self.looked, self.start) = (self.looked.saturating_sub(self.start), 0);
         if self.buffer.len() > MAX_ROW_BYTES {
@@ -168,6 +168,7 @@ impl<'c> Records<'c> {
         let filled = self.buffer.len();
         self.buffer.resize(filled.saturating_add(CHUNK), 0);
         let read = self.input.read(self.buffer.get_mut(filled..).unwrap_or_default())?;
+        (self.may_go_on)(self.position())?;
         self.buffer.truncate(filled.saturating_add(read));
         self.ended = read == 0;
         if !self.begun && (self.buffer.len() >= BYTE_ORDER_MARK.len() || self.ended) {
@@ -198,7 +199,7 @@ mod tests {
     }
 
     fn records(file: &[u8], quotes: bool) -> Vec<(String, u64, u64)> {
-        let mut records = Records::new(Decoded::of(Drip(std::io::Cursor::new(file.to_vec()))), quotes, || Ok(()));
+        let mut records = Records::new(Decoded::of(Drip(std::io::Cursor::new(file.to_vec()))), quotes, |_| Ok(()));
         let mut found = Vec::new();
         while let Some(record) = records.next().unwrap() {
             let text = String::from_utf8(records.bytes(record).to_vec()).unwrap();

@@ -23,9 +23,9 @@ use crate::kinds::context::WorkContext;
 use crate::kinds::validate::{self, Validation};
 use crate::kinds::{ArgError, Work, WorkError, exactly_once, params};
 use crate::pq::Session;
-use crate::queue::JobError;
 use crate::queue::job::ProgressBasis;
 use crate::queue::progress::Report;
+use crate::queue::{ErrorCode, JobError};
 
 mod batch;
 mod guards;
@@ -335,7 +335,7 @@ impl Backfill {
             Some(name) => {
                 let message = format!("set changes {name}, by which the table is gone through");
                 Err(WorkError::Fail(
-                    JobError::new("key_column", message).with_hint("name the columns of another index in key"),
+                    JobError::new(ErrorCode::KeyColumn, message).with_hint("name the columns of another index in key"),
                 ))
             }
         }
@@ -366,7 +366,7 @@ impl Backfill {
 fn table_busy(ctx: &WorkContext<'_>, table: &Table) -> WorkError {
     ctx.nothing_took_effect();
     let message = format!("another job is at work on {}: this one waits until that one is done", table.name);
-    let error = JobError::new("table_busy", message).retryable();
+    let error = JobError::new(ErrorCode::TableBusy, message).retryable();
     WorkError::Unavailable(error.with_hint("set allow_other_writers to run both at a time"))
 }
 
@@ -382,7 +382,7 @@ fn begin(
         Some(_) => {
             let message = format!("{} is another table than the one that an earlier attempt worked on", table.name);
             let hint = "look at what was done, and submit what is left as a new job";
-            Err(WorkError::Fail(JobError::new("table_changed", message).with_hint(hint)))
+            Err(WorkError::Fail(JobError::new(ErrorCode::TableChanged, message).with_hint(hint)))
         }
         None => {
             let last = statements.last_key(session).map_err(without_position)?;

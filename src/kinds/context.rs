@@ -25,7 +25,7 @@ use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::job::JobStatistics;
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::progress::{Progress, Report};
-use crate::queue::{JobError, Lease};
+use crate::queue::{ErrorCode, JobError, Lease};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
 use crate::uploads::{self, Upload};
 
@@ -318,7 +318,7 @@ impl<'a> WorkContext<'a> {
 
     /// Without an earlier session nothing has begun: whatever the kind, it may wait for its target.
     fn target_unavailable(&self, error: &dyn std::fmt::Display) -> WorkError {
-        let error = JobError::new("target_unavailable", error.to_string()).retryable();
+        let error = JobError::new(ErrorCode::TargetUnavailable, error.to_string()).retryable();
         if self.had_session.get() {
             return WorkError::Retry(error);
         }

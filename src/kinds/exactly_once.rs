@@ -16,7 +16,7 @@ use crate::kinds::WorkError;
 use crate::kinds::context::{CommitState, WorkContext};
 use crate::pq::{PqErrorKind, Session, TransactionStatus};
 use crate::queue::checkpoint::Effect;
-use crate::queue::{JobError, RawJson};
+use crate::queue::{ErrorCode, JobError, RawJson};
 
 /// Commits the transaction that `session` is in as the end of the job, whose output is `output`. Rolls it back when it
 /// may not be committed.
@@ -68,7 +68,10 @@ fn commit_as(
         // The answer to a transaction that had failed is ROLLBACK.
         Ok(_) => {
             ctx.commit_is(CommitState::RolledBack);
-            Err(WorkError::Fail(JobError::new("sql_error", "the server rolled the transaction back at its end")))
+            Err(WorkError::Fail(JobError::new(
+                ErrorCode::SqlError,
+                "the server rolled the transaction back at its end",
+            )))
         }
         Err(error) => {
             // An error that leaves the session usable was raised before anything was committed. Any other, whatever its
@@ -90,7 +93,7 @@ fn prepare(
     ctx.may_commit()?;
     ctx.check()?;
     if session.transaction_status() == TransactionStatus::Idle {
-        let error = JobError::new("no_transaction", "the session is in no transaction that could be committed");
+        let error = JobError::new(ErrorCode::NoTransaction, "the session is in no transaction that could be committed");
         return Err(WorkError::Fail(error.with_hint("what ran before has taken effect by itself: BEGIN comes first")));
     }
     let effect = effect()?;
@@ -116,7 +119,7 @@ fn last_settings(ctx: &WorkContext<'_>) -> String {
 
 fn json<T: Serialize + ?Sized>(output: &T) -> Result<RawJson, WorkError> {
     RawJson::of(output).map_err(|error| {
-        WorkError::Fail(JobError::new("invalid_output", format!("the output has no JSON form: {error}")))
+        WorkError::Fail(JobError::new(ErrorCode::InvalidOutput, format!("the output has no JSON form: {error}")))
     })
 }
 
@@ -161,7 +164,7 @@ fn transaction_as<T: Serialize>(
     // Within another one it would be a savepoint, which a ROLLBACK of that one takes back.
     AnsiTransactionManager::begin_transaction_sql(connection, "BEGIN").map_err(|error| match error {
         diesel::result::Error::AlreadyInTransaction => {
-            let error = JobError::new("already_in_transaction", "the connection is in a transaction already");
+            let error = JobError::new(ErrorCode::AlreadyInTransaction, "the connection is in a transaction already");
             WorkError::Fail(error.with_hint("commit or roll back that one before"))
         }
         error => error.into(),

@@ -14,9 +14,9 @@ use crate::kinds::sql::first_words;
 use crate::kinds::validate::{Validation, look_at};
 use crate::kinds::{ArgError, Work, WorkError, exactly_once, params};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
-use crate::queue::JobError;
 use crate::queue::job::ProgressBasis;
 use crate::queue::progress::Report;
+use crate::queue::{ErrorCode, JobError};
 
 /// The most statements in one job.
 pub const MAX_STATEMENTS: usize = 1_000;
@@ -210,13 +210,14 @@ fn refused(error: PqError) -> WorkError {
 }
 
 fn not_allowed(what: &str) -> WorkError {
-    WorkError::Fail(JobError::new("statement_not_allowed", what))
+    WorkError::Fail(JobError::new(ErrorCode::StatementNotAllowed, what))
 }
 
 /// Whatever it did before that may be committed or not: it is not to be repeated, whoever asks for it.
 fn ended_the_transaction(ctx: &WorkContext<'_>) -> WorkError {
     ctx.not_to_be_repeated();
-    let error = JobError::new("statement_not_allowed", "a statement ended the transaction that all of them run in");
+    let error =
+        JobError::new(ErrorCode::StatementNotAllowed, "a statement ended the transaction that all of them run in");
     WorkError::Fail(error.with_hint("look at the target: what ran up to there may be committed"))
 }
 

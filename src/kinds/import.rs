@@ -21,7 +21,7 @@ use crate::kinds::context::WorkContext;
 use crate::kinds::params::ParamType;
 use crate::kinds::{ArgError, UploadArg, Work, WorkError, exactly_once};
 use crate::pq::Session;
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 use crate::uploads::{ContentType, Upload};
 
 mod batch;
@@ -205,7 +205,7 @@ impl Import {
             return Ok(());
         }
         let message = format!("the upload was sent as {}, and format says otherwise", upload.content_type.as_str());
-        Err(WorkError::Fail(JobError::new("format_mismatch", message)))
+        Err(WorkError::Fail(JobError::new(ErrorCode::FormatMismatch, message)))
     }
 
     /// Everything but the COMMIT.
@@ -272,7 +272,8 @@ impl Import {
     ) -> Result<Option<Vec<String>>, WorkError> {
         let header = if self.format == ImportFormat::Csv && self.header.unwrap_or(true) {
             let Some(record) = records.next()? else {
-                let error = JobError::new("no_header", "the file is empty: not even a line with the names of columns");
+                let error =
+                    JobError::new(ErrorCode::NoHeader, "the file is empty: not even a line with the names of columns");
                 return Err(WorkError::Fail(error.with_hint("set header to false for a file without one")));
             };
             // Names that are given count, and the header's aren't read.
@@ -304,7 +305,7 @@ impl Import {
     fn header(&self, record: &[u8]) -> Result<Vec<String>, WorkError> {
         csv::fields(record, self.delimiter_byte(), MAX_COLUMNS).ok_or_else(|| {
             let message = format!("the header has more than {MAX_COLUMNS} names, which no table has columns for");
-            WorkError::Fail(JobError::new("too_many_columns", message))
+            WorkError::Fail(JobError::new(ErrorCode::TooManyColumns, message))
         })
     }
 
@@ -315,7 +316,8 @@ impl Import {
         let writable: Vec<&str> = table.writable().map(|column| column.name.as_str()).collect();
         let Some(seen) = ndjson::keys(&mut records, &writable)? else { return Ok(None) };
         if seen.is_empty() {
-            let error = JobError::new("unknown_columns", format!("no key of any row is a column of {}", table.name));
+            let error =
+                JobError::new(ErrorCode::UnknownColumns, format!("no key of any row is a column of {}", table.name));
             return Err(WorkError::Fail(error.with_hint(format!("it has: {}", writable.join(", ")))));
         }
         Ok(Some(writable.into_iter().filter(|name| seen.contains(*name)).map(str::to_owned).collect()))

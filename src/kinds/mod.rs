@@ -33,7 +33,7 @@ pub use validate::Validation;
 
 use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind};
-use crate::queue::{JobError, NewJob, RawJson};
+use crate::queue::{ErrorCode, JobError, NewJob, RawJson};
 use crate::results::ResultError;
 use crate::uploads;
 
@@ -212,9 +212,6 @@ impl WorkError {
     }
 }
 
-/// The code of an attempt whose connection to its target broke.
-pub const CONNECTION_LOST: &str = "connection_lost";
-
 /// The kind that looks at other jobs: [`mod@validate`].
 pub const VALIDATE: &str = "validate";
 
@@ -225,19 +222,19 @@ impl From<PqError> for WorkError {
     fn from(error: PqError) -> Self {
         let retryable = error.retryable() || error.sqlstate.as_deref() == Some(QUERY_CANCELED);
         let code = match (&error.kind, error.sqlstate.as_deref()) {
-            (_, Some(QUERY_CANCELED)) => "cancelled_by_server",
-            (_, Some("25006")) => "read_only",
-            (_, Some("42501")) => "permission_denied",
-            (_, Some("55P03")) => "lock_timeout",
+            (_, Some(QUERY_CANCELED)) => ErrorCode::CancelledByServer,
+            (_, Some("25006")) => ErrorCode::ReadOnly,
+            (_, Some("42501")) => ErrorCode::PermissionDenied,
+            (_, Some("55P03")) => ErrorCode::LockTimeout,
             // A session or a transaction that was idle, or open, for longer than its role may.
-            (_, Some("25P03" | "25P04")) => CONNECTION_LOST,
+            (_, Some("25P03" | "25P04")) => ErrorCode::ConnectionLost,
             // The server ended the session, or is about to end or to begin.
-            (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => CONNECTION_LOST,
-            (PqErrorKind::Server, _) => "sql_error",
-            _ => CONNECTION_LOST,
+            (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => ErrorCode::ConnectionLost,
+            (PqErrorKind::Server, _) => ErrorCode::SqlError,
+            _ => ErrorCode::ConnectionLost,
         };
         WorkError::of(JobError {
-            code: code.to_owned(),
+            code: code.into(),
             message: error.message,
             retryable,
             sqlstate: error.sqlstate,
@@ -264,13 +261,13 @@ impl From<diesel::result::Error> for WorkError {
         let message = error.to_string();
         let cancelled = message.starts_with("canceling statement") && !message.contains("lock timeout");
         let (code, retryable) = match DbError::from(error) {
-            DbError::Unavailable(_) => (CONNECTION_LOST, true),
-            _ if cancelled => ("cancelled_by_server", true),
-            DbError::Busy(_) => ("lock_timeout", true),
-            DbError::Query(_) => ("sql_error", serialization || message.contains("deadlock detected")),
+            DbError::Unavailable(_) => (ErrorCode::ConnectionLost, true),
+            _ if cancelled => (ErrorCode::CancelledByServer, true),
+            DbError::Busy(_) => (ErrorCode::LockTimeout, true),
+            DbError::Query(_) => (ErrorCode::SqlError, serialization || message.contains("deadlock detected")),
         };
         let sqlstate = cancelled.then(|| QUERY_CANCELED.to_owned());
-        let error = JobError { code: code.to_owned(), message, retryable, sqlstate, detail, hint, position };
+        let error = JobError { code: code.into(), message, retryable, sqlstate, detail, hint, position };
         WorkError::of(error)
     }
 }
@@ -281,7 +278,7 @@ impl From<DbError> for WorkError {
         match error {
             DbError::Query(error) => error.into(),
             DbError::Busy(_) | DbError::Unavailable(_) => {
-                WorkError::Retry(JobError::new("queue_unavailable", error.to_string()).retryable())
+                WorkError::Retry(JobError::new(ErrorCode::QueueUnavailable, error.to_string()).retryable())
             }
         }
     }
@@ -292,7 +289,7 @@ impl From<uploads::ReadError> for WorkError {
         match error {
             uploads::ReadError::Db(error) => error.into(),
             uploads::ReadError::Gone => WorkError::Fail(
-                JobError::new("upload_gone", "the upload isn't there any more, or a part of it")
+                JobError::new(ErrorCode::UploadGone, "the upload isn't there any more, or a part of it")
                     .with_hint("upload it again, and submit another job"),
             ),
         }
@@ -307,14 +304,14 @@ impl From<ResultError> for WorkError {
             ResultError::LeaseLost => WorkError::Cancelled,
             // What is expired or deleted meanwhile makes room.
             ResultError::StoreFull => WorkError::Retry(
-                JobError::new("result_store_full", error.to_string())
+                JobError::new(ErrorCode::ResultStoreFull, error.to_string())
                     .retryable()
                     .with_hint("delete results that are no longer needed, or give the queue's database more disk"),
             ),
             ResultError::TooLarge => WorkError::Fail(
-                JobError::new("value_too_large", error.to_string()).with_hint("return less in one value"),
+                JobError::new(ErrorCode::ValueTooLarge, error.to_string()).with_hint("return less in one value"),
             ),
-            ResultError::Damaged(_) => WorkError::Fail(JobError::new("internal", error.to_string())),
+            ResultError::Damaged(_) => WorkError::Fail(JobError::new(ErrorCode::Internal, error.to_string())),
         }
     }
 }
@@ -404,7 +401,7 @@ impl Registry {
     pub fn validate(&self, kind: &str, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
         match self.kinds.get(kind) {
             Some(entry) => (entry.validate)(args, ctx),
-            None => Err(WorkError::Fail(JobError::new("unknown_kind", format!("there is no kind {kind}")))),
+            None => Err(WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("there is no kind {kind}")))),
         }
     }
 
@@ -476,7 +473,7 @@ impl Registry {
     pub fn run(&self, kind: &str, args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
         match self.kinds.get(kind) {
             Some(entry) => (entry.run)(args, ctx),
-            None => Err(WorkError::Fail(JobError::new("unknown_kind", format!("there is no kind {kind}")))),
+            None => Err(WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("there is no kind {kind}")))),
         }
     }
 }
@@ -510,7 +507,7 @@ fn check<W: Work>(args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
 }
 
 fn unreadable(error: ArgError) -> WorkError {
-    WorkError::Fail(JobError::new("invalid_args", format!("{}: {}", error.pointer, error.detail)))
+    WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, format!("{}: {}", error.pointer, error.detail)))
 }
 
 fn validate<W: Work>(args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
@@ -520,7 +517,7 @@ fn validate<W: Work>(args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validatio
 /// The work, checked once more: a job that came in by SQL, or was written by another version, has been checked by nobody.
 fn read<W: Work>(args: &RawValue) -> Result<W, WorkError> {
     let work = parse::<W>(args).map_err(unreadable)?;
-    work.check().map_err(|errors| WorkError::Fail(JobError::new("invalid_args", listed(&errors))))?;
+    work.check().map_err(|errors| WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, listed(&errors))))?;
     Ok(work)
 }
 
@@ -528,6 +525,6 @@ fn run<W: Work>(args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, W
     let work = read::<W>(args)?;
     let output = work.run(ctx)?;
     RawJson::of(&output).map_err(|error| {
-        WorkError::Fail(JobError::new("invalid_output", format!("the output has no JSON form: {error}")))
+        WorkError::Fail(JobError::new(ErrorCode::InvalidOutput, format!("the output has no JSON form: {error}")))
     })
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer as _};
 use serde_json::value::RawValue;
 
 use crate::kinds::ArgError;
+use crate::queue::ErrorCode;
 
 /// The most parameters that the protocol can carry.
 pub const MAX_PARAMS: usize = 65_535;
@@ -43,7 +44,7 @@ pub enum ParamType {
 #[error("{message}")]
 pub struct ParamError {
     /// `parameter_count` or `invalid_parameter`.
-    pub code: &'static str,
+    pub code: ErrorCode,
     /// What is wrong, with the value's place.
     pub message: String,
 }
@@ -106,14 +107,14 @@ pub fn explicit_types(params: &[Box<RawValue>]) -> Vec<Option<String>> {
 pub fn encode(params: &[Box<RawValue>], types: &[ParamType]) -> Result<Vec<Option<CString>>, ParamError> {
     if params.len() != types.len() {
         let message = format!("the statement has {} parameters, and params has {} values", types.len(), params.len());
-        return Err(ParamError { code: "parameter_count", message });
+        return Err(ParamError { code: ErrorCode::ParameterCount, message });
     }
     let values = params.iter().zip(types).enumerate();
     values.map(|(n, (value, kind))| encode_one(value, *kind).map_err(|what| refused(n, what))).collect()
 }
 
 fn refused(n: usize, what: &str) -> ParamError {
-    ParamError { code: "invalid_parameter", message: format!("/params/{n}: {what}") }
+    ParamError { code: ErrorCode::InvalidParameter, message: format!("/params/{n}: {what}") }
 }
 
 fn encode_one(given: &RawValue, kind: ParamType) -> Result<Option<CString>, &'static str> {
@@ -276,7 +277,7 @@ mod tests {
 
     #[test]
     fn what_has_no_form_is_refused_with_its_place() {
-        assert_eq!(encode(&[raw("1")], &[]).unwrap_err().code, "parameter_count");
+        assert_eq!(encode(&[raw("1")], &[]).unwrap_err().code, ErrorCode::ParameterCount);
         assert!(one("[1]", ParamType::Scalar).unwrap_err().message.starts_with("/params/0: an array"));
         let pointers: Vec<String> =
             check("/params", &[raw("1"), raw("{\"a\":1}"), raw("[\"x\\u0000\"]"), raw("\"\\\\u0000\"")])

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::kinds::WorkError;
 use crate::kinds::params::{self, ParamError, ParamType};
 use crate::pq::{Column, PqError, Session};
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 
 /// A statement that the server has described.
 pub(super) struct Prepared<'s> {
@@ -87,7 +87,7 @@ pub(super) fn named_types(session: &mut Session, params: &[Box<RawValue>]) -> Re
         let oid = rows.get(0, 0).and_then(|text| text.parse().ok());
         oids.push(oid.ok_or_else(|| {
             let message = format!("/params/{n}/type: there is no type {name}");
-            ParamError { code: "invalid_parameter", message }
+            ParamError { code: ErrorCode::InvalidParameter, message }
         })?);
     }
     Ok(oids)

@@ -13,9 +13,9 @@ use crate::kinds::sql::first_word;
 use crate::kinds::validate::{Validation, look_at};
 use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, params};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
-use crate::queue::JobError;
 use crate::queue::job::ProgressBasis;
 use crate::queue::progress::Report;
+use crate::queue::{ErrorCode, JobError};
 use crate::results::{Column, Limits, Pushed, ResultWriter};
 
 /// Uncompressed bytes of a result when the caller names no limit: 1 GiB.
@@ -111,7 +111,7 @@ impl Query {
 
 fn not_allowed(what: &str) -> WorkError {
     let hint = "query runs one statement that returns rows; COPY, transaction control and the like aren't among them";
-    WorkError::Fail(JobError::new("statement_not_allowed", what).with_hint(hint))
+    WorkError::Fail(JobError::new(ErrorCode::StatementNotAllowed, what).with_hint(hint))
 }
 
 fn not_a_query(error: PqError) -> WorkError {
@@ -213,7 +213,7 @@ impl<'s, 'c> Sink<'s, 'c> {
         let truncated = ended != Ended::LastRow;
         if truncated && self.query.on_limit == OnLimit::Fail {
             let limit = if ended == Ended::RowLimit { "row_limit" } else { "byte_limit" };
-            let error = JobError::new("limit_exceeded", format!("the result is larger than {limit}"));
+            let error = JobError::new(ErrorCode::LimitExceeded, format!("the result is larger than {limit}"));
             return Err(WorkError::Fail(error.with_hint("raise the limit, or set on_limit to \"truncate\"")));
         }
         let (rows, bytes) = (self.writer.rows(), self.writer.bytes());

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use crate::kinds::context::WorkContext;
 use crate::kinds::{ArgError, Work, WorkError, exactly_once};
 use crate::pq::Session;
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 
 /// The arguments of a `refresh`.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -87,7 +87,7 @@ struct View {
     allowed: bool,
 }
 
-fn fail<T>(code: &str, message: String, hint: String) -> Result<T, WorkError> {
+fn fail<T>(code: ErrorCode, message: String, hint: String) -> Result<T, WorkError> {
     Err(WorkError::Fail(JobError::new(code, message).with_hint(hint)))
 }
 
@@ -112,14 +112,14 @@ impl View {
             "m" => {}
             "" => {
                 return fail(
-                    "view_not_found",
+                    ErrorCode::ViewNotFound,
                     format!("there is no materialized view {name}"),
                     "name its schema too, unless the role's search_path leads to it".to_owned(),
                 );
             }
             _ => {
                 return fail(
-                    "not_a_materialized_view",
+                    ErrorCode::NotAMaterializedView,
                     format!("{} is no materialized view", text(1)),
                     "a plain view is computed each time it is read and needs no refresh".to_owned(),
                 );
@@ -136,7 +136,7 @@ impl View {
     fn may_be_refreshed(&self, session: &mut Session, concurrently: bool) -> Result<(), WorkError> {
         if !self.allowed {
             return fail(
-                "permission_denied",
+                ErrorCode::PermissionDenied,
                 format!("the target's role may not refresh {}", self.name),
                 "make the role a member of the view's owner; from Postgres 17 on GRANT MAINTAIN will do".to_owned(),
             );
@@ -146,7 +146,7 @@ impl View {
         }
         if !self.is_populated {
             return fail(
-                "view_not_populated",
+                ErrorCode::ViewNotPopulated,
                 format!("{} was never filled, and can't be refreshed concurrently", self.name),
                 "refresh it once without concurrently".to_owned(),
             );
@@ -161,7 +161,7 @@ impl View {
             return Ok(());
         }
         fail(
-            "no_unique_index",
+            ErrorCode::NoUniqueIndex,
             format!(
                 "{} has no unique index on columns alone and without a WHERE, which a concurrent refresh needs",
                 self.name

@@ -15,7 +15,7 @@ use crate::kinds::prepared::{Prepared, type_names};
 use crate::kinds::sql::first_word;
 use crate::kinds::{ArgError, VALIDATE, Work, WorkError};
 use crate::pq::{PqError, Session};
-use crate::queue::{JobError, RawJson};
+use crate::queue::{ErrorCode, JobError, RawJson};
 
 /// The longest that the server may take for one statement, in milliseconds.
 pub(super) const TIMEOUT_MS: u128 = 10_000;
@@ -130,7 +130,7 @@ impl Work for Validate {
         if let Err(refused) = registry.check(&self.kind, &self.args) {
             let problem = |error: ArgError| ValidationProblem {
                 pointer: format!("/args{}", error.pointer),
-                error: JobError::new("invalid_args", error.detail),
+                error: JobError::new(ErrorCode::InvalidArgs, error.detail),
             };
             return Ok(Validation {
                 problems: refused.errors.into_iter().map(problem).collect(),

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::db::pool::Manager;
+use crate::queue::codes::ErrorCode;
 use crate::queue::insert::{self, Inserted};
 use crate::queue::job::{Job, JobError, JobState, JobStatistics, NewJob};
 use crate::queue::retry;
@@ -398,7 +399,7 @@ fn refused(error: &diesel::result::Error) -> AcceptError {
     match info.constraint_name() {
         Some(retry::ONE_AT_A_TIME) => AcceptError::RetryUnfinished,
         Some("jobs_id_near_clock") => AcceptError::Refused(
-            JobError::new("clock_difference", "this process' clock is more than a day off the database's")
+            JobError::new(ErrorCode::ClockDifference, "this process' clock is more than a day off the database's")
                 .with_hint("set both clocks by NTP"),
         ),
         _ => AcceptError::Failed(error.to_string()),

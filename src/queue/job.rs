@@ -249,7 +249,7 @@ impl Lease {
 /// Why a job or an attempt failed, as its caller sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobError {
-    /// A stable word of a closed list.
+    /// A stable word: an [`ErrorCode`](crate::queue::ErrorCode), or one of an embedder's own kind.
     pub code: String,
     /// What happened, and what to do next.
     pub message: String,
@@ -266,10 +266,11 @@ pub struct JobError {
 }
 
 impl JobError {
-    /// An error of our own, not to be tried again. Its texts are cut at [`MAX_ERROR_BYTES`].
-    pub fn new(code: &str, message: impl Into<String>) -> JobError {
+    /// An error of slowlane's own by its [`ErrorCode`](crate::queue::ErrorCode), or of an embedder's kind by a word of its own; not to be tried
+    /// again. Its texts are cut at [`MAX_ERROR_BYTES`].
+    pub fn new(code: impl AsRef<str>, message: impl Into<String>) -> JobError {
         JobError {
-            code: code.to_owned(),
+            code: code.as_ref().to_owned(),
             message: cut(message.into()),
             retryable: false,
             sqlstate: None,

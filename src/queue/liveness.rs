@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
+use crate::queue::codes::ErrorCode;
 use crate::queue::finish::{self, Ending, Finished};
 use crate::queue::job::{JobError, JobState, Lease, MAX_INTERRUPTIONS, RawJson};
 
@@ -277,16 +278,16 @@ pub fn interrupted(interruptions_before: i32, repeatable: bool, why: &str) -> Re
     }
     if interruptions_before.saturating_add(1) >= MAX_INTERRUPTIONS {
         let message = format!("interrupted {MAX_INTERRUPTIONS} times, the last time because {why}");
-        let error = JobError::new("poison", message).with_hint("it may be what ends the process that runs it");
+        let error = JobError::new(ErrorCode::Poison, message).with_hint("it may be what ends the process that runs it");
         return failed(&error);
     }
-    let error = JobError::new("interrupted", why).retryable();
+    let error = JobError::new(ErrorCode::Interrupted, why).retryable();
     Ok(Ending::HandBack { error: json(&error)? })
 }
 
 /// The error of an attempt that may have taken effect and may not be repeated.
 pub fn outcome_unknown(why: &str) -> JobError {
-    JobError::new("outcome_unknown", format!("{why}, and nobody knows whether its work took effect"))
+    JobError::new(ErrorCode::OutcomeUnknown, format!("{why}, and nobody knows whether its work took effect"))
         .with_hint("look at the target before you submit it again")
 }
 

@@ -6,6 +6,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | [`job`] | the nouns: states, jobs, errors, limits |
+//! | [`codes`] | what the code of an error can be |
 //! | [`accept`] | the writer: requests become committed rows |
 //! | [`enqueue`] | jobs of an application, within its own transaction |
 //! | [`claim`] | rows become running jobs; positions and the sweep |
@@ -29,6 +30,7 @@ pub mod attempts;
 pub mod cancel;
 pub mod checkpoint;
 pub mod claim;
+pub mod codes;
 pub mod enqueue;
 pub mod finish;
 pub mod history;
@@ -44,5 +46,6 @@ pub mod read;
 pub mod retry;
 pub mod signals;
 
+pub use codes::ErrorCode;
 pub use enqueue::{InsertError, InvalidJob, insert, insert_without_notify};
 pub use job::{Job, JobError, JobState, Lease, NewJob, RawJson, RetryPolicy};

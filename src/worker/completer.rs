@@ -13,7 +13,7 @@ use crate::queue::finish::{self, Ending, Finished};
 use crate::queue::history::{self, Run};
 use crate::queue::job::JobState;
 use crate::queue::log::LogLine;
-use crate::queue::{JobError, Lease, RawJson};
+use crate::queue::{ErrorCode, JobError, Lease, RawJson};
 use crate::worker::Shared;
 use crate::worker::threads::{Growing, Threads};
 
@@ -137,7 +137,7 @@ fn write_less(shared: &Shared, ended: Ended) {
 
 /// What has taken effect has succeeded, with or without its output; anything else has failed.
 fn write_plain_end(shared: &Shared, ended: Ended) {
-    let error = JobError::new("internal", "the end of this job could not be stored; the log says why");
+    let error = JobError::new(ErrorCode::Internal, "the end of this job could not be stored; the log says why");
     let Ok(error) = RawJson::of(&error) else { return };
     let settled = match &ended.ending {
         Ending::Finished(finished) if finished.state == JobState::Succeeded => finished.settled.clone(),

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::db::DbError;
 use crate::kinds::context::{CommitState, LeftBehind};
-use crate::kinds::{CONNECTION_LOST, QUERY_CANCELED, StopReason, WorkContext, WorkError};
+use crate::kinds::{QUERY_CANCELED, StopReason, WorkContext, WorkError};
 use crate::queue::cancel::{self, Asked};
 use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::ClaimedJob;
@@ -28,7 +28,7 @@ use crate::queue::finish::{Ending, Finished, FinishedResult};
 use crate::queue::history::{self, Run};
 use crate::queue::job::{JobState, JobStatistics};
 use crate::queue::liveness::{interrupted, outcome_unknown};
-use crate::queue::{JobError, Lease, RawJson, RetryPolicy, progress};
+use crate::queue::{ErrorCode, JobError, Lease, RawJson, RetryPolicy, progress};
 use crate::results::Manifest;
 use crate::worker::Shared;
 use crate::worker::completer::Ended;
@@ -40,8 +40,6 @@ const TIMER_SLACK: Duration = Duration::from_millis(250);
 
 /// What takes less isn't remembered.
 const REMEMBERED_FROM: Duration = Duration::from_secs(1);
-
-const PANIC: &str = "panic";
 
 /// When work is tried again whose target can't be reached.
 const UNAVAILABLE: RetryPolicy = RetryPolicy { base: Duration::from_secs(2), cap: Duration::from_secs(60) };
@@ -219,7 +217,7 @@ fn known_before(shared: &Shared, job: &ClaimedJob, why: &str) -> Option<Result<E
         None => {}
     }
     // The attempt that ended in doubt was charged: this may be one more than there are.
-    (job.attempt > job.max_attempts).then(|| failed(&JobError::new(CONNECTION_LOST, why).retryable()))
+    (job.attempt > job.max_attempts).then(|| failed(&JobError::new(ErrorCode::ConnectionLost, why).retryable()))
 }
 
 /// The end of an attempt: that of its transaction, should it have recorded one.
@@ -278,8 +276,8 @@ pub(super) fn end_of(settled: Settled) -> Option<Result<Ending, DbError>> {
 
 fn not_known_yet(obstacle: &Obstacle) -> JobError {
     let code = match obstacle {
-        Obstacle::Target(_) => "target_unavailable",
-        Obstacle::Queue(_) => "queue_unavailable",
+        Obstacle::Target(_) => ErrorCode::TargetUnavailable,
+        Obstacle::Queue(_) => ErrorCode::QueueUnavailable,
     };
     let why = format!("whether its transaction took effect isn't known yet: {}", obstacle.error());
     JobError::new(code, why).retryable()
@@ -321,7 +319,7 @@ struct Performed {
 /// the next one begins, or when the job is said to have ended.
 fn end_lost_session(shared: &Shared, attempt: &Attempt, outcome: &Result<RawJson, WorkError>) {
     let job = &attempt.job;
-    let lost = matches!(outcome, Err(WorkError::Retry(e) | WorkError::Fail(e)) if e.code == CONNECTION_LOST);
+    let lost = matches!(outcome, Err(WorkError::Retry(e) | WorkError::Fail(e)) if e.code == ErrorCode::ConnectionLost);
     let Some(target) = shared.config.targets.get(&job.target).filter(|_| lost) else { return };
     if let Err(error) = target.end_sessions(&job.lease.application_name(), &attempt.control.sessions()) {
         log::warn!(job = job.lease.job_id.to_string(); "whether a lost session has ended isn't known: {error}");
@@ -331,7 +329,7 @@ fn end_lost_session(shared: &Shared, attempt: &Attempt, outcome: &Result<RawJson
 fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     let job = &attempt.job;
     let Some(target) = shared.config.targets.get(&job.target) else {
-        let error = JobError::new("unknown_target", format!("this process has no target {}", job.target));
+        let error = JobError::new(ErrorCode::UnknownTarget, format!("this process has no target {}", job.target));
         let outcome = Err(WorkError::Fail(error));
         let (statistics, commit) = (JobStatistics::default(), CommitState::None);
         return Performed {
@@ -359,7 +357,8 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     }));
     let outcome = outcome.unwrap_or_else(|_| {
         log::error!(job = job.lease.job_id.to_string(), kind = job.kind.as_str(); "an attempt panicked");
-        let error = JobError::new(PANIC, "the work panicked; the log of the process that ran it has the message");
+        let error =
+            JobError::new(ErrorCode::Panic, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
     });
     let LeftBehind { statistics, manifest, manifest_of_failure, no_effect, not_to_be_repeated, commit } =
@@ -375,7 +374,7 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         Ok(output) => return succeeded(output, statistics, manifest),
         Err(error) => error,
     };
-    let unclear = |error: &JobError| [PANIC, CONNECTION_LOST].contains(&error.code.as_str());
+    let unclear = |error: &JobError| error.code == ErrorCode::Panic || error.code == ErrorCode::ConnectionLost;
     match &error {
         WorkError::Retry(error) | WorkError::Fail(error) if not_to_be_repeated => return failed(error),
         // A panic or a lost connection says nothing about what took effect before, whoever asked for the end.
@@ -403,7 +402,7 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         WorkError::Snooze(delay) => Ok(Ending::Snooze { delay_ms: milliseconds(delay), error: None }),
         WorkError::Unavailable(error) => unavailable(job, &error),
         WorkError::Cancelled => {
-            let error = JobError::new("cancelled_by_work", "the work stopped without having been asked to");
+            let error = JobError::new(ErrorCode::CancelledByWork, "the work stopped without having been asked to");
             failed(&error)
         }
     }
@@ -411,7 +410,7 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
 
 /// It didn't end because it was stopped.
 fn is_no_stop(error: &WorkError) -> bool {
-    matches!(error, WorkError::Fail(_)) || matches!(error, WorkError::Retry(error) if error.code == PANIC)
+    matches!(error, WorkError::Fail(_)) || matches!(error, WorkError::Retry(error) if error.code == ErrorCode::Panic)
 }
 
 fn is_cancelled_by_server(error: &WorkError) -> bool {
@@ -434,7 +433,9 @@ fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -
         StopReason::Pause => Ok(Ending::Pause),
         StopReason::Deadline => {
             let message = format!("the attempt did not end within timeout_ms = {}", job.timeout_ms);
-            failed(&JobError::new("timeout", message).with_hint("raise timeout_ms, or give the work less to do"))
+            failed(
+                &JobError::new(ErrorCode::Timeout, message).with_hint("raise timeout_ms, or give the work less to do"),
+            )
         }
         StopReason::Shutdown => interrupted(job.interruptions, repeatable, "its worker shut down"),
         StopReason::QueueLost | StopReason::LeaseLost => {

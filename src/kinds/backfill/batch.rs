@@ -11,7 +11,7 @@ use crate::kinds::backfill::{Backfill, InsertConflict};
 use crate::kinds::prepared::{Prepared, named_types};
 use crate::kinds::validate::{StatementPlan, plan_own};
 use crate::pq::{PqError, Session};
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 
 /// What stands before an expression where it is tried alone.
 const TRIED_BEHIND: &str = "SELECT (\n";
@@ -237,7 +237,7 @@ pub(super) fn try_expression(
             at(pointer, PqError { position, ..error }.into())
         })?;
     if described.columns.len() != 1 + params.count {
-        let error = JobError::new("expression_not_allowed", format!("{pointer}: expected one SQL expression"));
+        let error = JobError::new(ErrorCode::ExpressionNotAllowed, format!("{pointer}: expected one SQL expression"));
         return Err(WorkError::Fail(error));
     }
     Ok(())

@@ -12,8 +12,8 @@ use crate::kinds::backfill::table::Table;
 use crate::kinds::context::WorkContext;
 use crate::kinds::{ArgError, WorkError};
 use crate::pq::Session;
-use crate::queue::JobError;
 use crate::queue::log::LogLevel;
+use crate::queue::{ErrorCode, JobError};
 
 /// The pauses between two looks: the first, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -139,7 +139,7 @@ fn holds(session: &mut Session, condition: &str) -> Result<bool, WorkError> {
     session.command("ROLLBACK")?;
     let rows = rows.map_err(|error| match without_position(error) {
         WorkError::Fail(error) => WorkError::Fail(JobError {
-            code: "guard_failed".to_owned(),
+            code: ErrorCode::GuardFailed.into(),
             message: format!("/guards/condition: {}", error.message),
             ..error
         }),
@@ -168,7 +168,8 @@ impl Lag {
             &[],
         )?;
         if rows.get(0, 0) != Some("t") {
-            let error = JobError::new("guard_not_allowed", "the target's role may not see how far standbys are behind");
+            let error =
+                JobError::new(ErrorCode::GuardNotAllowed, "the target's role may not see how far standbys are behind");
             return Err(WorkError::Fail(error.with_hint("GRANT pg_monitor TO the role of the target")));
         }
         let number = |column| rows.get(0, column).and_then(|text| text.parse::<u64>().ok());

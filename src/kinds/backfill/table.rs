@@ -2,7 +2,7 @@
 
 use crate::kinds::WorkError;
 use crate::pq::Session;
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 
 /// The first half of the advisory lock that a heavy writer of a table holds; the second is the table's oid.
 const WRITER_LOCK: i32 = 0x736c_6f77;
@@ -26,7 +26,7 @@ struct Column {
     identity: bool,
 }
 
-fn fail<T>(code: &str, message: String, hint: &str) -> Result<T, WorkError> {
+fn fail<T>(code: ErrorCode, message: String, hint: &str) -> Result<T, WorkError> {
     let error = JobError::new(code, message);
     Err(WorkError::Fail(if hint.is_empty() { error } else { error.with_hint(hint) }))
 }
@@ -58,12 +58,12 @@ impl Table {
         match text(3).as_str() {
             "" => {
                 let message = format!("there is no table {name}, or its schema isn't in the search_path");
-                return fail("table_not_found", message, "");
+                return fail(ErrorCode::TableNotFound, message, "");
             }
             "r" | "p" => {}
             _ => {
                 let message = format!("{name} is no table of this database with rows of its own");
-                return fail("table_not_found", message, "name the table itself, not a view of it");
+                return fail(ErrorCode::TableNotFound, message, "name the table itself, not a view of it");
             }
         }
         let oid = text(0);
@@ -79,10 +79,14 @@ impl Table {
             let Some(column) = self.columns.iter().find(|column| column.name == *name) else {
                 let known: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
                 let message = format!("{whose} names the column {name}, which {} doesn't have", self.name);
-                return fail("unknown_columns", message, &format!("it has: {}", known.join(", ")));
+                return fail(ErrorCode::UnknownColumns, message, &format!("it has: {}", known.join(", ")));
             };
             if column.generated || (column.identity && !new) {
-                return fail("generated_column", format!("{} makes the values of {name} itself", self.name), "");
+                return fail(
+                    ErrorCode::GeneratedColumn,
+                    format!("{} makes the values of {name} itself", self.name),
+                    "",
+                );
             }
         }
         Ok(())
@@ -103,7 +107,7 @@ impl Table {
         let unknown = key.iter().find(|name| self.columns.iter().all(|column| column.name != **name));
         if let Some(name) = unknown {
             return fail(
-                "unknown_columns",
+                ErrorCode::UnknownColumns,
                 format!("key names the column {name}, which {} doesn't have", self.name),
                 "",
             );
@@ -112,12 +116,16 @@ impl Table {
         if let Some(name) = key.iter().find(nullable) {
             let message =
                 format!("{name} of {} may be NULL: such rows have no place in the order of the key", self.name);
-            return fail("nullable_key", message, "name the columns of another index in key, or make them NOT NULL");
+            return fail(
+                ErrorCode::NullableKey,
+                message,
+                "name the columns of another index in key, or make them NOT NULL",
+            );
         }
         if !self.has_index(session, &key)? {
             let message = format!("no btree index of {} begins with {}", self.name, key.join(", "));
             let hint = "CREATE INDEX CONCURRENTLY on these columns, in this order, all ascending or all descending";
-            return fail("no_key_index", message, hint);
+            return fail(ErrorCode::NoKeyIndex, message, hint);
         }
         Ok(key)
     }
@@ -133,7 +141,7 @@ impl Table {
         let key: Vec<String> = (0..rows.len()).filter_map(|n| rows.get(n, 0)).map(str::to_owned).collect();
         if key.is_empty() {
             return fail(
-                "no_key",
+                ErrorCode::NoKey,
                 format!("{} has no primary key", self.name),
                 "name the columns of a btree index in key",
             );

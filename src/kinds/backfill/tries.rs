@@ -9,8 +9,8 @@ use crate::kinds::backfill::{Cursor, Progress};
 use crate::kinds::context::WorkContext;
 use crate::kinds::{QUERY_CANCELED, WorkError};
 use crate::pq::{PqError, Session};
-use crate::queue::JobError;
 use crate::queue::log::LogLevel;
+use crate::queue::{ErrorCode, JobError};
 
 /// How often in a row a batch may meet locks, deadlocks and serialization failures.
 const MAX_CONFLICTS: u32 = 10;
@@ -123,6 +123,6 @@ impl Attempted<'_> {
         let after = cursor.after.as_ref().map_or("the beginning".to_owned(), |key| key.join(", "));
         let message = format!("a batch of one row took longer than {} ms, behind {after}", self.timeout.as_millis());
         let hint = "see by EXPLAIN whether the key's index is used, or raise target_batch_ms";
-        WorkError::Fail(JobError::new("batch_timeout", message).with_hint(hint))
+        WorkError::Fail(JobError::new(ErrorCode::BatchTimeout, message).with_hint(hint))
     }
 }

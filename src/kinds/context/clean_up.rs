@@ -7,8 +7,8 @@ use crate::kinds::WorkError;
 use crate::kinds::context::WorkContext;
 use crate::kinds::control::StopReason;
 use crate::pq::Session;
-use crate::queue::JobError;
 use crate::queue::claim::Noted;
+use crate::queue::{ErrorCode, JobError};
 
 impl WorkContext<'_> {
     /// Does what must not be left undone when an attempt ends, also one that is to end, or whose session is lost. The
@@ -29,7 +29,7 @@ impl WorkContext<'_> {
         }
         let name = self.lease().application_name();
         let unavailable = |error: &dyn std::fmt::Display| {
-            WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable())
+            WorkError::Retry(JobError::new(ErrorCode::TargetUnavailable, error.to_string()).retryable())
         };
         let others = self.control.sessions();
         if !others.is_empty() {

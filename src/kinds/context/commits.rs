@@ -11,7 +11,7 @@ use crate::kinds::context::{CommitState, QUEUE_PAUSE, WorkContext};
 use crate::kinds::{WorkError, exactly_once};
 use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome};
 use crate::queue::enqueue::has_nul;
-use crate::queue::{JobError, RawJson};
+use crate::queue::{ErrorCode, JobError, RawJson};
 use crate::results::Manifest;
 
 /// The largest cursor: 1 MiB. It is written with every batch.
@@ -40,7 +40,10 @@ impl WorkContext<'_> {
     /// A cursor with what has been counted up to it.
     pub(in crate::kinds) fn checkpoint_at<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<Checkpoint, WorkError> {
         let cursor = RawJson::of(cursor).map_err(|error| {
-            WorkError::Fail(JobError::new("invalid_checkpoint", format!("the checkpoint has no JSON form: {error}")))
+            WorkError::Fail(JobError::new(
+                ErrorCode::InvalidCheckpoint,
+                format!("the checkpoint has no JSON form: {error}"),
+            ))
         })?;
         let refused = if has_nul(cursor.text()) {
             Some("the checkpoint holds the character \\u0000, which Postgres can't store".to_owned())
@@ -49,7 +52,7 @@ impl WorkContext<'_> {
                 .then(|| format!("the checkpoint is larger than {MAX_CURSOR_BYTES} bytes"))
         };
         match refused {
-            Some(why) => Err(WorkError::Fail(JobError::new("invalid_checkpoint", why))),
+            Some(why) => Err(WorkError::Fail(JobError::new(ErrorCode::InvalidCheckpoint, why))),
             None => Ok(Checkpoint { cursor, statistics: *self.statistics.borrow() }),
         }
     }
@@ -72,7 +75,8 @@ impl WorkContext<'_> {
         let read = |saved: Checkpoint| {
             *self.statistics.borrow_mut() = saved.statistics;
             serde_json::from_str(saved.cursor.text()).map_err(|error| {
-                let error = JobError::new("invalid_checkpoint", format!("the checkpoint can't be read: {error}"));
+                let error =
+                    JobError::new(ErrorCode::InvalidCheckpoint, format!("the checkpoint can't be read: {error}"));
                 WorkError::Fail(error.with_hint("an older version may have written it: submit the work as a new job"))
             })
         };
@@ -133,7 +137,8 @@ impl WorkContext<'_> {
     /// What ends the job is committed once. What is committed after it, or while it is in doubt, would have no record.
     pub(in crate::kinds) fn may_commit(&self) -> Result<(), WorkError> {
         if self.record_failed.get() {
-            let error = JobError::new("commit_unknown", "whether the last transaction was recorded isn't known");
+            let error =
+                JobError::new(ErrorCode::CommitUnknown, "whether the last transaction was recorded isn't known");
             return Err(WorkError::Fail(
                 error.with_hint("return the error that it ended with: the next attempt finds out"),
             ));
@@ -141,8 +146,10 @@ impl WorkContext<'_> {
         match &*self.commit.borrow() {
             CommitState::None | CommitState::RolledBack(_) | CommitState::Advanced(_) => Ok(()),
             CommitState::InDoubt(_) | CommitState::Committed(_) => {
-                let error =
-                    JobError::new("committed_twice", "the work has sent the COMMIT of its last transaction already");
+                let error = JobError::new(
+                    ErrorCode::CommittedTwice,
+                    "the work has sent the COMMIT of its last transaction already",
+                );
                 Err(WorkError::Fail(error.with_hint(
                     "do all of it in one call of exactly_once, and return what a commit_batch has failed with",
                 )))
@@ -181,7 +188,7 @@ impl WorkContext<'_> {
                 Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
                 outcome => {
                     return outcome.map_err(|error| {
-                        WorkError::Retry(JobError::new("target_unavailable", error.to_string()).retryable())
+                        WorkError::Retry(JobError::new(ErrorCode::TargetUnavailable, error.to_string()).retryable())
                     });
                 }
             }
@@ -191,7 +198,7 @@ impl WorkContext<'_> {
     /// The end of the job with this output, as it is recorded.
     pub(in crate::kinds) fn end_with(&self, output: RawJson) -> Result<Effect, WorkError> {
         let result = self.manifest.borrow().as_ref().map(Manifest::finished).transpose();
-        let result = result.map_err(|error| WorkError::Fail(JobError::new("internal", error.to_string())))?;
+        let result = result.map_err(|error| WorkError::Fail(JobError::new(ErrorCode::Internal, error.to_string())))?;
         Ok(Effect::End(Outcome { output, statistics: *self.statistics.borrow(), result }))
     }
 

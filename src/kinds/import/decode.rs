@@ -10,7 +10,7 @@ use std::rc::Rc;
 use flate2::read::MultiGzDecoder;
 
 use crate::kinds::WorkError;
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 use crate::uploads::{ContentEncoding, ReadError, Reader};
 
 /// The most bytes that an upload may be when it is decoded: 100 GiB.
@@ -89,7 +89,7 @@ impl Decoded {
         self.decoded = self.decoded.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
         if self.decoded > MAX_DECODED_BYTES {
             let message = format!("the upload is more than {MAX_DECODED_BYTES} bytes when it is decoded");
-            return Err(WorkError::Fail(JobError::new("decoded_too_large", message)));
+            return Err(WorkError::Fail(JobError::new(ErrorCode::DecodedTooLarge, message)));
         }
         Ok(length)
     }
@@ -97,7 +97,7 @@ impl Decoded {
 
 fn unreadable(coding: ContentEncoding, error: &io::Error) -> WorkError {
     let message = format!("the upload can't be decoded as {}: {error}", coding.as_str());
-    let error = JobError::new("upload_unreadable", message);
+    let error = JobError::new(ErrorCode::UploadUnreadable, message);
     WorkError::Fail(match coding {
         ContentEncoding::Zstd => error
             .with_hint("frames may have a window of up to 8 MiB; compress with --ultra or --long no further than that"),

@@ -8,9 +8,9 @@ use crate::kinds::import::table::{Conflict, Merged};
 use crate::kinds::import::{Imported, csv};
 use crate::kinds::{QUERY_CANCELED, WorkError};
 use crate::pq::{PqError, PqErrorKind, Session};
-use crate::queue::JobError;
 use crate::queue::job::ProgressBasis;
 use crate::queue::progress::Report;
+use crate::queue::{ErrorCode, JobError};
 use crate::results::{Column, Limits, ResultWriter};
 
 /// Rows of a block.
@@ -330,7 +330,7 @@ impl<'c, 'a> Rejects<'c, 'a> {
             "more than {} rows were refused, and nothing was stored; the first one is on line {line}: {reason}",
             self.limit
         );
-        let mut error = JobError::new("too_many_rejects", message);
+        let mut error = JobError::new(ErrorCode::TooManyRejects, message);
         error.sqlstate = self.first.map(|first| first.sqlstate);
         match self.writer.finish(true) {
             Ok(manifest) => {
@@ -363,7 +363,7 @@ fn reason(error: &PqError) -> String {
 }
 
 fn refused_row(refused: &Reject) -> WorkError {
-    let mut error = JobError::new("invalid_row", format!("line {}: {}", refused.line, refused.message));
+    let mut error = JobError::new(ErrorCode::InvalidRow, format!("line {}: {}", refused.line, refused.message));
     error.sqlstate = Some(refused.sqlstate.clone());
     error.detail = Some(refused.text.clone());
     WorkError::Fail(error)

@@ -6,7 +6,7 @@
 
 use crate::kinds::WorkError;
 use crate::kinds::import::decode::Decoded;
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 
 /// The largest row: 64 MiB.
 pub const MAX_ROW_BYTES: usize = 64 * 1024 * 1024;
@@ -159,7 +159,7 @@ impl<'c> Records<'c> {
         (self.looked, self.start) = (self.looked.saturating_sub(self.start), 0);
         if self.buffer.len() > MAX_ROW_BYTES {
             let message = format!("line {}: the row that begins there is larger than {MAX_ROW_BYTES} bytes", self.line);
-            let error = JobError::new("row_too_large", message);
+            let error = JobError::new(ErrorCode::RowTooLarge, message);
             return Err(WorkError::Fail(match self.quotes {
                 true => error.with_hint("a double quote that isn't closed makes one row of all that follows"),
                 false => error,

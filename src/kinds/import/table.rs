@@ -4,8 +4,8 @@ use crate::kinds::WorkError;
 use crate::kinds::params::ParamType;
 use crate::kinds::prepared::classify;
 use crate::pq::Session;
-use crate::queue::JobError;
 use crate::queue::log::cut;
+use crate::queue::{ErrorCode, JobError};
 
 /// Where rows wait that may be in the way of others.
 const STAGING: &str = "pg_temp.slowlane_import";
@@ -45,7 +45,7 @@ pub(super) enum Existing {
     Replace,
 }
 
-fn fail<T>(code: &str, message: String) -> Result<T, WorkError> {
+fn fail<T>(code: ErrorCode, message: String) -> Result<T, WorkError> {
     Err(WorkError::Fail(JobError::new(code, message)))
 }
 
@@ -91,17 +91,17 @@ impl Table {
         match text(3).as_str() {
             "" => {
                 return fail(
-                    "table_not_found",
+                    ErrorCode::TableNotFound,
                     format!("there is no table {name}, or its schema isn't in the search_path"),
                 );
             }
             "r" | "p" => {}
-            _ => return fail("table_not_found", format!("{name} is no table that rows can be stored in")),
+            _ => return fail(ErrorCode::TableNotFound, format!("{name} is no table that rows can be stored in")),
         }
         if text(5) == "t" {
             // COPY would refuse it too, but not the statement that merges rows.
             let message = format!("{name} has row-level security, which COPY can't keep");
-            let error = JobError::new("row_level_security", message);
+            let error = JobError::new(ErrorCode::RowLevelSecurity, message);
             return Err(WorkError::Fail(
                 error.with_hint("import into another table, and store its rows by an execute job"),
             ));
@@ -139,18 +139,18 @@ impl Table {
             }
             let known: Vec<&str> = self.writable().map(|column| column.name.as_str()).collect();
             let message = format!("{whose} names columns that {} doesn't have: {}", self.name, shown.join(", "));
-            let error = JobError::new("unknown_columns", message);
+            let error = JobError::new(ErrorCode::UnknownColumns, message);
             return Err(WorkError::Fail(error.with_hint(format!("it has: {}", known.join(", ")))));
         }
         for (n, name) in names.iter().enumerate() {
             if self.column(name).is_some_and(|column| column.generated) {
                 return fail(
-                    "generated_column",
+                    ErrorCode::GeneratedColumn,
                     format!("{} makes the values of {name} itself: leave it out", self.name),
                 );
             }
             if names.get(..n).unwrap_or_default().contains(name) {
-                return fail("duplicate_columns", format!("{whose} names the column {name} twice"));
+                return fail(ErrorCode::DuplicateColumns, format!("{whose} names the column {name} twice"));
             }
         }
         Ok(())
@@ -180,20 +180,20 @@ impl Table {
             None => self.primary_key(session)?,
         };
         if keys.is_empty() {
-            let error = JobError::new("no_unique_index", format!("{} has no primary key", self.name));
+            let error = JobError::new(ErrorCode::NoUniqueIndex, format!("{} has no primary key", self.name));
             return Err(WorkError::Fail(error.with_hint("name the columns of a unique index in conflict_columns")));
         }
         self.check(&keys, "conflict_columns")?;
         let nulls_are_equal = self.unique_index(session, &keys)?;
         if let Some(missing) = keys.iter().find(|key| !columns.contains(key)) {
             let message = format!("rows are compared by {}, and {missing} isn't imported", keys.join(", "));
-            return fail("no_unique_index", message);
+            return fail(ErrorCode::NoUniqueIndex, message);
         }
         let allowed = session
             .query("SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')", &[])?;
         if allowed.get(0, 0) != Some("t") {
             let message = "on_conflict needs a temporary table, and the target's role may not make one";
-            let error = JobError::new("temp_not_allowed", message);
+            let error = JobError::new(ErrorCode::TempNotAllowed, message);
             return Err(WorkError::Fail(error.with_hint("GRANT TEMPORARY ON DATABASE … TO the role of the target")));
         }
         let mut n = "n".to_owned();
@@ -243,7 +243,7 @@ impl Table {
             Some(equal) => Ok(equal == "t"),
             None => {
                 let message = format!("{} has no unique index on {} that isn't deferrable", self.name, keys.join(", "));
-                fail("no_unique_index", message)
+                fail(ErrorCode::NoUniqueIndex, message)
             }
         }
     }

@@ -6,7 +6,7 @@ use super::relation::Relation;
 use super::{IndexMethod, Maintain};
 use crate::kinds::WorkError;
 use crate::pq::Session;
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 
 /// The bits of an index column's `indoption`.
 const DESCENDING: u8 = 1;
@@ -82,7 +82,7 @@ fn find_columns<'n>(
     }
     let known: Vec<&str> = (0..rows.len()).map(|row| text(row, 0)).collect();
     let message = format!("{} doesn't have these columns: {}", relation.table, unknown.join(", "));
-    let error = JobError::new("unknown_columns", message);
+    let error = JobError::new(ErrorCode::UnknownColumns, message);
     Err(WorkError::Fail(error.with_hint(format!("it has: {}", known.join(", ")))))
 }
 
@@ -101,7 +101,7 @@ fn find_opclass(session: &mut Session, name: &str, method: IndexMethod) -> Resul
         _ => {
             let message = format!("there is no operator class {name} for the method {}", method.as_str());
             let hint = "name it with its schema, or leave it out for that of the column's type";
-            Err(WorkError::Fail(JobError::new("unknown_opclass", message).with_hint(hint)))
+            Err(WorkError::Fail(JobError::new(ErrorCode::UnknownOpclass, message).with_hint(hint)))
         }
     }
 }
@@ -113,7 +113,7 @@ impl Definition {
             let message = format!("{} is partitioned: no index can be created on it concurrently", relation.table);
             let hint = "create it on each partition; or with concurrently: false and allow_exclusive_lock: true, which \
                         keeps writers out of all partitions until it is built";
-            return Err(WorkError::Fail(JobError::new("not_supported", message).with_hint(hint)));
+            return Err(WorkError::Fail(JobError::new(ErrorCode::NotSupported, message).with_hint(hint)));
         }
         let name = args.name.as_deref().unwrap_or_default();
         let quoted = session.query(
@@ -193,19 +193,19 @@ impl Definition {
         let name = self.qualified();
         Err(match (is(0), is(1), is(9)) {
             (true, false, true) => WorkError::Retry(
-                JobError::new("index_exists", format!("{name} is being built by somebody else at the moment")).retryable(),
+                JobError::new(ErrorCode::IndexExists, format!("{name} is being built by somebody else at the moment")).retryable(),
             ),
             (true, false, false) => WorkError::Fail(
-                JobError::new("index_exists", format!("{name} is there, and is invalid")).with_hint(format!(
+                JobError::new(ErrorCode::IndexExists, format!("{name} is there, and is invalid")).with_hint(format!(
                     "if nobody needs it, DROP INDEX CONCURRENTLY {name} and submit the job again; or choose another name"
                 )),
             ),
             (true, true, _) => WorkError::Fail(
-                JobError::new("index_exists", format!("{name} is there with another definition: {}", text(10)))
+                JobError::new(ErrorCode::IndexExists, format!("{name} is there with another definition: {}", text(10)))
                     .with_hint("choose another name"),
             ),
             (false, ..) => WorkError::Fail(
-                JobError::new("index_exists", format!("{name} is there, and no index of {}", relation.table))
+                JobError::new(ErrorCode::IndexExists, format!("{name} is there, and no index of {}", relation.table))
                     .with_hint("choose another name"),
             ),
         })

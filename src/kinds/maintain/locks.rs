@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::kinds::WorkError;
 use crate::kinds::context::WorkContext;
 use crate::pq::Session;
-use crate::queue::JobError;
 use crate::queue::log::LogLevel;
+use crate::queue::{ErrorCode, JobError};
 
 use super::relation::Relation;
 
@@ -96,7 +96,7 @@ impl<'c, 'a> Locks<'c, 'a> {
         );
         let hint = "see pg_locks and pg_stat_activity for who holds it; let its transaction end, raise lock_timeout_ms, or \
                     submit the job for a quieter time";
-        let error = JobError::new("lock_timeout", message).retryable().with_hint(hint);
+        let error = JobError::new(ErrorCode::LockTimeout, message).retryable().with_hint(hint);
         WorkError::Retry(JobError { sqlstate: Some(LOCK_NOT_AVAILABLE.to_owned()), ..error })
     }
 }

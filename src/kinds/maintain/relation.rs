@@ -3,7 +3,7 @@
 use super::Action;
 use crate::kinds::WorkError;
 use crate::pq::Session;
-use crate::queue::JobError;
+use crate::queue::{ErrorCode, JobError};
 
 /// A table, and one of its indexes where that is what was named.
 pub(super) struct Relation {
@@ -26,7 +26,7 @@ pub(super) struct NamedIndex {
     pub name: String,
 }
 
-fn fail<T>(code: &str, message: String) -> Result<T, WorkError> {
+fn fail<T>(code: ErrorCode, message: String) -> Result<T, WorkError> {
     Err(WorkError::Fail(JobError::new(code, message)))
 }
 
@@ -42,12 +42,12 @@ impl Relation {
         match (kind.as_str(), action) {
             ("", _) => {
                 return fail(
-                    "table_not_found",
+                    ErrorCode::TableNotFound,
                     format!("there is no table {name}, or its schema isn't in the search_path"),
                 );
             }
             ("r" | "m" | "p", _) | ("f", Action::Analyze) | ("t", Action::Vacuum) => {}
-            _ => return fail("table_not_found", format!("{name} is no table that {} is for", action.as_str())),
+            _ => return fail(ErrorCode::TableNotFound, format!("{name} is no table that {} is for", action.as_str())),
         }
         Ok(Relation::from(text, None))
     }
@@ -64,7 +64,7 @@ impl Relation {
         let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
         if rows.is_empty() {
             return fail(
-                "index_not_found",
+                ErrorCode::IndexNotFound,
                 format!("there is no index {name}, or its schema isn't in the search_path"),
             );
         }
@@ -120,7 +120,7 @@ impl Relation {
             let grant =
                 if has_maintain { format!("GRANT MAINTAIN ON {table} TO {role}, or m") } else { "m".to_owned() };
             let hint = format!("{grant}ake it a member of the table's owner: GRANT … TO {role}");
-            return Err(WorkError::Fail(JobError::new("permission_denied", message).with_hint(hint)));
+            return Err(WorkError::Fail(JobError::new(ErrorCode::PermissionDenied, message).with_hint(hint)));
         }
         if [Action::Reindex, Action::CreateIndex].contains(&action) {
             self.may_be_written(session)?;
@@ -132,7 +132,7 @@ impl Relation {
     fn may_be_written(&self, session: &mut Session) -> Result<(), WorkError> {
         let rows = session.query("SELECT pg_catalog.current_setting('transaction_read_only')", &[])?;
         if rows.get(0, 0) == Some("on") {
-            let error = JobError::new("read_only", "the target can only be read, and indexes are written");
+            let error = JobError::new(ErrorCode::ReadOnly, "the target can only be read, and indexes are written");
             return Err(WorkError::Fail(error.with_hint("use a target without read_only, and no standby")));
         }
         Ok(())

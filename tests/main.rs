@@ -41,5 +41,6 @@ mod results;
 mod roles;
 mod secrets;
 mod tls;
+mod troubleshooting;
 mod uploads;
 mod validate;

@@ -144,9 +144,9 @@ fn not_accepted(error: AcceptError) -> Problem {
             Problem::new(Code::RetryUnfinished, "this job has a retry that has not ended yet")
                 .hint("wait for that one, or cancel it first")
         }
-        AcceptError::Refused(error) => {
-            let problem = Problem::new(Code::ClockDifference, error.message);
-            error.hint.into_iter().fold(problem, Problem::hint)
+        AcceptError::ClockDifference => {
+            Problem::new(Code::ClockDifference, "this process' clock is more than a day off the database's")
+                .hint("set both clocks by NTP")
         }
         AcceptError::Failed(cause) => Problem::internal(&cause),
     }

@@ -16,9 +16,8 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::db::pool::Manager;
-use crate::queue::codes::ErrorCode;
 use crate::queue::insert::{self, Inserted};
-use crate::queue::job::{Job, JobError, JobState, JobStatistics, NewJob};
+use crate::queue::job::{Job, JobState, JobStatistics, NewJob};
 use crate::queue::retry;
 use crate::queue::signals::{ReadyHint, Signals};
 
@@ -135,9 +134,9 @@ pub enum AcceptError {
     /// The upload that it names isn't there, or not ready.
     #[error("there is no such upload")]
     NoUpload,
-    /// This row can't be stored.
-    #[error("{0}")]
-    Refused(JobError),
+    /// Its id, made by this process' clock, is more than a day off the database's.
+    #[error("this process' clock is more than a day off the database's")]
+    ClockDifference,
     /// The statement failed in a way that no caller can mend.
     #[error("the statement failed: {0}")]
     Failed(String),
@@ -398,10 +397,7 @@ fn refused(error: &diesel::result::Error) -> AcceptError {
     };
     match info.constraint_name() {
         Some(retry::ONE_AT_A_TIME) => AcceptError::RetryUnfinished,
-        Some("jobs_id_near_clock") => AcceptError::Refused(
-            JobError::new(ErrorCode::ClockDifference, "this process' clock is more than a day off the database's")
-                .with_hint("set both clocks by NTP"),
-        ),
+        Some("jobs_id_near_clock") => AcceptError::ClockDifference,
         _ => AcceptError::Failed(error.to_string()),
     }
 }

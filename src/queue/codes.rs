@@ -31,8 +31,6 @@ codes! {
     CancelledByServer = "cancelled_by_server";
     /// The work says that it was cancelled, and nobody asked it to.
     CancelledByWork = "cancelled_by_work";
-    /// An id's time is too far from the database's clock.
-    ClockDifference = "clock_difference";
     /// Whether the transaction was committed isn't known yet.
     CommitUnknown = "commit_unknown";
     /// Work of an embedder went on after the commit that was to end it.

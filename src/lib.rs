@@ -10,7 +10,8 @@
 //!
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
 //! [`db`] holds pools, the async doorway, the schema and the private development cluster,
-//! `config` the settings, [`app`] puts processes together, `cli` has the subcommands.
+//! [`statements`] what an operator lets callers run by name, `config` the settings, [`app`] puts processes together, `cli`
+//! has the subcommands.
 //!
 //! A program of your own needs [`Server`] or [`Workers`], and kinds of [`Work`]; docs/rust.md goes from the first line of
 //! such a program to its last. [`queue::insert()`] puts a job in within a transaction of yours.
@@ -44,6 +45,7 @@ pub mod metrics;
 pub mod pq;
 pub mod queue;
 pub mod results;
+pub mod statements;
 pub mod uploads;
 pub(crate) mod worker;
 

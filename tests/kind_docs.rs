@@ -105,14 +105,18 @@ fn plural(kind: &str) -> String {
 }
 
 fn table<W: Work + ToSchema>() -> (&'static str, String) {
-    let schemas = Schemas::of::<W>();
+    (W::KIND, table_of::<W>())
+}
+
+fn table_of<T: ToSchema>() -> String {
+    let schemas = Schemas::of::<T>();
     let mut out = String::from("| argument | type | required | meaning |\n| --- | --- | --- | --- |\n");
     schemas.rows(&schemas.top, "", &mut out);
-    (W::KIND, out)
+    out
 }
 
 fn tables() -> BTreeMap<&'static str, String> {
-    use slowlane::kinds::{backfill, execute, import, maintain, query, refresh, validate};
+    use slowlane::kinds::{STATEMENT, backfill, execute, import, maintain, query, refresh, statement, validate};
     [
         table::<query::Query>(),
         table::<backfill::Backfill>(),
@@ -120,6 +124,7 @@ fn tables() -> BTreeMap<&'static str, String> {
         table::<import::Import>(),
         table::<maintain::Maintain>(),
         table::<refresh::Refresh>(),
+        (STATEMENT, table_of::<statement::SavedStatement>()),
         table::<validate::Validate>(),
     ]
     .into()
@@ -150,8 +155,10 @@ fn the_tables_of_arguments_are_what_the_types_say() {
 
 #[test]
 fn every_kind_has_a_page_with_what_a_user_needs_to_know() {
-    assert_eq!(Registry::standard().names(), tables().into_keys().collect::<Vec<_>>());
-    for kind in Registry::standard().names() {
+    let folder = tempfile::tempdir().unwrap();
+    let registry = Registry::standard().with_statements(folder.path()).unwrap();
+    assert_eq!(registry.names(), tables().into_keys().collect::<Vec<_>>());
+    for kind in registry.names() {
         let text = std::fs::read_to_string(page(kind)).unwrap_or_default();
         for part in ["```sh", "**Progress**", "**On cancel**", "**On a crash**", "**On lock contention**", "**Grants**"]
         {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("dsn", &[]),
     ("metrics", &[]),
     ("config", &["dsn"]),
@@ -13,11 +13,29 @@ const MAY_USE: [(&str, &[&str]); 13] = [
     ("queue", &["db"]),
     ("results", &["db", "queue"]),
     ("uploads", &["db"]),
-    ("kinds", &["queue", "results", "uploads", "pq", "db"]),
+    ("statements", &["queue"]),
+    ("kinds", &["queue", "results", "uploads", "statements", "pq", "db"]),
     ("worker", &["queue", "results", "uploads", "pq", "db", "dsn", "kinds", "metrics"]),
-    ("http", &["queue", "results", "uploads", "db", "kinds", "metrics"]),
-    ("app", &["config", "dsn", "pq", "db", "queue", "kinds", "worker", "http", "metrics"]),
-    ("cli", &["app", "config", "dsn", "pq", "db", "queue", "results", "uploads", "kinds", "worker", "http", "metrics"]),
+    ("http", &["queue", "results", "uploads", "statements", "db", "kinds", "metrics"]),
+    ("app", &["config", "dsn", "pq", "db", "queue", "statements", "kinds", "worker", "http", "metrics"]),
+    (
+        "cli",
+        &[
+            "app",
+            "config",
+            "dsn",
+            "pq",
+            "db",
+            "queue",
+            "results",
+            "uploads",
+            "statements",
+            "kinds",
+            "worker",
+            "http",
+            "metrics",
+        ],
+    ),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -40,6 +40,7 @@ mod refresh;
 mod results;
 mod roles;
 mod secrets;
+mod statements;
 mod tls;
 mod troubleshooting;
 mod uploads;

@@ -178,6 +178,7 @@ fn what_the_server_counts_is_read_of_every_command_that_it_counts() {
         allow_unsafe_role: true,
         read_only: false,
         synchronous: false,
+        statements_only: false,
     };
     let target = Target::open("observed", settings, 1, &Arc::new(Metrics::default())).unwrap();
     let blocks = database.count("SELECT pg_relation_size('public.t') / current_setting('block_size')::int");

@@ -2,6 +2,7 @@ DROP VIEW all_attempts;
 DROP TABLE upload_parts;
 DROP TABLE uploads;
 DROP TABLE idempotency_keys;
+DROP TABLE queues;
 DROP TABLE workers;
 DROP TABLE job_checkpoints;
 DROP TABLE run_history;

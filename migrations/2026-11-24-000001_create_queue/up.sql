@@ -52,6 +52,8 @@ CREATE TABLE jobs (
     retry_of            uuid,
     -- The upload that it reads: kept until the job has left this table.
     upload_id           uuid,
+    -- The version of the saved statement that the latest attempt ran; NULL for other kinds.
+    statement_version   text,
     -- One for the whole state machine: the server reads each constraint's tree again for every statement that writes
     -- here, and each costs more than a row.
     CONSTRAINT jobs_state CHECK (CASE state
@@ -213,6 +215,7 @@ CREATE TABLE finished_jobs (
     output              json,
     error               json,
     retry_of            uuid,
+    statement_version   text,
     CONSTRAINT finished_jobs_state CHECK (
         CASE state WHEN 'failed' THEN error IS NOT NULL ELSE state IN ('succeeded', 'cancelled') END),
     PRIMARY KEY (id)
@@ -230,17 +233,20 @@ CREATE TABLE attempts (
     outcome     text NOT NULL CHECK (outcome IN ('retried', 'snoozed', 'interrupted', 'paused')),
     backend_pid integer,
     error       json,
+    statement_version text,
     PRIMARY KEY (job_id, lease)
 ) PARTITION BY RANGE (job_id);
 
 -- Every attempt of every job, the running one without an outcome.
 CREATE VIEW all_attempts AS
-    SELECT job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error FROM attempts
+    SELECT job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error, statement_version
+      FROM attempts
     UNION ALL
-    SELECT id, lease, attempt, worker_id, started_at, finished_at, state, backend_pid, error
+    SELECT id, lease, attempt, worker_id, started_at, finished_at, state, backend_pid, error, statement_version
       FROM finished_jobs WHERE worker_id IS NOT NULL
     UNION ALL
-    SELECT id, lease, attempt, worker_id, started_at, NULL, NULL, backend_pid, NULL FROM jobs WHERE state = 'running';
+    SELECT id, lease, attempt, worker_id, started_at, NULL, NULL, backend_pid, NULL, statement_version
+      FROM jobs WHERE state = 'running';
 
 -- What attempts said while they ran.
 CREATE TABLE job_log (
@@ -337,8 +343,19 @@ CREATE TABLE workers (
     kinds      text[] NOT NULL,
     queues     text[] NOT NULL,
     started_at timestamptz NOT NULL,
-    beat_at    timestamptz NOT NULL
+    beat_at    timestamptz NOT NULL,
+    -- Its targets, and why it can't reach one: a list of objects with name, available, trouble and since.
+    targets    json NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
+
+-- What an operator said of a queue. One that nobody said anything of has no row, and is served.
+CREATE TABLE queues (
+    name          text PRIMARY KEY CHECK (char_length(name) BETWEEN 1 AND 128),
+    -- Since when nothing of it is claimed.
+    paused_at     timestamptz,
+    paused_reason text CHECK (char_length(paused_reason) <= 512),
+    updated_at    timestamptz NOT NULL
+);
 
 CREATE TABLE idempotency_keys (
     principal   text NOT NULL,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::app::AppError;
@@ -111,12 +112,21 @@ pub struct Target {
     pub read_only: bool,
     /// Whatever is promoted in its place is a synchronous standby, which has every commit. Defaults to no.
     pub synchronous: bool,
+    /// It runs saved statements, and nothing else that a caller asks for. Defaults to no.
+    pub statements_only: bool,
 }
 
 impl Target {
     /// A target with nothing said but where it is.
     pub fn at(url: impl Into<DatabaseUrl>) -> Target {
-        Target { url: url.into(), work_mem: None, allow_unsafe_role: false, read_only: false, synchronous: false }
+        Target {
+            url: url.into(),
+            work_mem: None,
+            allow_unsafe_role: false,
+            read_only: false,
+            synchronous: false,
+            statements_only: false,
+        }
     }
 
     fn read(self, name: &str, strict: bool) -> Result<TargetConfig, ConfigError> {
@@ -126,6 +136,7 @@ impl Target {
             allow_unsafe_role: self.allow_unsafe_role,
             read_only: self.read_only,
             synchronous: self.synchronous,
+            statements_only: self.statements_only,
         })
     }
 }
@@ -138,6 +149,7 @@ impl From<TargetConfig> for Target {
             allow_unsafe_role: config.allow_unsafe_role,
             read_only: config.read_only,
             synchronous: config.synchronous,
+            statements_only: config.statements_only,
         }
     }
 }
@@ -148,12 +160,19 @@ impl<U: Into<DatabaseUrl>> From<U> for Target {
     }
 }
 
+/// A target as far as it was said.
+#[derive(Default)]
+struct GivenTarget {
+    target: Option<Target>,
+    statements_only: bool,
+}
+
 /// What both builders gather.
 struct Given {
     config: Config,
     queue: Option<DatabaseUrl>,
-    /// A name alone where no jobs are run.
-    targets: BTreeMap<String, Option<Target>>,
+    /// Where no jobs are run, a name and whether it runs saved statements only are enough.
+    targets: BTreeMap<String, GivenTarget>,
     registry: Registry,
 }
 
@@ -172,16 +191,20 @@ impl Given {
 
     fn parts_on(self, listeners: Listeners) -> Result<Parts, AppError> {
         let Given { config, queue, targets: given, registry } = self;
+        let registry = match &config.statements {
+            Some(folder) => registry.with_statements(folder)?,
+            None => registry,
+        };
         let queue = match queue {
             Some(url) => url.read("the queue", config.dsn_strict)?,
             None => surrounding_queue()?.read("the queue", config.dsn_strict)?,
         };
         let mut targets = BTreeMap::new();
-        let mut target_names = Vec::new();
-        for (name, target) in given {
+        let mut target_names = BTreeMap::new();
+        for (name, given) in given {
             config::check_target_name(&name)?;
-            target_names.push(name.clone());
-            match target {
+            target_names.insert(name.clone(), given.statements_only);
+            match given.target {
                 // Who runs no jobs needs no way to where they run.
                 _ if !config.roles.workers => {}
                 Some(target) => drop(targets.insert(name.clone(), target.read(&name, config.dsn_strict)?)),
@@ -222,7 +245,9 @@ macro_rules! said_of_both {
         /// A database that work runs on, by the name that jobs give it. At least one is needed; jobs that name none run
         /// on `default`.
         pub fn target(mut self, name: &str, target: impl Into<Target>) -> Self {
-            self.given.targets.insert(name.to_owned(), Some(target.into()));
+            let target = target.into();
+            let statements_only = target.statements_only;
+            self.given.targets.insert(name.to_owned(), GivenTarget { target: Some(target), statements_only });
             self
         }
 
@@ -292,6 +317,12 @@ macro_rules! said_of_both {
             self
         }
 
+        /// The folder of saved statements, which callers run by their names. Defaults to none.
+        pub fn statements(mut self, folder: impl Into<PathBuf>) -> Self {
+            self.given.config.statements = Some(folder.into());
+            self
+        }
+
         /// Refuses a connection string that would have to be translated. Defaults to no.
         pub fn dsn_strict(mut self, strict: bool) -> Self {
             self.given.config.dsn_strict = strict;
@@ -325,6 +356,12 @@ impl ServerBuilder {
     /// The name of a target that only other processes reach, for a server without workers.
     pub fn target_name(mut self, name: &str) -> Self {
         self.given.targets.entry(name.to_owned()).or_default();
+        self
+    }
+
+    /// As [`target_name`](ServerBuilder::target_name), of a target that runs saved statements only.
+    pub fn target_name_for_statements(mut self, name: &str) -> Self {
+        self.given.targets.entry(name.to_owned()).or_default().statements_only = true;
         self
     }
 

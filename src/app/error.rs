@@ -7,6 +7,7 @@ use crate::db::DbError;
 use crate::db::migrations::MigrateError;
 use crate::db::targets::TargetError;
 use crate::http::ListenError;
+use crate::statements::UnreadableFolder;
 
 /// Why a server or workers can't be started, or ended otherwise than by being asked to stop.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,9 @@ pub enum AppError {
     /// A database that work runs on can't be used.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// The folder of saved statements can't be read.
+    #[error(transparent)]
+    Statements(#[from] UnreadableFolder),
     /// What the caller does before serving failed.
     #[error("{0}")]
     Preparing(Box<dyn Error + Send + Sync>),

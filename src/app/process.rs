@@ -21,13 +21,14 @@ use crate::db::pool::{self, Manager, Pool, Purpose};
 use crate::db::targets::{Target, TargetSettings, Targets};
 use crate::db::{Doorway, Source, migrations};
 use crate::dsn::Dsn;
-use crate::http::{self, Api, Common, DepthClock, HttpSettings, Token};
+use crate::http::{self, Api, ApiTarget, Common, DepthClock, HttpSettings, Token};
 use crate::kinds::Registry;
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
 use crate::queue::accept::Writer;
 use crate::queue::liveness::Health;
-use crate::queue::signals::Signals;
+use crate::queue::signals::{Message, Signals};
+use crate::statements::{self, Reloader};
 use crate::worker::listener::{Hints, HintsConfig};
 use crate::worker::{Workers, WorkersConfig};
 
@@ -53,8 +54,8 @@ pub struct Parts {
     pub config: Config,
     /// The queue.
     pub queue: Dsn,
-    /// The names of the targets: jobs on others are refused.
-    pub target_names: Vec<String>,
+    /// The names of the targets, each with whether it runs saved statements only: jobs on others are refused.
+    pub target_names: BTreeMap<String, bool>,
     /// The databases that work runs on; none where no workers run.
     pub targets: BTreeMap<String, TargetConfig>,
     /// The kinds that it knows.
@@ -132,15 +133,17 @@ fn http_settings(config: &Config) -> Result<HttpSettings, AppError> {
 }
 
 /// Prepares, serves until a signal says to stop, and stops in order. `prepare` may wait, and has a thread of its own;
-/// a signal meanwhile takes effect when it is done. `ready` is called when requests are answered.
+/// a signal meanwhile takes effect when it is done. `ready` is called when requests are answered. `reloads`: a hang-up has
+/// the saved statements read again.
 ///
 /// # Errors
 /// When preparing fails, the databases can't be used as they are, or a thread can't be started.
 pub fn run(
+    reloads: bool,
     prepare: impl FnOnce() -> Result<Parts, AppError> + Send + 'static,
     ready: impl FnOnce(Addresses) + 'static,
 ) -> Result<(), AppError> {
-    run_until(StopSignals::new, prepare, ready)
+    run_until(move || StopSignals::new(reloads), prepare, ready)
 }
 
 /// As [`run`], stopped by whoever `stop` listens to.
@@ -160,7 +163,11 @@ pub fn run_until<S: StopRequests>(
         let mut stop = stop()?;
         let starting = on_a_thread("slowlane-start", "starting failed; the log says why", move || assemble(prepare()?));
         let Some(assembled) = unless_stopped(starting, &mut stop).await? else { return Ok(None) };
-        let Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace } = assembled;
+        let Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, reloader, grace } =
+            assembled;
+        if let Some(reloader) = reloader {
+            stop.reload_with(reloader);
+        }
         let health = Arc::clone(&common.health);
         let mut servers = Vec::new();
         if let (Some(api), Some(listener)) = (api, listeners.api) {
@@ -237,6 +244,8 @@ struct Assembled {
     hints: Option<HintsConfig>,
     workers: Option<WorkersConfig>,
     doorway_threads: DoorwayThreads,
+    /// Has the saved statements read again, where there are any.
+    reloader: Option<Reloader>,
     grace: Duration,
 }
 
@@ -247,9 +256,11 @@ fn assemble(parts: Parts) -> Result<Assembled, AppError> {
     let queue = Source::from(&queue);
     check_queue(&queue)?;
     let metrics = Arc::<Metrics>::default();
+    let api_targets = api_targets(target_names);
     let targets = open_targets(targets, config.workers, &metrics)?;
     let registry = Arc::new(registry);
     let (signals, health) = (Arc::<Signals>::default(), Arc::<Health>::default());
+    let reloader = start_reloading(&registry, &signals)?;
     let pools = Pools::new(&config, &queue, &metrics);
     let (doorway, doorway_threads) = Doorway::start(pools.api, config.api_statement_timeout)?;
     let common = web::Data::new(Common {
@@ -267,8 +278,9 @@ fn assemble(parts: Parts) -> Result<Assembled, AppError> {
             common: common.clone(),
             writer: Writer::start(manager(&queue, "writer", WRITER_STATEMENT_TIMEOUT), Arc::clone(&signals))?,
             registry: Arc::clone(&registry),
-            targets: target_names,
+            targets: api_targets,
             signals: Arc::clone(&signals),
+            reloader: reloader.clone(),
         }),
     };
     let hints = config.notify.then(|| HintsConfig {
@@ -292,7 +304,25 @@ fn assemble(parts: Parts) -> Result<Assembled, AppError> {
         metrics,
     });
     let (addresses, grace) = (listeners.addresses()?, config.shutdown_grace);
-    Ok(Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, grace })
+    Ok(Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, reloader, grace })
+}
+
+/// Says what was read of saved statements, and reads them again when other processes say so.
+fn start_reloading(registry: &Registry, signals: &Signals) -> Result<Option<Reloader>, AppError> {
+    let Some(statements) = registry.statements() else { return Ok(None) };
+    statements::reload::say(&statements.loaded());
+    let reloader = Reloader::start(Arc::clone(statements))?;
+    let asked = reloader.clone();
+    signals.on_hint(move |message| {
+        if *message == Message::Statements {
+            asked.ask();
+        }
+    });
+    Ok(Some(reloader))
+}
+
+fn api_targets(names: BTreeMap<String, bool>) -> BTreeMap<String, ApiTarget> {
+    names.into_iter().map(|(name, statements_only)| (name, ApiTarget { statements_only })).collect()
 }
 
 /// Threads that run jobs of these kinds in one queue, for as long as what is returned isn't told to shut down, and what wakes them.
@@ -364,6 +394,7 @@ fn open_targets(
             allow_unsafe_role: target.allow_unsafe_role,
             read_only: target.read_only,
             synchronous: target.synchronous,
+            statements_only: target.statements_only,
         };
         open.insert(name.clone(), Arc::new(Target::open(&name, settings, workers, metrics)?));
     }
@@ -403,14 +434,25 @@ fn measure(control: Pool, results: Pool, targets: Targets) -> impl Fn(&Metrics) 
 pub trait StopRequests: 'static {
     /// Waits for the next request.
     fn next(&mut self) -> impl Future<Output = ()>;
+
+    /// From now on, whoever asks for the saved statements to be read again is heard. Defaults to nobody.
+    fn reload_with(&mut self, _reloader: Reloader) {}
 }
 
-/// SIGTERM, SIGINT, and SIGHUP of a terminal that was closed, which comes more than once and hurries nobody.
+/// SIGTERM, SIGINT, and SIGHUP of a terminal that was closed, which comes more than once and hurries nobody. Any other SIGHUP
+/// has the saved statements read again, where there are any.
 pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
     /// None when it is to be ignored, as under nohup.
     hang_up: Option<Signal>,
+    /// There are saved statements.
+    reloads: bool,
+    reloader: Option<Reloader>,
+    /// It was asked to read them again before it could.
+    reload_asked: bool,
+    /// The process ends with the terminal that it began in.
+    ends_with_terminal: bool,
 }
 
 impl StopSignals {
@@ -418,22 +460,54 @@ impl StopSignals {
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn new() -> std::io::Result<StopSignals> {
+    pub fn new(reloads: bool) -> std::io::Result<StopSignals> {
         Ok(StopSignals {
+            reloads,
+            reloader: None,
+            reload_asked: false,
+            ends_with_terminal: has_terminal() && !ignores_hang_up(),
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-            hang_up: if ignores_hang_up() { None } else { Some(signal(SignalKind::hangup())?) },
+            // Who reloads is told to by this signal, whatever it was started with.
+            hang_up: if ignores_hang_up() && !reloads { None } else { Some(signal(SignalKind::hangup())?) },
         })
     }
+
+    /// SIGHUP came. `true` when it means that the process is to stop.
+    fn hung_up(&mut self) -> bool {
+        if !self.reloads || (self.ends_with_terminal && !has_terminal()) {
+            self.hang_up = None;
+            return true;
+        }
+        match &self.reloader {
+            Some(reloader) => reloader.ask(),
+            None => self.reload_asked = true,
+        }
+        false
+    }
+}
+
+/// The terminal that the process belongs to is there.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
 }
 
 impl StopRequests for StopSignals {
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-            () = received(self.hang_up.as_mut()) => self.hang_up = None,
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                () = received(self.hang_up.as_mut()) => if self.hung_up() { return },
+            }
         }
+    }
+
+    fn reload_with(&mut self, reloader: Reloader) {
+        if std::mem::take(&mut self.reload_asked) {
+            reloader.ask();
+        }
+        self.reloader = Some(reloader);
     }
 }
 

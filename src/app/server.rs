@@ -68,7 +68,7 @@ impl Assembly {
 
     fn run(self) -> Result<(), AppError> {
         let parts = self.parts;
-        process::run(move || Ok(parts), |addresses| say_where(&addresses))
+        process::run(parts.registry.statements().is_some(), move || Ok(parts), |addresses| say_where(&addresses))
     }
 
     fn run_until(self, stop: impl Future<Output = ()> + 'static) -> Result<(), AppError> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use crate::app::process::{self, Addresses, Listeners};
 use crate::app::{AppError, Server};
 use crate::cli::private::{Databases, Slot};
-use crate::cli::{Failure, Sources, warn_of_unknown_variables};
+use crate::cli::{Failure, Sources, demo, warn_of_unknown_variables};
 use crate::config::{Config, Connections};
 use crate::db::cluster::{self, default_data_dir};
 use crate::kinds::carrier_report::CarrierReport;
@@ -36,9 +36,12 @@ impl Dev {
         cluster::check_unused(&data_dir)?;
         let listeners = Listeners::open(&config)?;
         let slot = Arc::<Slot>::default();
-        let (prepared, settings) = (Arc::clone(&slot), config.clone());
+        let (prepared, mut settings) = (Arc::clone(&slot), config.clone());
         let prepare = move || {
-            let databases = Databases::set_up(&prepared, data_dir).map_err(AppError::Preparing)?;
+            let databases = Databases::set_up(&prepared, data_dir.clone()).map_err(AppError::Preparing)?;
+            if settings.statements.is_none() {
+                settings.statements = Some(demo::statements::set_up(&data_dir).map_err(AppError::Preparing)?);
+            }
             let server = Server::builder().config(settings).queue(databases.queue).target("default", databases.demo);
             server.kind::<CarrierReport>().parts_on(listeners)
         };
@@ -46,7 +49,7 @@ impl Dev {
             let address = addresses.api.unwrap_or(config.listen);
             println!("{}", what_to_try(&config, &address.to_string()));
         };
-        let outcome = process::run(prepare, ready);
+        let outcome = process::run(true, prepare, ready);
         // Taken out by this thread: the one that watches it must not be the one that is left to stop it.
         drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
         Ok(outcome?)
@@ -78,6 +81,10 @@ slowlane serves on http://{address}, with every flight that left New York in 201
 
   # an index on it that keeps no writer out
   {post} -H 'prefer: wait=30' -d '{{"kind":"maintain","args":{{"action":"create_index","table":"flights","name":"flights_route","columns":["route"]}}}}'
+
+  # saved statements: what callers may run by a name and values, without any SQL of theirs
+  {get}/v1/statements
+  {post} -H 'prefer: wait=10' -d '{{"kind":"statement","args":{{"name":"late_flights","params":{{"month":7,"carrier":"UA"}}}}}}'
 
   # a kind of work written in Rust with Diesel
   {post} -H 'prefer: wait=10' -d '{{"kind":"carrier_report","args":{{"month":7}}}}'

@@ -8,6 +8,7 @@ pub mod migrate;
 pub mod private;
 pub mod probe;
 pub mod serve;
+pub mod statements;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -47,6 +48,9 @@ enum Command {
     Dsn(dsn::Explain),
     /// Ask a running slowlane how it is: ends with 0 when it is well, and with 1 otherwise
     Probe(probe::Probe),
+    /// See whether a folder of saved statements can be used
+    #[command(subcommand)]
+    Statements(statements::Statements),
     /// Say which version this is
     Version,
 }
@@ -147,6 +151,10 @@ pub fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate.run(),
         Command::Demo(demo) => demo.run(),
         Command::Dsn(explain) => match explain.run() {
+            Ok(status) => return status,
+            Err(failure) => Err(failure),
+        },
+        Command::Statements(statements) => match statements.run() {
             Ok(status) => return status,
             Err(failure) => Err(failure),
         },

@@ -39,8 +39,11 @@ impl Serve {
             return Ok(());
         }
         let mut server = Server::builder().config(config).queue(queue);
-        for name in target_names {
-            server = server.target_name(&name);
+        for (name, statements_only) in target_names {
+            server = match statements_only {
+                true => server.target_name_for_statements(&name),
+                false => server.target_name(&name),
+            };
         }
         for (name, target) in targets {
             server = server.target(&name, Target::from(target));

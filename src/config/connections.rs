@@ -22,8 +22,8 @@ pub struct Connections {
 const DEMO_VARIABLE: &str = "SLOWLANE_DEMO_URL";
 
 /// The keys of `[targets.<name>]`.
-pub(super) const TARGET_KEYS: [&str; 6] =
-    ["dsn", "dsn_env", "work_mem", "allow_unsafe_role", "read_only", "synchronous"];
+pub(super) const TARGET_KEYS: [&str; 7] =
+    ["dsn", "dsn_env", "work_mem", "allow_unsafe_role", "read_only", "synchronous", "statements_only"];
 
 /// `[targets.<name>]` of slowlane.toml.
 #[derive(Clone, Deserialize)]
@@ -37,6 +37,8 @@ pub(super) struct TargetEntry {
     read_only: bool,
     #[serde(default)]
     synchronous: bool,
+    #[serde(default)]
+    statements_only: bool,
 }
 
 /// Where a target's connection string stands.
@@ -58,12 +60,21 @@ pub struct TargetConfig {
     pub read_only: bool,
     /// Whatever is promoted in its place is a synchronous standby. Defaults to no.
     pub synchronous: bool,
+    /// It runs saved statements, and nothing else that a caller asks for. Defaults to no.
+    pub statements_only: bool,
 }
 
 impl TargetConfig {
     /// A target with nothing said but where it is.
     pub fn at(dsn: Dsn) -> TargetConfig {
-        TargetConfig { dsn, work_mem: None, allow_unsafe_role: false, read_only: false, synchronous: false }
+        TargetConfig {
+            dsn,
+            work_mem: None,
+            allow_unsafe_role: false,
+            read_only: false,
+            synchronous: false,
+            statements_only: false,
+        }
     }
 }
 
@@ -132,12 +143,16 @@ impl Connections {
         Ok(targets)
     }
 
-    /// The names of the databases that work runs on: all that a process without workers needs of them.
+    /// The names of the databases that work runs on, each with whether it runs saved statements only: all that a process
+    /// without workers needs of them.
     ///
     /// # Errors
     /// When there is none, or a name can't be used.
-    pub fn target_names(&self, file: &File) -> Result<Vec<String>, ConfigError> {
-        Ok(self.target_sources(file)?.into_keys().collect())
+    pub fn target_names(&self, file: &File) -> Result<BTreeMap<String, bool>, ConfigError> {
+        let statements_only =
+            |source: &TargetSource<'_>| matches!(source, TargetSource::File(entry) if entry.statements_only);
+        let sources = self.target_sources(file)?.into_iter();
+        Ok(sources.map(|(name, source)| (name, statements_only(&source))).collect())
     }
 
     fn target_sources<'s>(&'s self, file: &'s File) -> Result<BTreeMap<String, TargetSource<'s>>, ConfigError> {
@@ -194,6 +209,7 @@ impl TargetEntry {
             allow_unsafe_role: self.allow_unsafe_role,
             read_only: self.read_only,
             synchronous: self.synchronous,
+            statements_only: self.statements_only,
         })
     }
 }

@@ -49,6 +49,7 @@ pub struct Config {
     pub result_store_bytes: i64,
     pub upload_limit_bytes: i64,
     pub upload_idle_timeout: Duration,
+    pub statements: Option<PathBuf>,
     pub dsn_strict: bool,
     pub log: String,
     pub log_format: LogFormat,
@@ -115,7 +116,12 @@ pub fn unknown_variables(connections: &Connections) -> Vec<String> {
 impl Config {
     /// The settings as slowlane.toml would have them, secrets masked. Targets that this process doesn't open are shown
     /// by their names alone.
-    pub fn print(&self, queue: &Dsn, names: &[String], targets: &BTreeMap<String, TargetConfig>) -> String {
+    pub fn print(
+        &self,
+        queue: &Dsn,
+        names: &BTreeMap<String, bool>,
+        targets: &BTreeMap<String, TargetConfig>,
+    ) -> String {
         let text = |value: &str| toml::Value::String(value.to_owned()).to_string();
         let list = |values: &[String]| format!("[{}]", values.iter().map(|v| text(v)).collect::<Vec<_>>().join(", "));
         let span = |value: Duration| text(&Span(value).to_string());
@@ -150,11 +156,15 @@ impl Config {
         if let Some(address) = self.probe_listen {
             lines.insert(2, format!("probe_listen = {}", text(&address.to_string())));
         }
+        if let Some(folder) = &self.statements {
+            lines.insert(2, format!("statements = {}", text(&folder.display().to_string())));
+        }
         if self.api_token.is_some() {
             lines.insert(1, "api_token = \"***\"".to_owned());
         }
-        for name in names {
+        for (name, statements_only) in names {
             lines.push(format!("\n[targets.{}]", text(name)));
+            lines.push(format!("statements_only = {statements_only}"));
             let Some(target) = targets.get(name) else { continue };
             lines.push(format!("dsn = {}", text(&target.dsn.masked())));
             if let Some(work_mem) = &target.work_mem {
@@ -217,7 +227,7 @@ mod tests {
         config.api_token = Some(Secret::new("hunter2"));
         let text = config.print(
             &dsn,
-            &["default".to_owned()],
+            &BTreeMap::from([("default".to_owned(), false)]),
             &BTreeMap::from([("default".to_owned(), TargetConfig::at(dsn.clone()))]),
         );
         assert!(!text.contains("hunter2"), "{text}");

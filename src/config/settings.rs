@@ -140,6 +140,9 @@ settings! {
     upload_limit_bytes: i64, "SLOWLANE_UPLOAD_LIMIT_BYTES";
     /// How long an upload may stay silent; a MiB of it may take ten times as long [default: 30s]
     upload_idle_timeout: Span, "SLOWLANE_UPLOAD_IDLE_TIMEOUT";
+    /// The folder of saved statements, which callers run by their names [default: none]
+    #[arg(value_name = "FOLDER")]
+    statements: PathBuf, "SLOWLANE_STATEMENTS";
     /// Refuse a connection string that would have to be translated [default: false]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     dsn_strict: bool, "SLOWLANE_DSN_STRICT";
@@ -184,6 +187,7 @@ impl Default for Config {
             result_store_bytes: DEFAULT_RESULT_STORE_BYTES,
             upload_limit_bytes: DEFAULT_UPLOAD_LIMIT_BYTES,
             upload_idle_timeout: DEFAULT_UPLOAD_IDLE_TIMEOUT,
+            statements: None,
             dsn_strict: false,
             log: DEFAULT_LOG.to_owned(),
             log_format: LogFormat::Plain,
@@ -254,6 +258,7 @@ impl Settings {
         set(&mut config.result_store_bytes, self.result_store_bytes);
         set(&mut config.upload_limit_bytes, self.upload_limit_bytes);
         set_span(&mut config.upload_idle_timeout, self.upload_idle_timeout);
+        set(&mut config.statements, self.statements.map(Some));
         set(&mut config.dsn_strict, self.dsn_strict);
         set(&mut config.log, self.log);
         set(&mut config.log_format, self.log_format);

@@ -41,6 +41,7 @@ diesel::table! {
         error -> Nullable<Json>,
         retry_of -> Nullable<Uuid>,
         upload_id -> Nullable<Uuid>,
+        statement_version -> Nullable<Text>,
     }
 }
 
@@ -77,6 +78,7 @@ diesel::table! {
         output -> Nullable<Json>,
         error -> Nullable<Json>,
         retry_of -> Nullable<Uuid>,
+        statement_version -> Nullable<Text>,
     }
 }
 
@@ -91,6 +93,7 @@ diesel::table! {
         outcome -> Text,
         backend_pid -> Nullable<Integer>,
         error -> Nullable<Json>,
+        statement_version -> Nullable<Text>,
     }
 }
 
@@ -182,6 +185,16 @@ diesel::table! {
         queues -> Array<Text>,
         started_at -> Timestamptz,
         beat_at -> Timestamptz,
+        targets -> Json,
+    }
+}
+
+diesel::table! {
+    queues (name) {
+        name -> Text,
+        paused_at -> Nullable<Timestamptz>,
+        paused_reason -> Nullable<Text>,
+        updated_at -> Timestamptz,
     }
 }
 

@@ -2,8 +2,30 @@
 
 use std::time::Duration;
 
+use crate::db::error::DbError;
 use crate::db::reach::Source;
+use crate::db::vet::vet;
+use crate::dsn::Dsn;
 use crate::pq::{Patience, PqError, Session};
+
+/// How long an answer may take on a session that is opened by itself.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A session outside any pool, with a server that was looked at first. It can only read.
+///
+/// # Errors
+/// [`DbError::Unavailable`] with what to do about it, or what the server says.
+pub fn open_alone(dsn: &Dsn, application_name: &str) -> Result<Session, DbError> {
+    let source = Source::from(dsn).for_connecting().with("application_name", application_name);
+    vet(source.dsn())?;
+    let unavailable = |error: PqError| DbError::Unavailable(error.message);
+    let mut session = Session::connect(source.dsn()).map_err(unavailable)?;
+    session.allow(Patience::Each(ANSWER));
+    session
+        .execute_batch("SET default_transaction_read_only = on; SET lock_timeout = 2000; SET statement_timeout = 20000")
+        .map_err(unavailable)?;
+    Ok(session)
+}
 
 /// Opens sessions for a pool.
 pub struct SessionManager {

@@ -52,6 +52,8 @@ pub struct TargetSettings {
     pub read_only: bool,
     /// Whatever is promoted in its place is a synchronous standby: it has every commit that was acknowledged.
     pub synchronous: bool,
+    /// It runs saved statements, and nothing else that a caller asks for.
+    pub statements_only: bool,
 }
 
 /// Why a target can't be used.
@@ -306,6 +308,11 @@ impl Target {
     /// Looks at sessions of this target while they work. Connects when it is first asked.
     pub fn observer(&self) -> Observer {
         Observer::new(&self.source)
+    }
+
+    /// It runs saved statements only.
+    pub fn is_statements_only(&self) -> bool {
+        self.settings.statements_only
     }
 
     /// A commit waits for a standby.

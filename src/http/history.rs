@@ -12,7 +12,7 @@ use crate::http::paging::{Paging, invalid};
 use crate::http::problem::{Code, Problem};
 use crate::http::submit::{self, fingerprint};
 use crate::http::wire::{self, Time};
-use crate::http::{Shared, State, strict_json};
+use crate::http::{Shared, State, no_fields};
 use crate::queue::accept::Accept;
 use crate::queue::attempts::{self, Attempt};
 use crate::queue::log::{self, StoredLine};
@@ -35,6 +35,7 @@ struct AttemptResource<'a> {
     worker_id: Uuid,
     backend_pid: Option<i32>,
     error: Option<&'a RawJson>,
+    statement_version: Option<&'a str>,
 }
 
 impl<'a> From<&'a Attempt> for AttemptResource<'a> {
@@ -48,6 +49,7 @@ impl<'a> From<&'a Attempt> for AttemptResource<'a> {
             worker_id: attempt.worker_id,
             backend_pid: attempt.backend_pid,
             error: attempt.error.as_ref(),
+            statement_version: attempt.statement_version.as_deref(),
         }
     }
 }
@@ -143,10 +145,8 @@ pub(super) async fn retry(
     submit::refuse_when_stopping(&shared)?;
     let id = parse_id(&id)?;
     let body = body.map_err(|error| submit::unreadable(&error))?;
-    if !body.is_empty() {
-        submit::check_content_type(&request)?;
-        refuse_fields(&body)?;
-    }
+    // A retry runs what the job was: nothing of it can be changed.
+    no_fields(&request, Ok(body.clone()))?;
     let job = job_to_retry(&shared, id).await?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
     let upload = shared.registry.upload(&job.kind, &job.args.0);
@@ -154,15 +154,6 @@ pub(super) async fn retry(
     match submit::accept(&request, &shared, again, upload).await {
         Err(problem) if problem.code == Code::RetryUnfinished => Err(naming_the_unfinished(&shared, id, problem).await),
         answer => answer,
-    }
-}
-
-/// A retry runs what the job was: nothing of it can be changed.
-fn refuse_fields(body: &[u8]) -> Result<(), Problem> {
-    match strict_json::object(body)?.keys().next() {
-        None => Ok(()),
-        Some(name) => Err(Problem::new(Code::InvalidRequest, "a retry runs the same job again, and takes no fields")
-            .field(format!("/{}", strict_json::escape(name)), "unknown field; expected none")),
     }
 }
 
@@ -178,6 +169,7 @@ async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<NewJob, Problem> {
     };
     // What this process no longer knows can't run again.
     submit::check_names(shared, &job)?;
+    submit::check_statement(shared, &job)?;
     Ok(job)
 }
 

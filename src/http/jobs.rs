@@ -79,7 +79,7 @@ async fn wait_for_change(shared: &Shared, job: &Job, wait: std::time::Duration) 
 
 /// The wire form of a job.
 pub(super) fn resource<'j>(shared: &Shared, job: &'j Job) -> JobResource<'j> {
-    JobResource::of(job, shared.registry.produces_result(&job.kind))
+    JobResource::of(job, shared.registry.produces_result(&job.kind, &job.args.0))
 }
 
 pub(super) async fn cancel(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
@@ -114,8 +114,7 @@ fn changed(shared: &Shared, status: StatusCode, job: &Job) -> HttpResponse {
 }
 
 fn not_resumable(shared: &Shared, job: &Job) -> Problem {
-    let kinds = shared.registry.names().into_iter().filter(|kind| shared.registry.resumable(kind));
-    let kinds = kinds.collect::<Vec<_>>().join(", ");
+    let kinds = shared.registry.resumable_kinds().join(", ");
     Problem::new(Code::KindNotResumable, format!("a job of kind {} can't go on from where it was", job.kind))
         .field("id", format!("expected a job of one of these kinds: {kinds}"))
         .hint("cancel it, and submit it again later")
@@ -124,7 +123,9 @@ fn not_resumable(shared: &Shared, job: &Job) -> Problem {
 pub(super) async fn pause(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
     let registry = Arc::clone(&shared.registry);
-    let asked = shared.doorway.run(move |connection| pause::request(connection, id, |kind| registry.resumable(kind)));
+    let asked = shared
+        .doorway
+        .run(move |connection| pause::request(connection, id, |kind, args| registry.resumable(kind, args)));
     let (status, job) = match asked.await? {
         PauseOutcome::NotFound => return Err(not_found(id)),
         PauseOutcome::AlreadyFinished(job) => return Err(already_finished(&job)),
@@ -144,7 +145,9 @@ pub(super) async fn pause(shared: State, id: web::Path<String>) -> Result<HttpRe
 pub(super) async fn resume(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
     let registry = Arc::clone(&shared.registry);
-    let asked = shared.doorway.run(move |connection| pause::resume(connection, id, |kind| registry.resumable(kind)));
+    let asked = shared
+        .doorway
+        .run(move |connection| pause::resume(connection, id, |kind, args| registry.resumable(kind, args)));
     let outcome = asked.await?;
     let ready = outcome.ready();
     let (status, job) = match outcome {

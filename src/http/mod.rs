@@ -15,6 +15,7 @@ mod paging;
 mod probes;
 mod problem;
 mod results;
+mod statements;
 mod strict_json;
 mod submit;
 mod uploads;
@@ -22,6 +23,7 @@ mod validate;
 mod waiters;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,12 +31,13 @@ use std::time::Duration;
 use actix_web::dev::Server;
 use actix_web::http::{KeepAlive, Method};
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpServer, Route, guard, web};
+use actix_web::{App, HttpRequest, HttpServer, Route, guard, web};
 use tokio::sync::Semaphore;
 
 pub use access::{ListenError, check_listen};
 pub use gauges::DepthClock;
 pub use problem::Code;
+use problem::Problem;
 
 use crate::db::Doorway;
 use crate::http::waiters::Waiters;
@@ -43,6 +46,7 @@ use crate::metrics::Metrics;
 use crate::queue::accept::Writer;
 use crate::queue::liveness::Health;
 use crate::queue::signals::Signals;
+use crate::statements::Reloader;
 
 /// The largest body of a request: 1 MiB.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;
@@ -113,10 +117,19 @@ pub struct Api {
     pub writer: Writer,
     /// The kinds of this process.
     pub registry: Arc<Registry>,
-    /// The names of the targets.
-    pub targets: Vec<String>,
+    /// The targets, by name.
+    pub targets: BTreeMap<String, ApiTarget>,
     /// Hints.
     pub signals: Arc<Signals>,
+    /// Has the saved statements read again, where there are any.
+    pub reloader: Option<Reloader>,
+}
+
+/// What the HTTP side knows of a target.
+#[derive(Clone, Debug, Default)]
+pub struct ApiTarget {
+    /// It runs saved statements only.
+    pub statements_only: bool,
 }
 
 pub(crate) struct Shared {
@@ -224,6 +237,9 @@ fn job_routes(app: &mut web::ServiceConfig) {
             .route(web::delete().to(results::delete)),
     )
     .service(resource("/v1/jobs/{id}/result/data", READ).route(reading().to(results::data)))
+    .service(resource("/v1/statements", READ).route(reading().to(statements::list)))
+    .service(resource("/v1/statements/reload", &[Method::POST]).route(web::post().to(statements::reload)))
+    .service(resource("/v1/statements/{name}", READ).route(reading().to(statements::get)))
     .service(
         resource("/v1/uploads", &[Method::GET, Method::HEAD, Method::POST])
             .route(reading().to(uploads::list))
@@ -234,6 +250,32 @@ fn job_routes(app: &mut web::ServiceConfig) {
             .route(reading().to(uploads::get))
             .route(web::delete().to(uploads::delete)),
     );
+}
+
+/// For paths that know no parameters.
+fn no_parameters(request: &HttpRequest) -> Result<(), Problem> {
+    match web::Query::<Vec<(String, String)>>::from_query(request.query_string()) {
+        Ok(pairs) if pairs.is_empty() => Ok(()),
+        Ok(pairs) => {
+            let name = pairs.first().map(|(name, _)| name.as_str()).unwrap_or_default();
+            Err(paging::invalid(name, "unknown parameter; expected none"))
+        }
+        Err(_) => Err(Problem::new(Code::MalformedRequest, "the query can't be read")),
+    }
+}
+
+/// For requests without anything to say: no body, or an empty object.
+fn no_fields(request: &HttpRequest, body: Result<web::Bytes, actix_web::Error>) -> Result<(), Problem> {
+    let body = body.map_err(|error| submit::unreadable(&error))?;
+    if body.is_empty() {
+        return Ok(());
+    }
+    submit::check_content_type(request)?;
+    match strict_json::object(&body)?.keys().next() {
+        None => Ok(()),
+        Some(name) => Err(Problem::new(Code::InvalidRequest, "this request takes no fields")
+            .field(format!("/{}", strict_json::escape(name)), "unknown field; expected none")),
+    }
 }
 
 /// A resource that answers other methods with 405 and the ones that it has.

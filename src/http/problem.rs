@@ -67,6 +67,8 @@ codes! {
     NotFound = "not_found", NOT_FOUND, "There is nothing here";
     /// There is no upload of this id, or no longer.
     UploadNotFound = "upload_not_found", NOT_FOUND, "There is no such upload";
+    /// There is no saved statement of this name.
+    StatementNotFound = "statement_not_found", NOT_FOUND, "There is no such saved statement";
     /// There is no job of this id, or no longer.
     JobNotFound = "job_not_found", NOT_FOUND, "There is no such job";
     /// The path has other methods.
@@ -83,6 +85,8 @@ codes! {
     JobNotFinished = "job_not_finished", CONFLICT, "The job has not ended yet";
     /// The job waits, runs or succeeded: there is nothing to retry.
     NotRetryable = "not_retryable", CONFLICT, "The job can't be retried";
+    /// There is no folder of saved statements.
+    NoStatements = "no_statements", CONFLICT, "There are no saved statements here";
     /// The job has a retry that hasn't ended.
     RetryUnfinished = "retry_unfinished", CONFLICT, "A retry of the job has not ended yet";
     /// Unfinished jobs read the upload.
@@ -111,6 +115,10 @@ codes! {
     DigestMismatch = "digest_mismatch", UNPROCESSABLE_ENTITY, "The digest is of another body";
     /// The arguments name an upload that isn't there.
     UnknownUpload = "unknown_upload", UNPROCESSABLE_ENTITY, "There is no such upload";
+    /// There is no saved statement of this name.
+    UnknownStatement = "unknown_statement", UNPROCESSABLE_ENTITY, "There is no such saved statement";
+    /// The target runs saved statements only.
+    StatementsOnly = "statements_only", UNPROCESSABLE_ENTITY, "The target runs saved statements only";
     /// There is no such kind of work.
     UnknownKind = "unknown_kind", UNPROCESSABLE_ENTITY, "There is no such kind";
     /// There is no such target.
@@ -137,6 +145,8 @@ codes! {
     OutcomeUnknown = "outcome_unknown", SERVICE_UNAVAILABLE, "Whether the job was accepted is not known";
     /// The store of results and uploads is full.
     ResultStoreFull = "result_store_full", SERVICE_UNAVAILABLE, "The store of results and uploads is full";
+    /// The folder of saved statements can't be read.
+    StatementsUnreadable = "statements_unreadable", SERVICE_UNAVAILABLE, "The saved statements can't be read";
     /// The process is going down.
     ShuttingDown = "shutting_down", SERVICE_UNAVAILABLE, "The server is shutting down";
 }

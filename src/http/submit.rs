@@ -15,7 +15,7 @@ use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members, escape};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
-use crate::kinds::UploadArg;
+use crate::kinds::{Registry, STATEMENT, UploadArg};
 use crate::queue::accept::{Accept, AcceptError, Accepted};
 use crate::queue::job::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
@@ -116,7 +116,7 @@ pub(super) fn fingerprint(request: &HttpRequest, body: &[u8]) -> Vec<u8> {
 
 fn check_result_store(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
     let full = shared.metrics.result_store_bytes() >= shared.settings.result_store_bytes;
-    if full && shared.registry.produces_result(&job.kind) {
+    if full && shared.registry.produces_result(&job.kind, &job.args.0) {
         return Err(Problem::new(Code::ResultStoreFull, "there is no room for another result")
             .hint("delete results that are no longer needed, or raise result_store_bytes"));
     }
@@ -182,7 +182,7 @@ async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration
         response.insert_header(("Idempotency-Replayed", "true"));
     }
     response.insert_header((header::ETAG, wire::etag(&job)));
-    Ok(response.json(JobResource::of(&job, shared.registry.produces_result(&job.kind))))
+    Ok(response.json(JobResource::of(&job, shared.registry.produces_result(&job.kind, &job.args.0))))
 }
 
 /// The job that a request asks for, checked, and the upload that it reads.
@@ -195,12 +195,13 @@ pub(super) fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(NewJob,
     }
     let mut fields = Fields { members, errors: Vec::new() };
     fields.refuse_unknown();
-    let job = fields.read();
+    let job = fields.read(&shared.registry);
     let Fields { errors, .. } = fields;
     if !errors.is_empty() {
         return Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors));
     }
     check_names(shared, &job)?;
+    check_statement(shared, &job)?;
     let upload = shared.registry.check_and_find_upload(&job.kind, &job.args.0).map_err(|refused| {
         let errors = refused.errors.into_iter();
         let errors = errors.map(|e| FieldError { pointer: format!("/args{}", e.pointer), detail: e.detail }).collect();
@@ -218,13 +219,50 @@ pub(super) fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> 
         let known = shared.registry.names().into_iter().map(str::to_owned).collect();
         return unknown(Code::UnknownKind, "kind", known);
     }
-    if !shared.targets.contains(&job.target) {
-        return unknown(Code::UnknownTarget, "target", shared.targets.clone());
-    }
+    let Some(target) = shared.targets.get(&job.target) else {
+        return unknown(Code::UnknownTarget, "target", shared.targets.keys().cloned().collect());
+    };
     if !shared.queues.contains(&job.queue) {
         return unknown(Code::UnknownQueue, "queue", shared.queues.clone());
     }
+    if target.statements_only && job.kind != STATEMENT {
+        let detail = format!("the target {} runs saved statements only", job.target);
+        return Err(Problem::new(Code::StatementsOnly, detail)
+            .field("/kind", "expected statement")
+            .hint("GET /v1/statements lists what can be run"));
+    }
     Ok(())
+}
+
+/// What a saved statement says of the job that runs it: there is one, it runs on its own target, and no longer than it may.
+pub(super) fn check_statement(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
+    if let Some(name) = shared.registry.unknown_statement(&job.kind, &job.args.0) {
+        let loaded = shared.registry.loaded();
+        let known: Vec<&str> = loaded.iter().flat_map(|loaded| loaded.statements.keys().map(String::as_str)).collect();
+        let expected = match known.as_slice() {
+            [] => "expected the name of a saved statement, of which there is none".to_owned(),
+            known => format!("expected one of: {}", known.join(", ")),
+        };
+        return Err(Problem::new(Code::UnknownStatement, format!("there is no saved statement {name}"))
+            .field("/args/name", expected)
+            .hint("a file that can't be used is listed as broken by GET /v1/statements"));
+    }
+    let Some(statement) = shared.registry.statement(&job.kind, &job.args.0) else { return Ok(()) };
+    let mut errors = Vec::new();
+    let mut wrong = |pointer: &str, detail: String| errors.push(FieldError { pointer: pointer.to_owned(), detail });
+    if job.target != statement.target {
+        wrong(
+            "/target",
+            format!("expected {}, on which this saved statement runs, or no such field", statement.target),
+        );
+    }
+    if job.timeout_ms > statement.timeout_ms {
+        wrong("/timeout_ms", format!("expected at most {}, which this saved statement may take", statement.timeout_ms));
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::new(Code::InvalidRequest, "the saved statement doesn't allow it").fields(errors))
 }
 
 /// Reads fields one by one, and gathers everything that is wrong with them.
@@ -234,20 +272,29 @@ struct Fields<'m, 'b> {
 }
 
 impl<'b> Fields<'_, 'b> {
-    fn read(&mut self) -> NewJob {
+    fn read(&mut self, registry: &Registry) -> NewJob {
+        let (kind, args) = (self.kind(), self.args());
+        // A saved statement has defaults of its own.
+        let statement = registry.statement(&kind, &args.0);
+        let statement = statement.as_deref();
         NewJob {
-            kind: self.kind(),
-            args: self.args(),
-            target: self.name("target"),
-            queue: self.name("queue"),
+            target: self.name("target", statement.map(|statement| statement.target.as_str())),
+            queue: self.name("queue", statement.map(|statement| statement.queue.as_str())),
             priority: self.integer("priority", DEFAULT_PRIORITY, 0, MAX_PRIORITY),
             run_at: self.time("run_at"),
-            timeout_ms: self.integer("timeout_ms", DEFAULT_TIMEOUT_MS, 1, MAX_TIMEOUT_MS),
+            timeout_ms: self.integer(
+                "timeout_ms",
+                statement.map_or(DEFAULT_TIMEOUT_MS, |statement| statement.timeout_ms),
+                1,
+                MAX_TIMEOUT_MS,
+            ),
             max_attempts: self.integer("max_attempts", DEFAULT_MAX_ATTEMPTS, 1, MAX_MAX_ATTEMPTS),
             labels: self.labels(),
             result_ttl_ms: self.integer("result_ttl_ms", DEFAULT_RESULT_TTL_MS, 1, MAX_RESULT_TTL_MS),
             // The kind says it, once the arguments are known to be right.
             upload: None,
+            kind,
+            args,
         }
     }
 
@@ -288,10 +335,10 @@ impl<'b> Fields<'_, 'b> {
         }
     }
 
-    fn name(&mut self, field: &str) -> String {
+    fn name(&mut self, field: &str, default: Option<&str>) -> String {
         match self.member(field) {
             Some(value) => self.string(field, value).unwrap_or_default(),
-            None => "default".to_owned(),
+            None => default.unwrap_or("default").to_owned(),
         }
     }
 

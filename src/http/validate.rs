@@ -32,7 +32,7 @@ pub(super) async fn validate(
     check_content_type(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
     let (job, _) = new_job(&shared, &strict_json::object(&body)?)?;
-    if !shared.registry.validates(&job.kind) || !shared.registry.contains(VALIDATE) {
+    if !shared.registry.validates(&job.kind, &job.args.0) || !shared.registry.contains(VALIDATE) {
         // Its arguments are right; there is nothing more that could be said without running it.
         return Ok(HttpResponse::Ok().json(Validation { valid: true, ..Validation::default() }));
     }

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::db::activity::Blocker;
+use crate::kinds::STATEMENT;
 use crate::queue::job::{JobBackend, JobProgress, JobStatistics, ProgressBasis, ResultState};
 use crate::queue::{Job, JobState, RawJson};
 
@@ -36,6 +37,7 @@ pub struct JobResource<'j> {
     priority: i16,
     labels: &'j BTreeMap<String, String>,
     args: &'j RawJson,
+    statement: Option<StatementOf<'j>>,
     created_at: Time,
     run_at: Time,
     started_at: Option<Time>,
@@ -54,6 +56,14 @@ pub struct JobResource<'j> {
     retry_of: Option<Uuid>,
     output: Option<&'j RawJson>,
     links: Links,
+}
+
+/// The saved statement that a job runs.
+#[derive(Serialize)]
+struct StatementOf<'j> {
+    name: String,
+    /// The one that its latest attempt ran; `null` while there was none.
+    version: Option<&'j str>,
 }
 
 #[derive(Serialize)]
@@ -123,6 +133,7 @@ impl<'j> JobResource<'j> {
             priority: job.priority,
             labels: &job.labels,
             args: &job.args,
+            statement: StatementOf::of(job),
             created_at: Time(job.created_at),
             run_at: Time(job.run_at),
             started_at: job.started_at.map(Time),
@@ -152,6 +163,18 @@ impl<'j> JobResource<'j> {
                 cancel: format!("{}/cancel", path(job.id)),
             },
         }
+    }
+}
+
+impl<'j> StatementOf<'j> {
+    fn of(job: &'j Job) -> Option<StatementOf<'j>> {
+        #[derive(Deserialize)]
+        struct Named {
+            name: String,
+        }
+        let named = Some(job).filter(|job| job.kind == STATEMENT)?;
+        let Named { name } = serde_json::from_str(named.args.text()).ok()?;
+        Some(StatementOf { name, version: job.statement_version.as_deref() })
     }
 }
 

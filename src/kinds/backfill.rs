@@ -313,9 +313,7 @@ impl Backfill {
         session: &mut Session,
         validation: &mut Validation,
     ) -> Result<(), (&'static str, WorkError)> {
-        let table = Table::find(session, &self.table).map_err(|error| ("/table", error))?;
-        let key = table.key(session, self.key.as_deref()).map_err(|error| ("/key", error))?;
-        self.check_columns(&table, &key).map_err(|error| ("/set", error))?;
+        let (table, key) = self.find(session)?;
         let watch = Watch::new(session, &self.guards, &table).and_then(|mut watch| watch.reason(ctx, session));
         watch.map_err(|error| ("/guards", error))?;
         let statements = Statements::new(session, self, &table, &key).map_err(|error| ("", error))?;
@@ -325,6 +323,22 @@ impl Backfill {
         validation.estimated_batches = rows.map(|rows| rows.saturating_add(batch_rows - 1) / batch_rows);
         validation.statements.extend(plan);
         Ok(())
+    }
+
+    /// The table and its key. An error comes with the argument that it is about.
+    fn find(&self, session: &mut Session) -> Result<(Table, Vec<String>), (&'static str, WorkError)> {
+        let table = Table::find(session, &self.table).map_err(|error| ("/table", error))?;
+        let key = table.key(session, self.key.as_deref()).map_err(|error| ("/key", error))?;
+        self.check_columns(&table, &key).map_err(|error| ("/set", error))?;
+        Ok((table, key))
+    }
+
+    /// What stands in its way whatever the values are: the catalog, the expressions, the role's rights.
+    pub(super) fn look_without_values(&self, session: &mut Session) -> Result<(), (&'static str, WorkError)> {
+        let (table, key) = self.find(session)?;
+        Watch::new(session, &self.guards, &table).map_err(|error| ("/guards", error))?;
+        let statements = Statements::new(session, self, &table, &key).map_err(|error| ("", error))?;
+        statements.plan_without_rows(session).map_err(|error| ("", without_position(error)))
     }
 
     fn check_columns(&self, table: &Table, key: &[String]) -> Result<(), WorkError> {

@@ -172,6 +172,28 @@ impl<'a> WorkContext<'a> {
         Arc::clone(&self.services.registry)
     }
 
+    /// The name of the target that it runs on.
+    pub fn target_name(&self) -> &str {
+        &self.job.target
+    }
+
+    /// The target runs saved statements only.
+    pub(super) fn is_statements_only(&self) -> bool {
+        self.target.is_statements_only()
+    }
+
+    /// The version of the saved statement that an earlier attempt ran.
+    pub(super) fn statement_version(&self) -> Option<&str> {
+        self.job.statement_version.as_deref()
+    }
+
+    /// Notes which version of a saved statement this attempt runs.
+    pub(super) fn note_statement(&self, version: &str) -> Result<(), WorkError> {
+        let lease = &self.job.lease;
+        let noted = self.ask_the_queue(|connection| claim::note_statement(connection, lease, version))?;
+        self.held(noted)
+    }
+
     /// The attempt's lease.
     pub fn lease(&self) -> Lease {
         self.job.lease

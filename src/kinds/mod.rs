@@ -17,9 +17,12 @@ mod prepared;
 pub mod query;
 pub mod refresh;
 mod sql;
+pub mod statement;
 pub mod validate;
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -29,12 +32,14 @@ use uuid::Uuid;
 
 pub use context::{Said, Services, WorkContext};
 pub use control::{JobControl, StopReason};
+pub use statement::STATEMENT;
 pub use validate::Validation;
 
 use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind};
 use crate::queue::{ErrorCode, JobError, NewJob, RawJson};
 use crate::results::ResultError;
+use crate::statements::{Loaded, Statement, Statements, UnreadableFolder};
 use crate::uploads;
 
 /// A kind of work: its arguments are the type itself. docs/rust.md goes through one from start to end.
@@ -214,6 +219,8 @@ impl WorkError {
 
 /// The kind that looks at other jobs: [`mod@validate`].
 pub const VALIDATE: &str = "validate";
+/// The kind that looks at a target.
+pub const CHECK: &str = "check";
 
 /// SQLSTATE of a statement that was cancelled.
 pub const QUERY_CANCELED: &str = "57014";
@@ -343,6 +350,8 @@ struct Entry {
 #[derive(Default)]
 pub struct Registry {
     kinds: BTreeMap<&'static str, Entry>,
+    /// What the kind `statement` runs, where there is a folder of saved statements.
+    statements: Option<Arc<Statements>>,
 }
 
 impl Registry {
@@ -374,24 +383,72 @@ impl Registry {
         self
     }
 
+    /// Adds the kind `statement`: whatever the files of a folder let callers run.
+    ///
+    /// # Errors
+    /// When the folder can't be read at all. Files that can't be used are listed, and leave the others.
+    pub fn with_statements(mut self, folder: &Path) -> Result<Registry, UnreadableFolder> {
+        self.statements = Some(Arc::new(statement::open(folder)?));
+        Ok(self)
+    }
+
+    /// The saved statements, where there is a folder of them.
+    pub fn statements(&self) -> Option<&Arc<Statements>> {
+        self.statements.as_ref()
+    }
+
+    /// The saved statements that are in effect.
+    pub fn loaded(&self) -> Option<Arc<Loaded>> {
+        self.statements.as_ref().map(|statements| statements.loaded())
+    }
+
+    /// The saved statement that a job runs: none where its kind is another one, or there is no statement of its name.
+    pub fn statement(&self, kind: &str, args: &RawValue) -> Option<Arc<Statement>> {
+        let statements = self.statements_of(kind)?;
+        statement::named(statements, args).ok()
+    }
+
+    /// The name that a job gives to its saved statement, where there is none of it.
+    pub fn unknown_statement(&self, kind: &str, args: &RawValue) -> Option<String> {
+        match statement::named(self.statements_of(kind)?, args) {
+            Err(statement::Unresolved::Unknown(name, _)) => Some(name),
+            _ => None,
+        }
+    }
+
+    fn statements_of(&self, kind: &str) -> Option<&Arc<Statements>> {
+        self.statements.as_ref().filter(|_| kind == STATEMENT)
+    }
+
+    /// The kind that a job is run as.
+    fn entry(&self, kind: &str, args: &RawValue) -> Option<&Entry> {
+        match self.statements_of(kind) {
+            None => self.kinds.get(kind),
+            Some(_) => self.kinds.get(self.statement(kind, args)?.kind.as_str()),
+        }
+    }
+
     /// The names of all kinds, in order.
     pub fn names(&self) -> Vec<&'static str> {
-        self.kinds.keys().copied().collect()
+        let mut names: Vec<&str> =
+            self.kinds.keys().copied().chain(self.statements.iter().map(|_| STATEMENT)).collect();
+        names.sort_unstable();
+        names
     }
 
     /// There is a kind of this name.
     pub fn contains(&self, kind: &str) -> bool {
-        self.kinds.contains_key(kind)
+        self.kinds.contains_key(kind) || self.statements_of(kind).is_some()
     }
 
-    /// The kind keeps a result that can be fetched.
-    pub fn produces_result(&self, kind: &str) -> bool {
-        self.kinds.get(kind).is_some_and(|entry| entry.produces_result)
+    /// A job of this kind and with these arguments keeps a result that can be fetched.
+    pub fn produces_result(&self, kind: &str, args: &RawValue) -> bool {
+        self.entry(kind, args).is_some_and(|entry| entry.produces_result)
     }
 
-    /// The kind can look at what its work would meet, without doing it.
-    pub fn validates(&self, kind: &str) -> bool {
-        self.kinds.get(kind).is_some_and(|entry| entry.validates)
+    /// It can be said what the job would meet, without running it.
+    pub fn validates(&self, kind: &str, args: &RawValue) -> bool {
+        self.entry(kind, args).is_some_and(|entry| entry.validates)
     }
 
     /// Looks at what work would meet on its target.
@@ -399,25 +456,50 @@ impl Registry {
     /// # Errors
     /// As [`Work::validate`].
     pub fn validate(&self, kind: &str, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
-        match self.kinds.get(kind) {
-            Some(entry) => (entry.validate)(args, ctx),
-            None => Err(WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("there is no kind {kind}")))),
-        }
+        let Some(statements) = self.statements_of(kind) else {
+            return (self.known(kind)?.validate)(args, ctx);
+        };
+        let resolved = statement::resolve(statements, args);
+        let resolved = resolved.map_err(|error| {
+            let refused = CheckError::from(error);
+            WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, refused.to_string()))
+        })?;
+        let validation = (self.known(resolved.statement.kind.as_str())?.validate)(&resolved.args, ctx)?;
+        Ok(validation.at("/args/name"))
+    }
+
+    fn known(&self, kind: &str) -> Result<&Entry, WorkError> {
+        self.kinds.get(kind).ok_or_else(|| {
+            WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("this process has no kind {kind}")))
+        })
     }
 
     /// An attempt of this kind that ended unknown may be repeated. `None` for a kind that isn't on the list.
     pub fn repeatable(&self, kind: &str) -> Option<bool> {
-        self.kinds.get(kind).map(|entry| entry.repeatable)
+        match self.statements_of(kind) {
+            None => self.kinds.get(kind).map(|entry| entry.repeatable),
+            Some(_) => Some(true),
+        }
     }
 
     /// Nothing that the kind does outlives a lost lease.
     pub fn fenced(&self, kind: &str) -> bool {
-        self.kinds.get(kind).is_some_and(|entry| entry.fenced)
+        self.statements_of(kind).is_some() || self.kinds.get(kind).is_some_and(|entry| entry.fenced)
     }
 
-    /// The kind can be paused, and goes on from where it was.
-    pub fn resumable(&self, kind: &str) -> bool {
-        self.kinds.get(kind).is_some_and(|entry| entry.resumable)
+    /// The job can be paused, and goes on from where it was.
+    pub fn resumable(&self, kind: &str, args: &RawValue) -> bool {
+        self.entry(kind, args).is_some_and(|entry| entry.resumable)
+    }
+
+    /// The names of the kinds whose jobs can be paused, whatever their arguments.
+    pub fn resumable_kinds(&self) -> Vec<&'static str> {
+        self.kinds.iter().filter(|(_, entry)| entry.resumable).map(|(name, _)| *name).collect()
+    }
+
+    /// The longest that an attempt may take, in milliseconds, where the work has a limit of its own.
+    pub fn longest_ms(&self, kind: &str, args: &RawValue) -> Option<i64> {
+        self.statement(kind, args).map(|statement| statement.timeout_ms)
     }
 
     /// Checks arguments before they become a row.
@@ -433,10 +515,13 @@ impl Registry {
     /// # Errors
     /// Each argument that is refused.
     pub fn check_and_find_upload(&self, kind: &str, args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
-        match self.kinds.get(kind) {
-            Some(entry) => (entry.check)(args),
-            None => Err(CheckError { errors: vec![ArgError::new("", "there is no such kind")] }),
-        }
+        let unknown = || CheckError { errors: vec![ArgError::new("", "there is no such kind")] };
+        let Some(statements) = self.statements_of(kind) else {
+            return (self.kinds.get(kind).ok_or_else(unknown)?.check)(args);
+        };
+        let resolved = statement::resolve(statements, args)?;
+        let entry = self.kinds.get(resolved.statement.kind.as_str()).ok_or_else(unknown)?;
+        (entry.check)(&resolved.args).map_err(|refused| resolved.translated(refused))
     }
 
     /// A job of a kind and with arguments that come from elsewhere, both checked, with every default, and with
@@ -458,7 +543,17 @@ impl Registry {
     pub fn job<A: Serialize + ?Sized>(&self, kind: &str, args: &A) -> Result<NewJob, CheckError> {
         let args = RawJson::of(args).map_err(no_json)?;
         let upload = self.check_and_find_upload(kind, &args.0)?;
-        Ok(NewJob { upload: upload.map(|upload| upload.id), ..NewJob::new(kind, args) })
+        let statement = self.statement(kind, &args.0);
+        let job = NewJob { upload: upload.map(|upload| upload.id), ..NewJob::new(kind, args) };
+        Ok(match statement {
+            None => job,
+            Some(statement) => NewJob {
+                target: statement.target.clone(),
+                queue: statement.queue.clone(),
+                timeout_ms: statement.timeout_ms,
+                ..job
+            },
+        })
     }
 
     /// The upload that a job with these arguments reads.
@@ -471,14 +566,25 @@ impl Registry {
     /// # Errors
     /// What the kind says, or that its arguments can't be read by this version.
     pub fn run(&self, kind: &str, args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
-        match self.kinds.get(kind) {
-            Some(entry) => (entry.run)(args, ctx),
-            None => Err(WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("there is no kind {kind}")))),
+        if ctx.is_statements_only() && ![STATEMENT, VALIDATE, CHECK].contains(&kind) {
+            return Err(statements_only(ctx));
         }
+        let Some(statements) = self.statements_of(kind) else {
+            return (self.known(kind)?.run)(args, ctx);
+        };
+        let resolved = statement::begin(statements, args, ctx)?;
+        (self.known(resolved.statement.kind.as_str())?.run)(&resolved.args, ctx)
     }
 }
 
-fn parse<W: Work>(args: &RawValue) -> Result<W, ArgError> {
+/// A job that came in by SQL, or before the target was declared so.
+fn statements_only(ctx: &WorkContext<'_>) -> WorkError {
+    let message = format!("the target {} runs saved statements only", ctx.target_name());
+    let error = JobError::new(ErrorCode::StatementsOnly, message);
+    WorkError::Fail(error.with_hint("submit a job of the kind statement; GET /v1/statements lists them"))
+}
+
+fn parse<W: DeserializeOwned>(args: &RawValue) -> Result<W, ArgError> {
     let mut reader = serde_json::Deserializer::from_str(args.get());
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let pointer = pointer_of(error.path());

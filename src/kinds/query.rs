@@ -80,7 +80,7 @@ impl Work for Query {
         let (session, canceller, close) = work.split();
         session.execute_batch("BEGIN TRANSACTION READ ONLY")?;
         let prepared = Prepared::new(session, &self.sql, &self.params).map_err(|error| error.or_server(not_a_query))?;
-        self.returns_rows(&prepared)?;
+        returns_rows(&prepared, &self.sql)?;
         let mut sink = Sink::new(ctx, self, &prepared.columns, column_types(session, &prepared.columns)?);
         prepared.parse(session)?;
         ctx.check()?;
@@ -95,18 +95,17 @@ impl Work for Query {
     fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
         let mut session = ctx.session()?;
         let statement = (self.sql.as_str(), self.params.as_slice());
-        let plan = look_at(&mut session, ctx, "/args/sql", statement, |prepared| self.returns_rows(prepared));
+        let plan = look_at(&mut session, ctx, "/args/sql", statement, |prepared| returns_rows(prepared, &self.sql));
         Validation::of(vec![("/args/sql".to_owned(), plan)])
     }
 }
 
-impl Query {
-    fn returns_rows(&self, prepared: &Prepared<'_>) -> Result<(), WorkError> {
-        if prepared.columns.is_empty() && !may_return_no_columns(&self.sql) {
-            return Err(not_allowed("this statement returns no rows"));
-        }
-        Ok(())
+/// A statement of a `query` has to.
+pub(super) fn returns_rows(prepared: &Prepared<'_>, sql: &str) -> Result<(), WorkError> {
+    if prepared.columns.is_empty() && !may_return_no_columns(sql) {
+        return Err(not_allowed("this statement returns no rows"));
     }
+    Ok(())
 }
 
 fn not_allowed(what: &str) -> WorkError {

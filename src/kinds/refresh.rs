@@ -63,6 +63,11 @@ impl Work for Refresh {
 }
 
 impl Refresh {
+    /// What stands in its way, as far as the catalog shows it.
+    pub(super) fn look(&self, session: &mut Session) -> Result<(), WorkError> {
+        View::find(session, &self.view)?.may_be_refreshed(session, self.concurrently)
+    }
+
     /// Everything but the COMMIT.
     fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>, view: &View) -> Result<Refreshed, WorkError> {
         ctx.check()?;

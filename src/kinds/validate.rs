@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::{Prepared, type_names};
 use crate::kinds::sql::first_word;
-use crate::kinds::{ArgError, VALIDATE, Work, WorkError};
+use crate::kinds::{ArgError, STATEMENT, VALIDATE, Work, WorkError, statements_only};
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError, RawJson};
 
@@ -96,6 +96,17 @@ impl Validation {
         Ok(validation)
     }
 
+    /// The same, with one pointer for everything: where the caller wrote none of what was looked at.
+    pub(super) fn at(mut self, pointer: &str) -> Validation {
+        for problem in &mut self.problems {
+            pointer.clone_into(&mut problem.pointer);
+        }
+        for statement in &mut self.statements {
+            statement.pointer = Some(pointer.to_owned());
+        }
+        self
+    }
+
     /// Notes what the job would fail with.
     ///
     /// # Errors
@@ -127,6 +138,9 @@ impl Work for Validate {
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Validation, WorkError> {
         let registry = ctx.registry();
+        if ctx.is_statements_only() && self.kind != STATEMENT {
+            return Err(statements_only(ctx));
+        }
         if let Err(refused) = registry.check(&self.kind, &self.args) {
             let problem = |error: ArgError| ValidationProblem {
                 pointer: format!("/args{}", error.pointer),
@@ -197,7 +211,7 @@ pub(super) fn plan_own(
     Ok(StatementPlan { pointer: None, parameters, columns, estimated_rows, estimated_cost, plan: Some(plan) })
 }
 
-fn is_planned(sql: &str) -> bool {
+pub(super) fn is_planned(sql: &str) -> bool {
     first_word(sql).is_some_and(|word| word == "(" || PLANNED.iter().any(|known| word.eq_ignore_ascii_case(known)))
 }
 
@@ -240,7 +254,7 @@ struct Node {
 }
 
 /// Rows and cost. What changes a table says nothing of its rows but by what it takes them from.
-fn estimates(plan: &RawJson) -> (Option<i64>, Option<f64>) {
+pub(super) fn estimates(plan: &RawJson) -> (Option<i64>, Option<f64>) {
     let plans: Vec<Explained> = serde_json::from_str(plan.text()).unwrap_or_default();
     let Some(Explained { top }) = plans.into_iter().next() else { return (None, None) };
     let changes = top.node_type == "ModifyTable" && top.rows == 0;

@@ -86,6 +86,7 @@ impl Accept {
             error: None,
             output: None,
             retry_of: self.retry_of,
+            statement_version: None,
         }
     }
 }

@@ -36,6 +36,9 @@ pub struct Attempt {
     /// Why it failed or was interrupted.
     #[diesel(sql_type = Nullable<Json>)]
     pub error: Option<RawJson>,
+    /// The version of the saved statement that it ran.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub statement_version: Option<String>,
 }
 
 /// At most `limit` attempts of a job behind the one of lease `after`, oldest first.
@@ -43,7 +46,8 @@ pub struct Attempt {
 /// # Errors
 /// When the database fails.
 pub fn page(connection: &mut PgConnection, job_id: Uuid, after: i64, limit: i64) -> Result<Vec<Attempt>, DbError> {
-    let sql = "SELECT lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error
+    let sql = "SELECT lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error,
+                statement_version
            FROM all_attempts WHERE job_id = $1 AND lease > $2 ORDER BY lease LIMIT $3";
     Ok(diesel::sql_query(sql)
         .bind::<diesel::sql_types::Uuid, _>(job_id)

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use chrono::{DateTime, TimeZone, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Integer, Json, SmallInt, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Json, Nullable, SmallInt, Text, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
@@ -41,6 +41,8 @@ pub struct ClaimedJob {
     pub timeout_ms: i64,
     /// When it was claimed, by the database's clock.
     pub started_at: DateTime<Utc>,
+    /// The version of the saved statement that an earlier attempt ran.
+    pub statement_version: Option<String>,
 }
 
 /// What a fetcher serves.
@@ -130,6 +132,8 @@ struct ClaimedRow {
     timeout_ms: i64,
     #[diesel(sql_type = Timestamptz)]
     started_at: DateTime<Utc>,
+    #[diesel(sql_type = Nullable<Text>)]
+    statement_version: Option<String>,
 }
 
 /// The claim. Priorities are tried in order, each by one range scan from its own position, and the scan of the next
@@ -147,7 +151,7 @@ pub const CLAIM_SQL: &str = "
              ORDER BY j.run_at, j.id LIMIT $8 FOR UPDATE SKIP LOCKED) c
          LIMIT $8))
     RETURNING id, lease, priority, run_at, kind, args, target, attempt, max_attempts, interruptions, timeout_ms,
-              started_at";
+              started_at, statement_version";
 
 /// Claims at most `most` jobs of one queue, in the order of priority, `run_at` and id.
 ///
@@ -196,6 +200,7 @@ impl ClaimedRow {
             interruptions: self.interruptions,
             timeout_ms: self.timeout_ms,
             started_at: self.started_at,
+            statement_version: self.statement_version,
         }
     }
 }
@@ -250,6 +255,24 @@ pub fn sweep(connection: &mut PgConnection, queues: &[String], positions: &mut P
     }
     positions.swept = Some(now.snapshot);
     Ok(())
+}
+
+/// Notes which version of a saved statement the attempt runs, before anything of it runs. `false` when the lease is lost.
+///
+/// # Errors
+/// When the database fails.
+pub fn note_statement(connection: &mut PgConnection, lease: &Lease, version: &str) -> Result<bool, DbError> {
+    let changed = prepared(
+        "UPDATE jobs SET statement_version = $4, version = version + 1
+          WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'
+            AND EXISTS (SELECT FROM workers w WHERE w.id = $3)",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
+    .bind::<BigInt, _>(lease.number)
+    .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
+    .bind::<Text, _>(version)
+    .execute(connection)?;
+    Ok(changed == 1)
 }
 
 /// What the row says when a session is noted on it.

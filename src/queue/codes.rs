@@ -115,6 +115,10 @@ codes! {
     SqlError = "sql_error";
     /// The kind doesn't run statements like this.
     StatementNotAllowed = "statement_not_allowed";
+    /// The saved statement was changed while a backfill of it was under way.
+    StatementChanged = "statement_changed";
+    /// The target runs saved statements only.
+    StatementsOnly = "statements_only";
     /// Another backfill works on the table.
     TableBusy = "table_busy";
     /// The table changed since the backfill began.
@@ -137,6 +141,8 @@ codes! {
     UnknownKind = "unknown_kind";
     /// There is no such operator class.
     UnknownOpclass = "unknown_opclass";
+    /// The process that claimed it has no saved statement of the name.
+    UnknownStatement = "unknown_statement";
     /// The process that claimed it doesn't know the target.
     UnknownTarget = "unknown_target";
     /// The upload isn't there any more.

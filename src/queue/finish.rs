@@ -219,7 +219,8 @@ fn to_be_cancelled(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -
 /// The columns of `finished_jobs` that are carried over from a row of `jobs` called `d`.
 pub(crate) const CARRIED: &str =
     "id, kind, queue, target, priority, args, labels, created_at, run_at, timeout_ms, max_attempts,
-    attempt, lease, worker_id, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of";
+    attempt, lease, worker_id, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of,
+    statement_version";
 
 /// The owner of the row `j` is the one of the end `e`. Said so that no index can serve it: by the index of what a worker
 /// holds, each end would look at everything that its worker runs.
@@ -318,7 +319,8 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS e(id, lease, worker_id, outcome, delay_ms, error)),
         old AS (
-            SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, e.outcome, e.delay_ms, e.error,
+            SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, j.statement_version, e.outcome,
+                   e.delay_ms, e.error,
                    CASE WHEN j.pause_requested_at IS NOT NULL AND NOT EXISTS (
                             SELECT FROM job_checkpoints c WHERE c.job_id = j.id AND c.xid IS NOT NULL) THEN 'paused'
                         WHEN e.delay_ms > 0 THEN 'scheduled' ELSE 'queued' END AS state
@@ -338,8 +340,10 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
               FROM old o WHERE j.id = o.id
             RETURNING j.id),
         a AS (
-            INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error)
-            SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error::json
+            INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error,
+                                  statement_version)
+            SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error::json,
+                   statement_version
               FROM old)
         SELECT id FROM u",
     ))

@@ -395,6 +395,8 @@ pub struct Job {
     pub output: Option<RawJson>,
     /// The job that this one is a retry of.
     pub retry_of: Option<Uuid>,
+    /// The version of the saved statement that its latest attempt ran.
+    pub statement_version: Option<String>,
 }
 
 /// How far a running job was when it last said so.

@@ -5,11 +5,12 @@
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Text};
+use diesel::sql_types::{Bool, Json, Text};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::job::{Job, JobState};
+use crate::queue::job::{Job, JobState, RawJson};
 use crate::queue::signals::ReadyHint;
 use crate::queue::{checkpoint, read};
 
@@ -63,6 +64,8 @@ impl ResumeOutcome {
 struct Now {
     #[diesel(sql_type = Text)]
     kind: String,
+    #[diesel(sql_type = Json)]
+    args: RawJson,
     #[diesel(sql_type = Text)]
     state: String,
     #[diesel(sql_type = Bool)]
@@ -71,11 +74,12 @@ struct Now {
 
 /// Locked: a claim or an end at the same moment is before us or after us, never in between.
 fn locked(connection: &mut PgConnection, id: Uuid) -> Result<Option<Now>, DbError> {
-    let row =
-        prepared("SELECT kind, state, pause_requested_at IS NOT NULL AS asked FROM jobs WHERE id = $1 FOR UPDATE")
-            .bind::<diesel::sql_types::Uuid, _>(id)
-            .get_result::<Now>(connection)
-            .optional()?;
+    let row = prepared(
+        "SELECT kind, args, state, pause_requested_at IS NOT NULL AS asked FROM jobs WHERE id = $1 FOR UPDATE",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(id)
+    .get_result::<Now>(connection)
+    .optional()?;
     Ok(row)
 }
 
@@ -86,22 +90,22 @@ fn change(connection: &mut PgConnection, id: Uuid, columns: &str) -> Result<(), 
     Ok(())
 }
 
-/// Asks that a job be paused, in a transaction of its own. `resumable` says of a kind whether it can go on from where it
-/// was.
+/// Asks that a job be paused, in a transaction of its own. `resumable` says of a kind and arguments whether the work can go on
+/// from where it was.
 ///
 /// # Errors
 /// When the database fails.
 pub fn request(
     connection: &mut PgConnection,
     id: Uuid,
-    resumable: impl Fn(&str) -> bool,
+    resumable: impl Fn(&str, &RawValue) -> bool,
 ) -> Result<PauseOutcome, DbError> {
     connection.transaction(|connection| {
         let Some(now) = locked(connection, id)? else {
             return Ok(read::job(connection, id)?.map_or(PauseOutcome::NotFound, PauseOutcome::AlreadyFinished));
         };
         let outcome = match now.state.as_str() {
-            _ if !resumable(&now.kind) => PauseOutcome::NotResumable,
+            _ if !resumable(&now.kind, &now.args.0) => PauseOutcome::NotResumable,
             "paused" => PauseOutcome::Already,
             _ if now.asked => PauseOutcome::Already,
             "running" => {
@@ -131,14 +135,14 @@ pub fn request(
 pub fn resume(
     connection: &mut PgConnection,
     id: Uuid,
-    resumable: impl Fn(&str) -> bool,
+    resumable: impl Fn(&str, &RawValue) -> bool,
 ) -> Result<ResumeOutcome, DbError> {
     connection.transaction(|connection| {
         let Some(now) = locked(connection, id)? else {
             return Ok(read::job(connection, id)?.map_or(ResumeOutcome::NotFound, ResumeOutcome::AlreadyFinished));
         };
         let outcome = match now.state.as_str() {
-            _ if !resumable(&now.kind) => ResumeOutcome::NotResumable,
+            _ if !resumable(&now.kind, &now.args.0) => ResumeOutcome::NotResumable,
             "paused" => {
                 // One clock for both: it is either queued or scheduled.
                 let columns = "state = CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,

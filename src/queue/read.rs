@@ -23,14 +23,14 @@ const LIVE_COLUMNS: &str =
                                   'eta_ms', p.eta_ms, 'wait_event', p.wait_event, 'blocked_by', p.blocked_by,
                                   'temp_bytes', p.temp_bytes, 'sampled_at', p.sampled_at)
            FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease AND j.state IN ('running', 'paused')) AS progress,
-        NULL::json AS output, j.error, j.retry_of";
+        NULL::json AS output, j.error, j.retry_of, j.statement_version";
 /// The columns of [`JobRow`] from a finished job `j`.
 const FINISHED_COLUMNS: &str =
     "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
         j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
         j.finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
         j.rows_returned, j.rows_affected, j.result_bytes,
-        j.progress, j.output, j.error, j.retry_of";
+        j.progress, j.output, j.error, j.retry_of, j.statement_version";
 const RESULT_COLUMNS: &str =
     "r.state AS result_state, r.rows AS stored_rows, r.bytes AS stored_bytes, r.truncated, r.expires_at";
 #[derive(QueryableByName)]
@@ -94,6 +94,8 @@ struct JobRow {
     #[diesel(sql_type = Nullable<diesel::sql_types::Uuid>)]
     retry_of: Option<Uuid>,
     #[diesel(sql_type = Nullable<Text>)]
+    statement_version: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
     result_state: Option<String>,
     #[diesel(sql_type = Nullable<BigInt>)]
     stored_rows: Option<i64>,
@@ -146,6 +148,7 @@ impl From<JobRow> for Job {
             error: row.error,
             output: row.output,
             retry_of: row.retry_of,
+            statement_version: row.statement_version,
         }
     }
 }

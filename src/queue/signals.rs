@@ -43,6 +43,8 @@ pub enum Message {
     Pause(Vec<Uuid>),
     /// Jobs changed; an empty list stands for more than fit.
     Changed(Vec<Uuid>),
+    /// The saved statements are to be read again.
+    Statements,
 }
 
 /// A message as it travels in a NOTIFY.
@@ -117,6 +119,14 @@ impl Signals {
     /// A running job is to be paused.
     pub fn pause_requested(&self, id: Uuid) {
         self.tell(Message::Pause(vec![id]));
+    }
+
+    /// The saved statements were read again here: other processes read their own.
+    pub fn statements_changed(&self) {
+        let sender = locked(&self.remote).clone();
+        if let Some(sender) = sender {
+            sender(&Message::Statements);
+        }
     }
 
     /// A hint from another process: it goes to the listeners here, and no further.

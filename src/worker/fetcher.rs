@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::db::DbError;
-use crate::kinds::JobControl;
+use crate::kinds::{JobControl, Registry};
 use crate::queue::claim::{self, ClaimedJob, Positions};
 use crate::queue::liveness::interrupted;
 use crate::queue::signals::Message;
@@ -99,7 +99,8 @@ impl<'s> Fetcher<'s> {
     }
 
     fn hand_over(&self, claimed: Vec<ClaimedJob>, full: bool) {
-        let attempts: Vec<Attempt> = claimed.into_iter().map(attempt).collect();
+        let attempts: Vec<Attempt> =
+            claimed.into_iter().map(|job| attempt(&self.shared.config.registry, job)).collect();
         self.shared.running.enter(&attempts);
         for attempt in self.shared.slots.hand_over(attempts, full) {
             // The process is going down: nothing of it has begun.
@@ -126,7 +127,11 @@ impl<'s> Fetcher<'s> {
     }
 }
 
-fn attempt(job: ClaimedJob) -> Attempt {
+/// A job that came in by SQL may ask for more time than its work has.
+fn attempt(registry: &Registry, mut job: ClaimedJob) -> Attempt {
+    if let Some(longest) = registry.longest_ms(&job.kind, &job.args.0) {
+        job.timeout_ms = job.timeout_ms.min(longest);
+    }
     let timeout = Duration::from_millis(u64::try_from(job.timeout_ms).unwrap_or(0));
     Attempt { control: Arc::new(JobControl::new(Instant::now() + timeout)), job: Arc::new(job), said: Arc::default() }
 }

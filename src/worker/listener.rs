@@ -201,6 +201,7 @@ struct Outgoing {
     cancel: Vec<Uuid>,
     pause: Vec<Uuid>,
     changed: Vec<Uuid>,
+    statements: bool,
 }
 
 impl Outgoing {
@@ -211,6 +212,7 @@ impl Outgoing {
             Message::Cancel(ids) => self.cancel.extend(ids),
             Message::Pause(ids) => self.pause.extend(ids),
             Message::Changed(ids) => self.changed.extend(ids),
+            Message::Statements => self.statements = true,
         }
     }
 
@@ -227,6 +229,9 @@ impl Outgoing {
         messages.extend(ready.chunks(20).map(|hints| Message::Ready(hints.to_vec())));
         if self.scheduled {
             messages.push(Message::Scheduled);
+        }
+        if self.statements {
+            messages.push(Message::Statements);
         }
         messages.extend(self.cancel.chunks(MAX_IDS).map(|ids| Message::Cancel(ids.to_vec())));
         messages.extend(self.pause.chunks(MAX_IDS).map(|ids| Message::Pause(ids.to_vec())));

@@ -142,7 +142,7 @@ pub fn stoppable<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
 ) -> Result<Option<T>, Failure> {
     actix_rt::System::new().block_on(async move {
-        let mut stop = StopSignals::new()?;
+        let mut stop = StopSignals::new(false)?;
         let work = process::on_a_thread("slowlane-demo", "the demo failed; standard error says why", work);
         tokio::pin!(work);
         tokio::select! {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `load` | `slowlane demo load` |
 //! | `jobs` | the flights of 2013 by slowlane's own import jobs |
+//! | [`statements`] | the saved statements that `slowlane dev` has |
 //! | [`blocking`] | `slowlane demo blocking`: what is run |
 //! | [`tables`] | what is shown of it |
 //! | [`measure`] | one run of one server |
@@ -20,6 +21,7 @@ pub mod kill;
 mod load;
 pub mod measure;
 pub mod probes;
+pub mod statements;
 pub mod tables;
 pub mod triggers;
 mod wrong;

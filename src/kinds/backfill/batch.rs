@@ -165,6 +165,11 @@ impl Statements {
         plan_own(session, &sql, &self.types, &values).map(Some)
     }
 
+    /// Has the server plan the statement for no row: whether the role may run it is looked at then.
+    pub fn plan_without_rows(&self, session: &mut Session) -> Result<(), PqError> {
+        plan_own(session, &self.change("false"), &self.types, &self.values).map(drop)
+    }
+
     /// The key of the last one of the next rows, and how many there are up to it.
     fn bound(
         &self,

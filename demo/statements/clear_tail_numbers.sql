@@ -1,0 +1,17 @@
+-- kind = "backfill"
+-- description = "Clears the tail numbers of an airline's flights that name no plane we know"
+-- timeout = "10m"
+--
+-- [[params]]
+-- name = "carrier"
+-- type = "text"
+-- description = "The airline's code, such as MQ"
+-- pattern = "^[0-9A-Z]{2}$"
+--
+-- [args]
+-- table = "flights"
+-- target_batch_ms = 100
+-- where = "carrier = $1 AND tailnum IS NOT NULL AND NOT EXISTS (SELECT FROM planes p WHERE p.tailnum = flights.tailnum)"
+--
+-- [args.set]
+-- tailnum = "NULL"

@@ -1,0 +1,195 @@
+//! `slowlane statements check`: whether a folder of saved statements can be used, and what each would meet on its target.
+//!
+//! For a deployment, before the files reach a server. Asks the targets alone: no queue is needed, and nothing is run.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::cli::{Failure, Sources, dsn_reader};
+use crate::config::{Connections, TargetConfig};
+use crate::db::sessions;
+use crate::kinds::WorkError;
+use crate::kinds::statement::{self, check};
+use crate::pq::Session;
+use crate::statements::{Loaded, Statement};
+
+/// The subcommands of `slowlane statements`.
+#[derive(Subcommand)]
+pub enum Statements {
+    /// Read a folder of saved statements, and ask each one's target whether it can be parsed, may be run, and how
+    Check(Check),
+}
+
+/// The arguments of `slowlane statements check`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Exit status: 0 when every statement can be used, 4 when one can't, 1 when that could not be found out."
+)]
+pub struct Check {
+    #[command(flatten)]
+    sources: Sources,
+    #[command(flatten)]
+    connections: Connections,
+    /// The folder [default: the setting statements]
+    #[arg(value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a program is told.
+#[derive(Serialize)]
+struct Report<'l> {
+    folder: String,
+    valid: bool,
+    statements: Vec<Looked<'l>>,
+    broken: Vec<BrokenFile<'l>>,
+}
+
+#[derive(Serialize)]
+struct BrokenFile<'l> {
+    file: &'l str,
+    line: usize,
+    message: &'l str,
+}
+
+#[derive(Serialize)]
+struct Looked<'l> {
+    name: &'l str,
+    file: &'l str,
+    kind: &'static str,
+    target: &'l str,
+    version: &'l str,
+    valid: bool,
+    /// The settings don't name its target.
+    unknown_target: bool,
+    #[serde(flatten)]
+    checked: check::Checked,
+}
+
+/// The sessions with the targets, opened when they are first needed.
+struct Targets {
+    configured: BTreeMap<String, TargetConfig>,
+    open: BTreeMap<String, Session>,
+}
+
+impl Targets {
+    /// `None` for a target that the settings don't name.
+    fn session(&mut self, name: &str) -> Result<Option<&mut Session>, Failure> {
+        let Some(target) = self.configured.get(name) else { return Ok(None) };
+        if !self.open.contains_key(name) {
+            let session = sessions::open_alone(&target.dsn, "slowlane statements check");
+            self.open.insert(name.to_owned(), session.map_err(|error| format!("target {name}: {error}"))?);
+        }
+        Ok(self.open.get_mut(name))
+    }
+}
+
+impl Statements {
+    /// Does what it says.
+    ///
+    /// # Errors
+    /// When the folder can't be read, or a target not be asked.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        let Statements::Check(check) = self;
+        check.run()
+    }
+}
+
+impl Check {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let (config, file) = self.sources.read()?;
+        let folder = self.folder.or(config.statements).ok_or(
+            "no folder of saved statements is named: give one as argument, or set statements in slowlane.toml",
+        )?;
+        let set = statement::open(&folder)?;
+        let loaded = set.loaded();
+        let configured = self.connections.targets(&file, dsn_reader(config.dsn_strict))?;
+        let mut targets = Targets { configured, open: BTreeMap::new() };
+        let mut statements = Vec::new();
+        for saved in loaded.statements.values() {
+            statements.push(look(&mut targets, saved)?);
+        }
+        let report = Report {
+            folder: folder.display().to_string(),
+            valid: loaded.broken.is_empty() && statements.iter().all(|looked| looked.valid),
+            statements,
+            broken: broken(&loaded),
+        };
+        let mut out = io::stdout().lock();
+        let written = match self.json {
+            true => writeln!(out, "{}", serde_json::to_string(&report)?),
+            false => report.print(&mut out),
+        };
+        match written {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(ExitCode::from(if report.valid { 0 } else { 4 })),
+        }
+    }
+}
+
+fn broken(loaded: &Loaded) -> Vec<BrokenFile<'_>> {
+    let files = loaded.broken.iter();
+    files
+        .map(|broken| BrokenFile { file: &broken.file, line: broken.error.line, message: &broken.error.message })
+        .collect()
+}
+
+fn look<'l>(targets: &mut Targets, saved: &'l Statement) -> Result<Looked<'l>, Failure> {
+    let checked = match targets.session(&saved.target)? {
+        None => None,
+        Some(session) => Some(check::check(session, saved).map_err(|error| match error {
+            WorkError::Retry(error) | WorkError::Unavailable(error) => format!("target {}: {error}", saved.target),
+            _ => format!("target {} could not be asked", saved.target),
+        })?),
+    };
+    Ok(Looked {
+        name: &saved.name,
+        file: &saved.file,
+        kind: saved.kind.as_str(),
+        target: &saved.target,
+        version: &saved.version,
+        valid: checked.as_ref().is_some_and(check::Checked::is_valid),
+        unknown_target: checked.is_none(),
+        checked: checked.unwrap_or_default(),
+    })
+}
+
+impl Report<'_> {
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        for looked in &self.statements {
+            let word = if looked.valid { "ok" } else { "FAILED" };
+            let cost: f64 = looked.checked.plans.iter().filter_map(|plan| plan.estimated_cost).sum();
+            let planned = if looked.checked.plans.is_empty() {
+                String::new()
+            } else {
+                format!(", planned at a cost of {cost:.0}")
+            };
+            writeln!(out, "{word:6} {} ({} on {}{planned})", looked.name, looked.kind, looked.target)?;
+            if looked.unknown_target {
+                writeln!(out, "       {}: the settings name no target {}", looked.file, looked.target)?;
+            }
+            for finding in &looked.checked.findings {
+                let perhaps = if finding.uncertain { "perhaps: " } else { "" };
+                writeln!(out, "       {}:{}: {perhaps}{}", looked.file, finding.line, finding.error)?;
+                for more in finding.error.detail.iter().chain(&finding.error.hint) {
+                    writeln!(out, "         {more}")?;
+                }
+            }
+        }
+        for broken in &self.broken {
+            writeln!(out, "FAILED {}:{}: {}", broken.file, broken.line, broken.message)?;
+        }
+        let failed = self.statements.iter().filter(|looked| !looked.valid).count() + self.broken.len();
+        match failed {
+            0 => writeln!(out, "{} saved statements in {}: all can be used", self.statements.len(), self.folder),
+            n => writeln!(out, "{n} of {} in {} can't be used", self.statements.len() + self.broken.len(), self.folder),
+        }
+    }
+}

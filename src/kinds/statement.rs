@@ -1,0 +1,163 @@
+//! `statement`: an operator's saved statement, by its name and with a caller's values. What runs is the kind that the
+//! statement's file names, with the arguments that the file makes of the values.
+//!
+//! No [`Work`] of its own: the [`Registry`](crate::kinds::Registry) looks a statement up where it asks
+//! for any other kind. A worker looks it up in its own folder when it begins, whatever the process that accepted the job
+//! had in its own.
+
+pub mod check;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use crate::kinds::context::WorkContext;
+use crate::kinds::{ArgError, CheckError, Work, WorkError, backfill, execute, query, refresh};
+use crate::queue::{ErrorCode, JobError};
+use crate::statements::{InnerKind, Statement, Statements, UnreadableFolder, ValueError};
+
+/// The kind of saved statements.
+pub const STATEMENT: &str = "statement";
+
+/// The arguments of a `statement`.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SavedStatement {
+    /// The statement's name, as `GET /v1/statements` lists it.
+    pub name: String,
+    /// Values by the names of the parameters; each keeps the literal that you wrote. Its schema is in the list.
+    #[serde(default)]
+    #[schema(value_type = std::collections::HashMap<String, serde_json::Value>)]
+    pub params: BTreeMap<String, Box<RawValue>>,
+}
+
+// Nothing that a lost lease leaves behind, and nothing that can't be repeated: that holds for every kind that a file can
+// name, so nobody needs to look a statement up to know.
+const _: () = assert!(query::Query::REPEATABLE && query::Query::FENCED);
+const _: () = assert!(execute::Execute::REPEATABLE && execute::Execute::FENCED);
+const _: () = assert!(refresh::Refresh::REPEATABLE && refresh::Refresh::FENCED);
+const _: () = assert!(backfill::Backfill::REPEATABLE && backfill::Backfill::FENCED);
+
+/// The saved statements of a folder, each checked by the kind that it names.
+///
+/// # Errors
+/// When the folder can't be read at all.
+pub fn open(folder: &Path) -> Result<Statements, UnreadableFolder> {
+    Statements::open(folder, check_args)
+}
+
+fn check_args(kind: &str, args: &RawValue) -> Result<(), Vec<(String, String)>> {
+    let outcome = match kind {
+        "query" => super::check::<query::Query>(args),
+        "execute" => super::check::<execute::Execute>(args),
+        "refresh" => super::check::<refresh::Refresh>(args),
+        _ => super::check::<backfill::Backfill>(args),
+    };
+    let pairs = |refused: CheckError| refused.errors.into_iter().map(|error| (error.pointer, error.detail)).collect();
+    outcome.map(drop).map_err(pairs)
+}
+
+/// A saved statement, and its kind's arguments for a job's values.
+pub(super) struct Resolved {
+    pub statement: Arc<Statement>,
+    pub args: Box<RawValue>,
+}
+
+/// Why a job's saved statement can't be had.
+pub(super) enum Unresolved {
+    /// There is none of this name.
+    Unknown(String, CheckError),
+    /// The arguments aren't right.
+    Refused(CheckError),
+}
+
+impl From<Unresolved> for CheckError {
+    fn from(error: Unresolved) -> CheckError {
+        match error {
+            Unresolved::Unknown(_, error) | Unresolved::Refused(error) => error,
+        }
+    }
+}
+
+/// Looks up what a job with these arguments runs.
+pub(super) fn resolve(statements: &Statements, args: &RawValue) -> Result<Resolved, Unresolved> {
+    let job = parsed(args).map_err(Unresolved::Refused)?;
+    let statement = find(statements, &job.name)?;
+    let args = statement.arguments(&job.params).map_err(|errors| Unresolved::Refused(of_values(errors)))?;
+    Ok(Resolved { statement, args })
+}
+
+/// The statement that a job with these arguments names.
+pub(super) fn named(statements: &Statements, args: &RawValue) -> Result<Arc<Statement>, Unresolved> {
+    let job = parsed(args).map_err(Unresolved::Refused)?;
+    find(statements, &job.name)
+}
+
+fn parsed(args: &RawValue) -> Result<SavedStatement, CheckError> {
+    super::parse::<SavedStatement>(args).map_err(|error| CheckError { errors: vec![error] })
+}
+
+fn find(statements: &Statements, name: &str) -> Result<Arc<Statement>, Unresolved> {
+    let loaded = statements.loaded();
+    loaded.statements.get(name).cloned().ok_or_else(|| {
+        let known: Vec<&str> = loaded.statements.keys().map(String::as_str).collect();
+        let detail = match known.as_slice() {
+            [] => "expected the name of a saved statement; there is none".to_owned(),
+            known => format!("expected one of: {}", known.join(", ")),
+        };
+        Unresolved::Unknown(name.to_owned(), CheckError { errors: vec![ArgError::new("/name", detail)] })
+    })
+}
+
+fn of_values(errors: Vec<ValueError>) -> CheckError {
+    let error = |error: ValueError| ArgError::new(format!("/params{}", error.pointer), error.detail);
+    CheckError { errors: errors.into_iter().map(error).collect() }
+}
+
+impl Resolved {
+    /// What the kind refuses, as the job's caller knows it.
+    pub fn translated(&self, refused: CheckError) -> CheckError {
+        let pointer = |error: &ArgError| {
+            let n = error.pointer.rsplit_once("/params/").and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
+            let param = n.and_then(|n: usize| self.statement.params.get(n));
+            param.map_or("/name".to_owned(), |param| format!("/params/{}", param.name))
+        };
+        let errors = refused.errors.iter().map(|error| ArgError::new(pointer(error), error.detail.clone())).collect();
+        CheckError { errors }
+    }
+}
+
+/// Looks up what an attempt is to run, and notes which version of it that is before anything of it runs.
+pub(super) fn begin(statements: &Statements, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Resolved, WorkError> {
+    let fail = |code: ErrorCode, message: String| Err(WorkError::Fail(JobError::new(code, message)));
+    let resolved = match resolve(statements, args) {
+        Ok(resolved) => resolved,
+        // The process that accepted it may be of a newer deployment than this one.
+        Err(Unresolved::Unknown(name, _)) => {
+            let message = format!("this process has no saved statement {name}");
+            let error = JobError::new(ErrorCode::UnknownStatement, message).retryable();
+            return Err(WorkError::Retry(
+                error.with_hint("give every process the same folder of statements, and reload it"),
+            ));
+        }
+        Err(Unresolved::Refused(refused)) => return fail(ErrorCode::InvalidArgs, refused.to_string()),
+    };
+    let statement = &resolved.statement;
+    if statement.target != ctx.target_name() {
+        let message = format!("the saved statement {} runs on the target {} only", statement.name, statement.target);
+        return fail(ErrorCode::InvalidArgs, message);
+    }
+    let resumed = statement.kind == InnerKind::Backfill && ctx.checkpoint::<IgnoredAny>()?.is_some();
+    if resumed && ctx.statement_version().is_some_and(|version| version != statement.version) {
+        let message = format!("the saved statement {} was changed while this job was under way", statement.name);
+        let error = JobError::new(ErrorCode::StatementChanged, message);
+        return Err(WorkError::Fail(error.with_hint("look at what was done, and submit what is left as a new job")));
+    }
+    ctx.note_statement(&statement.version)?;
+    Ok(resolved)
+}

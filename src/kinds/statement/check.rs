@@ -1,0 +1,198 @@
+//! What a saved statement would meet on its target, before anybody runs it: parsed, described, its rights checked, and
+//! planned without a value. Nothing is run, and each look is rolled back.
+//!
+//! For a deployment that wants to know; needs a session, and neither a queue nor a job.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::kinds::prepared::Prepared;
+use crate::kinds::validate::{estimates, is_planned};
+use crate::kinds::{self, WorkError, backfill, query, refresh};
+use crate::pq::{PqError, Session};
+use crate::queue::{JobError, RawJson};
+use crate::statements::file::Sql;
+use crate::statements::{InnerKind, Statement};
+
+/// The longest that the server may take for one statement, in milliseconds.
+const TIMEOUT_MS: u32 = 10_000;
+/// What an earlier statement of the same file may have made: no such table, column, function, type or schema.
+const MAYBE_MADE: [&str; 5] = ["42P01", "42703", "42883", "42704", "3F000"];
+
+/// What stands in a statement's way.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// The line of its file.
+    pub line: usize,
+    /// It may be so for the check alone: an earlier statement of the file may make what is missing.
+    pub uncertain: bool,
+    /// What a job would end with.
+    pub error: JobError,
+}
+
+/// What the server says of one statement of SQL.
+#[derive(Clone, Debug, Serialize)]
+pub struct Planned {
+    /// The line of its file.
+    pub line: usize,
+    /// Rows that it returns, or changes, by the planner's estimate.
+    pub estimated_rows: Option<i64>,
+    /// The planner's cost, in its own unit.
+    pub estimated_cost: Option<f64>,
+    /// `EXPLAIN (FORMAT JSON)` of the plan that serves any values.
+    pub plan: RawJson,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Checked {
+    /// What stands in its way.
+    pub findings: Vec<Finding>,
+    /// Its plans, where the server plans anything.
+    pub plans: Vec<Planned>,
+}
+
+impl Checked {
+    /// Nothing stands in its way for certain.
+    pub fn is_valid(&self) -> bool {
+        self.findings.iter().all(|finding| finding.uncertain)
+    }
+}
+
+/// Looks at a statement by a session of its target's role.
+///
+/// # Errors
+/// What says nothing about the statement: a lost connection.
+pub fn check(session: &mut Session, statement: &Statement) -> Result<Checked, WorkError> {
+    let mut checked = Checked::default();
+    let args = statement.arguments_without_values();
+    let outcome = match statement.kind {
+        InnerKind::Query | InnerKind::Execute => return each_sql(session, statement),
+        InnerKind::Refresh => kinds::read::<refresh::Refresh>(&args)
+            .and_then(|refresh| refresh.look(session))
+            .map_err(|error| ("/view", error)),
+        InnerKind::Backfill => kinds::read::<backfill::Backfill>(&args)
+            .map_err(|error| ("", error))
+            .and_then(|backfill| rolled_back(session, |session| backfill.look_without_values(session))),
+    };
+    if let Err((pointer, error)) = outcome {
+        let finding = finding(statement.line_of(pointer), false, error)?;
+        // Such as `/set/name: …`.
+        let place = finding.error.message.split(": ").next().filter(|place| place.starts_with('/'));
+        let line = place.filter(|_| pointer.is_empty()).map_or(finding.line, |place| statement.line_of(place));
+        checked.findings.push(Finding { line, ..finding });
+    }
+    Ok(checked)
+}
+
+fn finding(line: usize, uncertain: bool, error: WorkError) -> Result<Finding, WorkError> {
+    match error {
+        WorkError::Fail(error) => Ok(Finding { line, uncertain, error }),
+        other => Err(other),
+    }
+}
+
+fn each_sql(session: &mut Session, statement: &Statement) -> Result<Checked, WorkError> {
+    let mut checked = Checked::default();
+    let params: Vec<Box<RawValue>> = nulls(statement);
+    // A statement that the server doesn't plan may make what a later one uses.
+    let mut may_have_made = false;
+    for sql in &statement.sql {
+        let look = rolled_back(session, |session| look(session, statement, sql, &params));
+        may_have_made |= !is_planned(&sql.text);
+        match look {
+            Ok(plan) => checked.plans.extend(plan),
+            Err(error) => {
+                let state = match &error {
+                    WorkError::Fail(error) => error.sqlstate.clone(),
+                    _ => None,
+                };
+                let uncertain = may_have_made && state.is_some_and(|state| MAYBE_MADE.contains(&state.as_str()));
+                let line = sql.line + lines_before(&sql.text, &error);
+                checked.findings.push(finding(line, uncertain, error)?);
+            }
+        }
+    }
+    Ok(checked)
+}
+
+fn nulls(statement: &Statement) -> Vec<Box<RawValue>> {
+    let null = |type_name: &String| {
+        let typed = serde_json::json!({"type": type_name, "value": null}).to_string();
+        RawValue::from_string(typed).unwrap_or_default()
+    };
+    statement.params.iter().map(|param| null(&param.type_name)).collect()
+}
+
+/// Lines of a statement before the place that an error names.
+fn lines_before(sql: &str, error: &WorkError) -> usize {
+    let position = match error {
+        WorkError::Fail(error) => error.position,
+        _ => None,
+    };
+    let before = position.and_then(|position| usize::try_from(position).ok()).unwrap_or(1);
+    sql.chars().take(before.saturating_sub(1)).filter(|c| *c == '\n').count()
+}
+
+/// Looks within a read-only transaction that is rolled back.
+fn rolled_back<T, E: From<WorkError>>(
+    session: &mut Session,
+    look: impl FnOnce(&mut Session) -> Result<T, E>,
+) -> Result<T, E> {
+    let begin = format!("BEGIN TRANSACTION READ ONLY; SET LOCAL statement_timeout = {TIMEOUT_MS}");
+    session.execute_batch(&begin).map_err(WorkError::from)?;
+    let outcome = look(session);
+    // A statement that was prepared outlives its transaction.
+    session.execute_batch("ROLLBACK; DEALLOCATE ALL").map_err(WorkError::from)?;
+    outcome
+}
+
+impl From<WorkError> for (&'static str, WorkError) {
+    fn from(error: WorkError) -> Self {
+        ("", error)
+    }
+}
+
+fn look(
+    session: &mut Session,
+    statement: &Statement,
+    sql: &Sql,
+    params: &[Box<RawValue>],
+) -> Result<Option<Planned>, WorkError> {
+    let prepared = Prepared::new(session, &sql.text, params).map_err(|error| error.or_server(WorkError::from))?;
+    if statement.kind == InnerKind::Query {
+        query::returns_rows(&prepared, &sql.text)?;
+    }
+    if !is_planned(&sql.text) {
+        return Ok(None);
+    }
+    let plan = generic_plan(session, statement, &sql.text)?;
+    let (estimated_rows, estimated_cost) = estimates(&plan);
+    Ok(Some(Planned { line: sql.line, estimated_rows, estimated_cost, plan }))
+}
+
+/// The plan that serves any values. That of NULLs alone would say nothing: the server knows that nothing equals NULL.
+///
+/// The text is the operator's own, stands behind words of ours and is one statement for the protocol; servers before 16 have
+/// no EXPLAIN (GENERIC_PLAN).
+fn generic_plan(session: &mut Session, statement: &Statement, sql: &str) -> Result<RawJson, PqError> {
+    session.execute_batch("SET LOCAL plan_cache_mode = force_generic_plan")?;
+    let types: Vec<&str> = statement.params.iter().map(|param| param.type_name.as_str()).collect();
+    let (types, values) = match types.len() {
+        0 => (String::new(), String::new()),
+        n => (format!("({})", types.join(", ")), format!("({})", vec!["NULL"; n].join(", "))),
+    };
+    session.query(&format!("PREPARE slowlane_look {types} AS {sql}"), &[]).map_err(|error| behind(error, &types))?;
+    let rows = session.query(&format!("EXPLAIN (FORMAT JSON) EXECUTE slowlane_look {values}"), &[])?;
+    let text = rows.get(0, 0).unwrap_or_default().to_owned();
+    RawValue::from_string(text)
+        .map(RawJson)
+        .map_err(|error| PqError::connection_lost(&format!("the server's plan can't be read: {error}")))
+}
+
+/// An error's place in the operator's text.
+fn behind(error: PqError, types: &str) -> PqError {
+    let ours = "PREPARE slowlane_look  AS ".chars().count() + types.chars().count();
+    let ours = u32::try_from(ours).unwrap_or(u32::MAX);
+    PqError { position: error.position.and_then(|position| position.checked_sub(ours)), ..error }
+}

@@ -1,0 +1,467 @@
+//! One file of saved statements: a header of TOML in the comments at its top, and the SQL below it.
+//!
+//! The SQL is sent as it stands here. What a caller gives are values of `$1`, `$2` and so on, never text of a statement.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::queue::job::{DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS};
+use crate::statements::params::{self, Param, ParamEntry, ValueError, is_name};
+use crate::statements::split;
+
+/// The largest file: 256 KiB.
+pub const MAX_FILE_BYTES: u64 = 256 * 1024;
+/// The most parameters.
+const MAX_PARAMS: usize = 100;
+/// Digits of a version.
+const VERSION_DIGITS: usize = 12;
+
+/// The keys of a header.
+pub const HEADER_KEYS: [&str; 11] = [
+    "name",
+    "kind",
+    "description",
+    "timeout",
+    "target",
+    "queue",
+    "params",
+    "row_limit",
+    "byte_limit",
+    "on_limit",
+    "args",
+];
+
+/// A header.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Header {
+    name: Option<String>,
+    kind: InnerKind,
+    #[serde(default)]
+    description: String,
+    timeout: Option<String>,
+    target: Option<String>,
+    queue: Option<String>,
+    #[serde(default)]
+    params: Vec<ParamEntry>,
+    row_limit: Option<u64>,
+    byte_limit: Option<u64>,
+    on_limit: Option<String>,
+    args: Option<toml::Table>,
+}
+
+/// The kinds that a saved statement can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InnerKind {
+    /// One statement that returns rows.
+    Query,
+    /// Statements in one transaction.
+    Execute,
+    /// A materialized view.
+    Refresh,
+    /// A table, in batches.
+    Backfill,
+}
+
+impl InnerKind {
+    /// The name of the kind.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            InnerKind::Query => "query",
+            InnerKind::Execute => "execute",
+            InnerKind::Refresh => "refresh",
+            InnerKind::Backfill => "backfill",
+        }
+    }
+}
+
+/// What is wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileError {
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong there.
+    pub message: String,
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}: {}", self.line, self.message)
+    }
+}
+
+/// One statement of SQL in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sql {
+    /// The line on which it begins, from 1.
+    pub line: usize,
+    /// Its text.
+    pub text: String,
+}
+
+/// A saved statement.
+#[derive(Clone, Debug)]
+pub struct Statement {
+    /// What callers call it.
+    pub name: String,
+    /// The file in its folder.
+    pub file: String,
+    /// What it is run as.
+    pub kind: InnerKind,
+    /// For whoever reads the list.
+    pub description: String,
+    /// The database that it runs on.
+    pub target: String,
+    /// The queue that it waits in when its caller names none.
+    pub queue: String,
+    /// How long an attempt may take when its caller says nothing, and at most.
+    pub timeout_ms: i64,
+    /// `$1`, `$2` and so on.
+    pub params: Vec<Param>,
+    /// Names this text of it: the first digits of the SHA-256 of its file.
+    pub version: String,
+    /// The statements; none where the kind makes them itself.
+    pub sql: Vec<Sql>,
+    /// Arguments of the kind beside SQL and values.
+    pub args: Map<String, Value>,
+    /// Where the keys of the header stand.
+    lines: BTreeMap<String, usize>,
+}
+
+impl Statement {
+    /// Reads a file of this name.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its line.
+    pub fn read(file: &str, text: &str) -> Result<Statement, FileError> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let (header_text, body, body_line) = parts(text)?;
+        let lines = key_lines(&header_text);
+        let header: Header = toml::from_str(&header_text).map_err(|error| FileError {
+            line: error.span().map_or(1, |span| line_of(&header_text, span.start)),
+            message: error.message().to_owned(),
+        })?;
+        let at = |key: &str| lines.get(key).copied().unwrap_or(1);
+        let wrong = |key: &str, message: String| FileError { line: at(key), message };
+        let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = header.name.clone().unwrap_or(stem);
+        if !is_name(&name) {
+            let what = "name: expected letters, digits and `_`, no digit first, and at most 63 of them";
+            return Err(wrong("name", what.to_owned()));
+        }
+        let named = |key: &'static str, value: &Option<String>| match value {
+            Some(text) if text.is_empty() || text.chars().count() > 128 => {
+                Err(wrong(key, format!("{key}: expected a name of 1 to 128 characters")))
+            }
+            Some(text) => Ok(text.clone()),
+            None => Ok("default".to_owned()),
+        };
+        let (target, queue) = (named("target", &header.target)?, named("queue", &header.queue)?);
+        let timeout_ms = timeout(header.timeout.as_deref()).map_err(|message| wrong("timeout", message))?;
+        if header.params.len() > MAX_PARAMS {
+            return Err(wrong("params", format!("params: expected at most {MAX_PARAMS} of them")));
+        }
+        let mut all = Vec::new();
+        for (n, entry) in header.params.iter().enumerate() {
+            let line = at(&format!("params.{n}"));
+            let param = Param::read(entry.clone()).map_err(|message| FileError { line, message })?;
+            if all.iter().any(|other: &Param| other.name == param.name) {
+                return Err(FileError { line, message: format!("params.{}: expected each name once", param.name) });
+            }
+            all.push(param);
+        }
+        let sql = match header.kind {
+            InnerKind::Query => vec![Sql { line: body_line, text: body.to_owned() }],
+            InnerKind::Execute => {
+                let found = split::statements(body).into_iter();
+                found.map(|(line, text)| Sql { line: body_line + line, text: text.to_owned() }).collect()
+            }
+            InnerKind::Refresh | InnerKind::Backfill => {
+                if let Some((line, _)) = split::statements(body).first() {
+                    let kind = header.kind.as_str();
+                    let message = format!("expected no SQL below the header: a {kind} says what it does in [args]");
+                    return Err(FileError { line: body_line + line, message });
+                }
+                Vec::new()
+            }
+        };
+        let args = header.args(&at)?;
+        let digest = Sha256::digest(text.as_bytes());
+        let version: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Statement {
+            name,
+            file: file.to_owned(),
+            kind: header.kind,
+            description: header.description,
+            target,
+            queue,
+            timeout_ms,
+            params: all,
+            version: version.chars().take(VERSION_DIGITS).collect(),
+            sql,
+            args,
+            lines,
+        })
+    }
+
+    /// The arguments of the kind for these values.
+    ///
+    /// # Errors
+    /// Each value that is missing, unknown or refused.
+    pub fn arguments(&self, given: &BTreeMap<String, Box<RawValue>>) -> Result<Box<RawValue>, Vec<ValueError>> {
+        Ok(self.with_values(&params::values(&self.params, given)?))
+    }
+
+    /// The same with NULL for each value: enough to have a kind look at the rest, and a server at the types.
+    pub fn arguments_without_values(&self) -> Box<RawValue> {
+        let null = |param: &Param| {
+            let typed = format!("{{\"type\":{},\"value\":null}}", Value::String(param.type_name.clone()));
+            RawValue::from_string(typed).unwrap_or_default()
+        };
+        self.with_values(&self.params.iter().map(null).collect::<Vec<_>>())
+    }
+
+    fn with_values(&self, values: &[Box<RawValue>]) -> Box<RawValue> {
+        let values = format!("[{}]", values.iter().map(|value| value.get()).collect::<Vec<_>>().join(","));
+        let json = |text: &str| Value::String(text.to_owned()).to_string();
+        let mut members: Vec<String> = self.args.iter().map(|(key, value)| format!("{}:{value}", json(key))).collect();
+        match self.kind {
+            InnerKind::Query => {
+                let text = self.sql.first().map_or("", |sql| sql.text.as_str());
+                members.push(format!("\"sql\":{},\"params\":{values}", json(text)));
+            }
+            InnerKind::Execute => {
+                // Each is given all of the values: a type that is named need not be used.
+                let each = self.sql.iter().map(|sql| format!("{{\"sql\":{},\"params\":{values}}}", json(&sql.text)));
+                members.push(format!("\"statements\":[{}]", each.collect::<Vec<_>>().join(",")));
+            }
+            InnerKind::Backfill => members.push(format!("\"params\":{values}")),
+            InnerKind::Refresh => {}
+        }
+        RawValue::from_string(format!("{{{}}}", members.join(","))).unwrap_or_default()
+    }
+
+    /// The JSON Schema of the values of a call.
+    pub fn schema(&self) -> Value {
+        params::schema(&self.params)
+    }
+
+    /// The line that an argument of the kind comes from: by a JSON pointer such as `/statements/1/sql` or `/row_limit`.
+    pub fn line_of(&self, pointer: &str) -> usize {
+        let mut steps = pointer.split('/').skip(1);
+        let first = steps.next().unwrap_or_default();
+        let body = self.sql.first().map_or(1, |sql| sql.line);
+        match first {
+            "sql" => body,
+            "statements" => {
+                let statement = steps.next().and_then(|n| self.sql.get(n.parse::<usize>().ok()?));
+                statement.map_or(body, |sql| sql.line)
+            }
+            key => [format!("args.{key}"), key.to_owned(), "args".to_owned()]
+                .iter()
+                .find_map(|key| self.lines.get(key))
+                .copied()
+                .unwrap_or(1),
+        }
+    }
+}
+
+impl Header {
+    /// What goes with the kind beside its SQL.
+    fn args(&self, at: &dyn Fn(&str) -> usize) -> Result<Map<String, Value>, FileError> {
+        let kind = self.kind.as_str();
+        let wrong = |key: &str, message: String| FileError { line: at(key), message };
+        let number = |value: Option<u64>| value.map(Value::from);
+        let limits = [
+            ("row_limit", number(self.row_limit)),
+            ("byte_limit", number(self.byte_limit)),
+            ("on_limit", self.on_limit.clone().map(Value::from)),
+        ];
+        let mut args = Map::new();
+        for (key, value) in limits {
+            let Some(value) = value else { continue };
+            if self.kind != InnerKind::Query {
+                return Err(wrong(key, format!("{key} doesn't go with the kind {kind}")));
+            }
+            args.insert(key.to_owned(), value);
+        }
+        let takes_args = matches!(self.kind, InnerKind::Refresh | InnerKind::Backfill);
+        match &self.args {
+            None if takes_args => {
+                Err(wrong("kind", format!("expected [args] in the header: the arguments of the kind {kind}")))
+            }
+            None => Ok(args),
+            Some(_) if !takes_args => {
+                Err(wrong("args", format!("[args] doesn't go with the kind {kind}: its SQL stands below the header")))
+            }
+            Some(_) if self.kind == InnerKind::Refresh && !self.params.is_empty() => {
+                Err(wrong("params", "params don't go with the kind refresh, which has no place for a value".to_owned()))
+            }
+            Some(table) if table.contains_key("params") => {
+                Err(wrong("args.params", "expected [[params]] beside [args], and no params within it".to_owned()))
+            }
+            Some(table) => match serde_json::to_value(table) {
+                Ok(Value::Object(map)) => Ok(map),
+                _ => Err(wrong("args", "args: expected what JSON has".to_owned())),
+            },
+        }
+    }
+}
+
+fn timeout(text: Option<&str>) -> Result<i64, String> {
+    let Some(text) = text else { return Ok(DEFAULT_TIMEOUT_MS) };
+    let span: Duration =
+        humantime::parse_duration(text).map_err(|_| "timeout: expected a duration such as 30s or 10m".to_owned())?;
+    let ms = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    if (1..=MAX_TIMEOUT_MS).contains(&ms) { Ok(ms) } else { Err("timeout: expected 1ms to 24h".to_owned()) }
+}
+
+/// The TOML of the comments at the top, each line of it in its place; what follows; and the line that this begins with.
+fn parts(text: &str) -> Result<(String, &str, usize), FileError> {
+    let mut header = String::new();
+    let (mut at, mut count) = (0, 0);
+    for line in text.split_inclusive('\n') {
+        let Some(content) = line.strip_prefix("--") else { break };
+        let content = content.strip_prefix(' ').unwrap_or(content);
+        header.push_str(content.trim_end_matches(['\r', '\n']));
+        header.push('\n');
+        at += line.len();
+        count += 1;
+    }
+    if header.trim().is_empty() {
+        let message = "expected a header: lines of comments at the top that hold TOML, such as `-- kind = \"query\"`";
+        return Err(FileError { line: 1, message: message.to_owned() });
+    }
+    let body = text.get(at..).unwrap_or_default();
+    // Lines without anything on them belong to neither.
+    let skipped = body.len() - body.trim_start_matches([' ', '\t', '\r', '\n']).len();
+    let line = count + 1 + body.get(..skipped).unwrap_or_default().matches('\n').count();
+    Ok((header, body.get(skipped..).unwrap_or_default().trim_end(), line))
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.get(..at).unwrap_or_default().matches('\n').count() + 1
+}
+
+/// Where keys stand: `name`, `params.0`, `args`, `args.view`.
+fn key_lines(header: &str) -> BTreeMap<String, usize> {
+    let mut lines = BTreeMap::new();
+    let mut section = String::new();
+    let mut params = 0;
+    for (n, line) in header.lines().enumerate() {
+        let (line, number) = (line.trim(), n + 1);
+        if line.starts_with("[[params]]") {
+            lines.entry("params".to_owned()).or_insert(number);
+            lines.insert(format!("params.{params}"), number);
+            params += 1;
+            section = "params".to_owned();
+        } else if let Some(name) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
+            name.clone_into(&mut section);
+            lines.entry(section.clone()).or_insert(number);
+        } else if let Some((key, _)) = line.split_once('=') {
+            let key = key.trim().trim_matches('"');
+            let key = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
+            lines.entry(key).or_insert(number);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LATE: &str = "-- name = \"late\"
+-- kind = \"query\"
+-- description = \"Late ones\"   # and a comment
+-- timeout = \"30s\"
+-- row_limit = 10
+--
+-- [[params]]
+-- name = \"month\"
+-- type = \"integer\"
+
+-- not in the header
+SELECT * FROM flights
+ WHERE month = $1
+";
+
+    fn error(text: &str) -> (usize, String) {
+        let error = Statement::read("x.sql", text).unwrap_err();
+        (error.line, error.message)
+    }
+
+    #[test]
+    fn a_file_becomes_the_arguments_of_its_kind() {
+        let late = Statement::read("anything.sql", LATE).unwrap();
+        assert_eq!((late.name.as_str(), late.kind, late.timeout_ms), ("late", InnerKind::Query, 30_000));
+        assert_eq!((late.target.as_str(), late.queue.as_str(), late.version.len()), ("default", "default", 12));
+        assert_eq!((late.sql[0].line, late.line_of("/sql"), late.line_of("/row_limit")), (11, 11, 5));
+        let given = BTreeMap::from([("month".to_owned(), RawValue::from_string("7".to_owned()).unwrap())]);
+        let args: Value = serde_json::from_str(late.arguments(&given).unwrap().get()).unwrap();
+        assert_eq!(
+            args,
+            serde_json::json!({
+                "sql": "-- not in the header\nSELECT * FROM flights\n WHERE month = $1",
+                "params": [{"type": "integer", "value": 7}], "row_limit": 10,
+            })
+        );
+        let other = Statement::read("anything.sql", &LATE.replace("$1", "$1 ")).unwrap();
+        assert_ne!(other.version, late.version);
+    }
+
+    #[test]
+    fn every_value_goes_to_every_statement_of_an_execute() {
+        let text = "-- kind = 'execute'\n-- [[params]]\n-- name = 'a'\n-- type = 'int'\nUPDATE t SET a = $1;\n\nDELETE FROM u;\n";
+        let statement = Statement::read("clean_up.sql", text).unwrap();
+        assert_eq!((statement.name.as_str(), statement.sql.len()), ("clean_up", 2));
+        assert_eq!((statement.sql[0].line, statement.sql[1].line, statement.line_of("/statements/1/sql")), (5, 7, 7));
+        let args: Value = serde_json::from_str(statement.arguments_without_values().get()).unwrap();
+        assert_eq!(args["statements"][1]["params"], serde_json::json!([{"type": "int", "value": null}]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_line() {
+        for (text, line, words) in [
+            ("SELECT 1", 1, "expected a header"),
+            ("-- SELECT 1\nSELECT 1", 1, ""),
+            ("-- kind = \"query\"\n-- knid = 1\nSELECT 1", 2, "unknown field `knid`"),
+            ("-- kind = \"vacuum\"\nSELECT 1", 1, "unknown variant `vacuum`"),
+            ("-- description = 'x'\nSELECT 1", 1, "missing field `kind`"),
+            ("-- kind = 'query'\n-- name = 'a b'\nSELECT 1", 2, "name: expected letters"),
+            ("-- kind = 'query'\n-- timeout = 'soon'\nSELECT 1", 2, "timeout: expected a duration"),
+            ("-- kind = 'query'\n-- timeout = '25h'\nSELECT 1", 2, "1ms to 24h"),
+            ("-- kind = 'execute'\n-- row_limit = 1\nSELECT 1", 2, "doesn't go with the kind execute"),
+            ("-- kind = 'refresh'\nSELECT 1", 2, "expected no SQL"),
+            ("-- kind = 'refresh'\n", 1, "expected [args]"),
+            ("-- kind = 'query'\n-- [args]\n-- x = 1\nSELECT 1", 2, "doesn't go with the kind query"),
+            (
+                "-- kind = 'refresh'\n-- [args]\n-- view = 'v'\n-- [[params]]\n-- name = 'a'\n-- type = 'int'\n",
+                4,
+                "no place",
+            ),
+            (
+                "-- kind = 'query'\n-- [[params]]\n-- name = 'a'\n-- type = 'int'\n-- [[params]]\n-- name = 'a'\n-- type = 'int'\nSELECT 1",
+                5,
+                "once",
+            ),
+            (
+                "-- kind = 'query'\n-- [[params]]\n-- name = 'a'\n-- type = 'int'\n-- mininum = 3\nSELECT 1",
+                5,
+                "unknown field",
+            ),
+        ] {
+            let (at, message) = error(text);
+            assert_eq!(at, line, "{text}: {message}");
+            assert!(message.contains(words), "{text}: {message}");
+        }
+    }
+}

@@ -1,0 +1,548 @@
+//! Parameters of a saved statement: what a value may be, and the JSON Schema that says so.
+//!
+//! A value keeps the literal that its caller wrote: numbers are compared as they are written, and no float comes in between but
+//! to compare one that is no integer. Types are names of Postgres' own; what this file knows of them decides which JSON
+//! stands for a value, and a type that it doesn't know takes a string, as Postgres reads it.
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+
+/// The longest `pattern`, in bytes.
+const MAX_PATTERN_BYTES: usize = 1_000;
+/// The most memory of a compiled pattern.
+const PATTERN_SIZE: usize = 1 << 20;
+/// The most `values` of a parameter.
+const MAX_VALUES: usize = 1_000;
+
+/// A table `[[params]]` of a header.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ParamEntry {
+    pub name: String,
+    #[serde(rename = "type")]
+    type_name: String,
+    description: Option<String>,
+    default: Option<toml::Value>,
+    minimum: Option<toml::Value>,
+    maximum: Option<toml::Value>,
+    min_length: Option<u64>,
+    max_length: Option<u64>,
+    pattern: Option<String>,
+    values: Option<Vec<toml::Value>>,
+    min_items: Option<u64>,
+    max_items: Option<u64>,
+    #[serde(default)]
+    nullable: bool,
+}
+
+/// The keys of `[[params]]`.
+pub const PARAM_KEYS: [&str; 13] = [
+    "name",
+    "type",
+    "description",
+    "default",
+    "minimum",
+    "maximum",
+    "min_length",
+    "max_length",
+    "pattern",
+    "values",
+    "min_items",
+    "max_items",
+    "nullable",
+];
+
+/// What JSON stands for a value of a type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// A whole number between these.
+    Integer(i64, i64),
+    /// A number.
+    Number,
+    /// true or false.
+    Boolean,
+    /// A string, in this `format` of JSON Schema where there is one.
+    Text(Option<&'static str>),
+    /// Whatever JSON there is.
+    Json,
+}
+
+/// A value that a parameter doesn't take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ValueError {
+    /// A JSON pointer from the values, such as `/month`.
+    pub pointer: String,
+    /// What was expected.
+    pub detail: String,
+}
+
+/// A parameter: `$n` of the statement.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// What callers call it.
+    pub name: String,
+    /// The type in Postgres, such as `integer` or `text[]`.
+    pub type_name: String,
+    description: Option<String>,
+    default: Option<Box<RawValue>>,
+    shape: Shape,
+    is_array: bool,
+    nullable: bool,
+    bounds: Bounds,
+}
+
+/// What a value, or each element of an array, may be.
+#[derive(Clone, Debug, Default)]
+struct Bounds {
+    minimum: Option<Value>,
+    maximum: Option<Value>,
+    length: (Option<u64>, Option<u64>),
+    pattern: Option<Regex>,
+    values: Option<Vec<Value>>,
+    items: (Option<u64>, Option<u64>),
+}
+
+/// The type without `[]`, and what stands for it. The words are those of Postgres' grammar and catalog.
+fn shape_of(type_name: &str) -> Shape {
+    let plain = type_name.trim().trim_start_matches("pg_catalog.").to_ascii_lowercase();
+    let base = plain.split('(').next().unwrap_or_default().trim();
+    match base {
+        "smallint" | "int2" => Shape::Integer(i64::from(i16::MIN), i64::from(i16::MAX)),
+        "integer" | "int" | "int4" => Shape::Integer(i64::from(i32::MIN), i64::from(i32::MAX)),
+        "bigint" | "int8" => Shape::Integer(i64::MIN, i64::MAX),
+        "numeric" | "decimal" | "real" | "float4" | "double precision" | "float8" => Shape::Number,
+        "boolean" | "bool" => Shape::Boolean,
+        "json" | "jsonb" => Shape::Json,
+        "uuid" => Shape::Text(Some("uuid")),
+        "date" => Shape::Text(Some("date")),
+        _ => Shape::Text(None),
+    }
+}
+
+/// Letters, digits and what else a name of a type can have, so that it is one whatever it is called.
+fn is_type_name(text: &str) -> bool {
+    let known = |c: char| c.is_alphanumeric() || matches!(c, '_' | ' ' | '.' | '(' | ')' | ',' | '"');
+    let base = text.strip_suffix("[]").unwrap_or(text);
+    !base.trim().is_empty() && text.len() <= 256 && base.chars().all(known)
+}
+
+pub(super) fn is_name(text: &str) -> bool {
+    let begins = text.chars().next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    begins && text.len() <= 63 && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+impl Param {
+    /// What an entry says, checked.
+    pub(super) fn read(entry: ParamEntry) -> Result<Param, String> {
+        if !is_name(&entry.name) {
+            return Err(
+                "a parameter's name has letters, digits and `_`, begins with no digit, and is no longer than 63"
+                    .to_owned(),
+            );
+        }
+        let name = &entry.name;
+        let wrong = |what: &str| Err(format!("params.{name}: {what}"));
+        if !is_type_name(&entry.type_name) {
+            return wrong("type: expected the name of a type of Postgres, such as integer or text[]");
+        }
+        let base = entry.type_name.strip_suffix("[]");
+        let is_array = base.is_some();
+        let shape = shape_of(base.unwrap_or(&entry.type_name));
+        let numeric = matches!(shape, Shape::Integer(..) | Shape::Number);
+        let textual = matches!(shape, Shape::Text(_));
+        for (key, given, fits) in [
+            ("minimum", entry.minimum.is_some(), numeric),
+            ("maximum", entry.maximum.is_some(), numeric),
+            ("min_length", entry.min_length.is_some(), textual),
+            ("max_length", entry.max_length.is_some(), textual),
+            ("pattern", entry.pattern.is_some(), textual),
+            ("values", entry.values.is_some(), numeric || textual),
+            ("min_items", entry.min_items.is_some(), is_array),
+            ("max_items", entry.max_items.is_some(), is_array),
+            // Of these, null is a value of its own.
+            ("nullable", entry.nullable, shape != Shape::Json || is_array),
+        ] {
+            if given && !fits {
+                return wrong(&format!("{key} doesn't go with the type {}", entry.type_name));
+            }
+        }
+        let number = |key: &str, value: Option<toml::Value>| match value.map(json_of).transpose() {
+            Ok(Some(value)) if value.is_number() => Ok(Some(value)),
+            Ok(None) => Ok(None),
+            _ => Err(format!("params.{name}: {key}: expected a number")),
+        };
+        let (minimum, maximum) = (number("minimum", entry.minimum)?, number("maximum", entry.maximum)?);
+        let pattern = entry.pattern.map(|text| compiled(name, &text)).transpose()?;
+        let values = entry.values.map(|values| values.into_iter().map(json_of).collect::<Result<Vec<_>, _>>());
+        let values = values.transpose().map_err(|what| format!("params.{name}: values: {what}"))?;
+        if values.as_ref().is_some_and(|values| values.is_empty() || values.len() > MAX_VALUES) {
+            return wrong(&format!("values: expected 1 to {MAX_VALUES} of them"));
+        }
+        let bounds = Bounds {
+            minimum,
+            maximum,
+            length: (entry.min_length, entry.max_length),
+            pattern,
+            values,
+            items: (entry.min_items, entry.max_items),
+        };
+        let (description, nullable) = (entry.description, entry.nullable);
+        let mut param = Param {
+            name: entry.name.clone(),
+            type_name: entry.type_name,
+            description,
+            default: None,
+            shape,
+            is_array,
+            nullable,
+            bounds,
+        };
+        for value in param.bounds.values.iter().flatten() {
+            let checked = param.check_scalar(&raw(value), "").map_err(|error| error.detail);
+            checked.map_err(|detail| format!("params.{name}: values: {value}: {detail}"))?;
+        }
+        if let Some(default) = entry.default {
+            let default = json_of(default).map_err(|what| format!("params.{name}: default: {what}"))?;
+            let default = raw(&default);
+            param.check(&default).map_err(|error| format!("params.{name}: default: {}", error.detail))?;
+            param.default = Some(default);
+        }
+        Ok(param)
+    }
+
+    /// A call may leave it out.
+    pub fn is_optional(&self) -> bool {
+        self.default.is_some() || self.nullable
+    }
+
+    /// The value that is sent for what a caller gave, by the type that it has.
+    ///
+    /// # Errors
+    /// What was expected.
+    pub fn value(&self, given: Option<&RawValue>) -> Result<Box<RawValue>, ValueError> {
+        let null = RawValue::NULL;
+        let value = match (given, &self.default) {
+            (Some(value), _) => {
+                self.check(value)?;
+                value
+            }
+            (None, Some(default)) => default,
+            (None, None) if self.nullable => null,
+            (None, None) => return Err(self.wrong("expected a value".to_owned())),
+        };
+        let type_name = Value::String(self.type_name.clone());
+        let typed = format!("{{\"type\":{type_name},\"value\":{}}}", value.get());
+        RawValue::from_string(typed).map_err(|_| self.wrong("expected a value that is JSON".to_owned()))
+    }
+
+    fn wrong(&self, detail: String) -> ValueError {
+        ValueError { pointer: format!("/{}", self.name), detail }
+    }
+
+    fn check(&self, value: &RawValue) -> Result<(), ValueError> {
+        let (text, pointer) = (value.get(), format!("/{}", self.name));
+        if text == "null" && (self.nullable || self.shape == Shape::Json && !self.is_array) {
+            return Ok(());
+        }
+        if !self.is_array {
+            return self.check_scalar(value, &pointer);
+        }
+        let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(text) else {
+            return Err(self.wrong(format!("expected an array of {}", self.words())));
+        };
+        let count = u64::try_from(items.len()).unwrap_or(u64::MAX);
+        if let Some(what) = outside(count, self.bounds.items) {
+            return Err(self.wrong(format!("expected {what} elements")));
+        }
+        items.iter().enumerate().try_for_each(|(n, item)| self.check_scalar(item, &format!("{pointer}/{n}")))
+    }
+
+    fn check_scalar(&self, value: &RawValue, pointer: &str) -> Result<(), ValueError> {
+        let wrong = |detail: String| Err(ValueError { pointer: pointer.to_owned(), detail });
+        let text = value.get();
+        let of_kind = match self.shape {
+            Shape::Integer(least, most) => text.parse::<i64>().is_ok_and(|number| (least..=most).contains(&number)),
+            Shape::Number => text.starts_with(|c: char| c == '-' || c.is_ascii_digit()),
+            Shape::Boolean => text == "true" || text == "false",
+            Shape::Text(_) => text.starts_with('"'),
+            Shape::Json => true,
+        };
+        if !of_kind {
+            return wrong(format!("expected {}", self.words()));
+        }
+        let bounds = &self.bounds;
+        if let Some(minimum) = &bounds.minimum
+            && compare(text, minimum).is_lt()
+        {
+            return wrong(format!("expected {minimum} or more"));
+        }
+        if let Some(maximum) = &bounds.maximum
+            && compare(text, maximum).is_gt()
+        {
+            return wrong(format!("expected {maximum} or less"));
+        }
+        if matches!(self.shape, Shape::Text(_)) {
+            let Ok(content) = serde_json::from_str::<String>(text) else {
+                return wrong("expected a string".to_owned());
+            };
+            if content.contains('\0') {
+                return wrong("expected a text without \\u0000, which Postgres can't store".to_owned());
+            }
+            let length = u64::try_from(content.chars().count()).unwrap_or(u64::MAX);
+            if let Some(what) = outside(length, bounds.length) {
+                return wrong(format!("expected {what} characters"));
+            }
+            if let Some(pattern) = &bounds.pattern
+                && !pattern.is_match(&content)
+            {
+                return wrong(format!("expected a text that matches {pattern}"));
+            }
+        }
+        if let Some(values) = &bounds.values
+            && !values.iter().any(|known| same(text, known))
+        {
+            let known: Vec<String> = values.iter().map(Value::to_string).collect();
+            return wrong(format!("expected one of {}", known.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// What stands for a value, in words.
+    fn words(&self) -> String {
+        match self.shape {
+            Shape::Integer(least, most) => format!("an integer from {least} to {most}"),
+            Shape::Number => "a number".to_owned(),
+            Shape::Boolean => "true or false".to_owned(),
+            Shape::Text(Some(format)) => format!("a string with a {format}"),
+            Shape::Text(None) => "a string".to_owned(),
+            Shape::Json => "JSON".to_owned(),
+        }
+    }
+
+    /// The schema of one value.
+    fn scalar_schema(&self) -> Map<String, Value> {
+        let mut schema = Map::new();
+        let mut put = |key: &str, value: Value| drop(schema.insert(key.to_owned(), value));
+        let (mut minimum, mut maximum) = (self.bounds.minimum.clone(), self.bounds.maximum.clone());
+        match self.shape {
+            Shape::Integer(least, most) => {
+                put("type", json!("integer"));
+                minimum = minimum.or(Some(json!(least)));
+                maximum = maximum.or(Some(json!(most)));
+            }
+            Shape::Number => put("type", json!("number")),
+            Shape::Boolean => put("type", json!("boolean")),
+            Shape::Text(format) => {
+                put("type", json!("string"));
+                format.into_iter().for_each(|format| put("format", json!(format)));
+            }
+            Shape::Json => {}
+        }
+        for (key, bound) in [("minimum", minimum), ("maximum", maximum)] {
+            bound.into_iter().for_each(|bound| put(key, bound));
+        }
+        for (key, bound) in [("minLength", self.bounds.length.0), ("maxLength", self.bounds.length.1)] {
+            bound.into_iter().for_each(|bound| put(key, json!(bound)));
+        }
+        self.bounds.pattern.iter().for_each(|pattern| put("pattern", json!(pattern.as_str())));
+        self.bounds.values.iter().for_each(|values| put("enum", json!(values)));
+        schema
+    }
+
+    /// The JSON Schema of its value.
+    fn schema(&self) -> Value {
+        let mut schema = self.scalar_schema();
+        if self.is_array {
+            let items = Value::Object(std::mem::take(&mut schema));
+            schema.insert("type".to_owned(), json!("array"));
+            schema.insert("items".to_owned(), items);
+            for (key, bound) in [("minItems", self.bounds.items.0), ("maxItems", self.bounds.items.1)] {
+                bound.into_iter().for_each(|bound| drop(schema.insert(key.to_owned(), json!(bound))));
+            }
+        }
+        if self.nullable {
+            if let Some(kind) = schema.get("type").cloned() {
+                schema.insert("type".to_owned(), json!([kind, "null"]));
+            }
+            // Only what is on the list may be given: null is on it then.
+            if let Some(Value::Array(values)) = schema.get_mut("enum") {
+                values.push(Value::Null);
+            }
+        }
+        if let Some(text) = &self.description {
+            schema.insert("description".to_owned(), json!(text));
+        }
+        let default = self.default.as_ref().and_then(|default| serde_json::from_str::<Value>(default.get()).ok());
+        if let Some(default) = default.or_else(|| self.nullable.then_some(Value::Null)) {
+            schema.insert("default".to_owned(), default);
+        }
+        schema.insert("x-postgres-type".to_owned(), json!(self.type_name));
+        Value::Object(schema)
+    }
+}
+
+/// The JSON Schema (2020-12) of the `params` of a call.
+pub fn schema(params: &[Param]) -> Value {
+    let properties: Map<String, Value> = params.iter().map(|param| (param.name.clone(), param.schema())).collect();
+    let required: Vec<&str> =
+        params.iter().filter(|param| !param.is_optional()).map(|param| param.name.as_str()).collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": false,
+    })
+}
+
+/// The values of a call, in the order of the parameters, each with its type.
+///
+/// # Errors
+/// Each value that is missing, unknown or refused.
+pub fn values(
+    params: &[Param],
+    given: &BTreeMap<String, Box<RawValue>>,
+) -> Result<Vec<Box<RawValue>>, Vec<ValueError>> {
+    let mut errors = Vec::new();
+    let mut values = Vec::with_capacity(params.len());
+    for param in params {
+        match param.value(given.get(&param.name).map(AsRef::as_ref)) {
+            Ok(value) => values.push(value),
+            Err(error) => errors.push(error),
+        }
+    }
+    for name in given.keys().filter(|name| !params.iter().any(|param| param.name == **name)) {
+        let known: Vec<&str> = params.iter().map(|param| param.name.as_str()).collect();
+        let detail = match known.as_slice() {
+            [] => "unknown parameter; the statement has none".to_owned(),
+            known => format!("unknown parameter; expected one of: {}", known.join(", ")),
+        };
+        errors.push(ValueError { pointer: format!("/{}", name.replace('~', "~0").replace('/', "~1")), detail });
+    }
+    if errors.is_empty() { Ok(values) } else { Err(errors) }
+}
+
+fn compiled(name: &str, text: &str) -> Result<Regex, String> {
+    if text.len() > MAX_PATTERN_BYTES {
+        return Err(format!("params.{name}: pattern: expected at most {MAX_PATTERN_BYTES} bytes"));
+    }
+    regex::RegexBuilder::new(text).size_limit(PATTERN_SIZE).build().map_err(|_| {
+        format!("params.{name}: pattern: expected a regular expression, without look-around and back-references")
+    })
+}
+
+/// The bounds, where a number lies outside of them.
+fn outside(number: u64, bounds: (Option<u64>, Option<u64>)) -> Option<String> {
+    match bounds {
+        (Some(least), _) if number < least => Some(format!("at least {least}")),
+        (_, Some(most)) if number > most => Some(format!("at most {most}")),
+        _ => None,
+    }
+}
+
+/// Whole numbers are compared as such; others as the doubles that they are next to.
+fn compare(literal: &str, bound: &Value) -> std::cmp::Ordering {
+    if let (Ok(number), Some(bound)) = (literal.parse::<i64>(), bound.as_i64()) {
+        return number.cmp(&bound);
+    }
+    let (number, bound) = (literal.parse::<f64>().unwrap_or(f64::NAN), bound.as_f64().unwrap_or(f64::NAN));
+    number.total_cmp(&bound)
+}
+
+fn same(literal: &str, known: &Value) -> bool {
+    match known {
+        Value::String(known) => serde_json::from_str::<String>(literal).is_ok_and(|text| text == *known),
+        _ => compare(literal, known).is_eq(),
+    }
+}
+
+fn raw(value: &Value) -> Box<RawValue> {
+    RawValue::from_string(value.to_string()).unwrap_or_default()
+}
+
+/// TOML as JSON. A time of TOML's own is no JSON: it is written in quotes.
+fn json_of(value: toml::Value) -> Result<Value, &'static str> {
+    match value {
+        toml::Value::Datetime(_) => Err("expected a date or a time in quotes"),
+        toml::Value::Float(number) if !number.is_finite() => Err("expected a number that JSON has"),
+        value => serde_json::to_value(value).map_err(|_| "expected what JSON has"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn param(text: &str) -> Result<Param, String> {
+        Param::read(toml::from_str(text).map_err(|error| error.to_string())?)
+    }
+
+    fn detail(param: &Param, value: &str) -> Option<(String, String)> {
+        let value = RawValue::from_string(value.to_owned()).unwrap();
+        param.check(&value).err().map(|error| (error.pointer, error.detail))
+    }
+
+    #[test]
+    fn values_are_held_to_type_and_bounds() {
+        let month = param("name = 'month'\ntype = 'integer'\nminimum = 1\nmaximum = 12\ndefault = 7").unwrap();
+        for good in ["1", "12"] {
+            assert_eq!(detail(&month, good), None, "{good}");
+        }
+        for bad in ["0", "13", "1.0", "1e0", "\"1\"", "null", "99999999999999999999", "[1]", "{}"] {
+            assert!(detail(&month, bad).is_some(), "{bad}");
+        }
+        let names =
+            param("name = 'n'\ntype = 'text[]'\nmin_items = 1\nmax_items = 2\nmax_length = 3\npattern = '^[A-Z]+$'")
+                .unwrap();
+        assert_eq!(detail(&names, "[\"AB\",\"ABC\"]"), None);
+        for (bad, pointer) in [
+            ("[]", "/n"),
+            ("[\"A\",\"B\",\"C\"]", "/n"),
+            ("[\"A\",\"ABCD\"]", "/n/1"),
+            ("[\"a\"]", "/n/0"),
+            ("[null]", "/n/0"),
+            ("\"A\"", "/n"),
+        ] {
+            assert_eq!(detail(&names, bad).unwrap().0, pointer, "{bad}");
+        }
+        let amount = param("name = 'x'\ntype = 'numeric(10,2)'\nminimum = 0.5").unwrap();
+        assert_eq!(detail(&amount, "12345678901234567890.12"), None);
+        assert!(detail(&amount, "0.4").is_some() && detail(&amount, "-1e400").is_some());
+        let choice = param("name = 'c'\ntype = 'text'\nvalues = ['a', 'b']\nnullable = true").unwrap();
+        assert!(detail(&choice, "\"a\"").is_none() && detail(&choice, "null").is_none());
+        assert!(detail(&choice, "\"c\"").unwrap().1.contains("one of \"a\", \"b\""));
+        assert!(detail(&choice, "\"a\\u0000\"").is_some());
+    }
+
+    #[test]
+    fn what_a_header_gets_wrong_is_said() {
+        for (text, words) in [
+            ("name = '1x'\ntype = 'int'", "begins with no digit"),
+            ("name = 'x'\ntype = 'int; drop'", "type: expected"),
+            ("name = 'x'\ntype = 'int'\nmax_length = 3", "max_length doesn't go with"),
+            ("name = 'x'\ntype = 'text'\nminimum = 3", "minimum doesn't go with"),
+            ("name = 'x'\ntype = 'int'\ndefault = 'a'", "default: expected an integer"),
+            ("name = 'x'\ntype = 'int'\nvalues = [1, 'a']", "values: \"a\": expected an integer"),
+            ("name = 'x'\ntype = 'text'\npattern = '('", "pattern: expected a regular expression"),
+            ("name = 'x'\ntype = 'date'\ndefault = 2026-01-01", "in quotes"),
+            ("name = 'x'\ntype = 'jsonb'\nnullable = true", "nullable doesn't go with"),
+        ] {
+            let error = param(text).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_value_keeps_its_literal_and_names_its_type() {
+        let id = param("name = 'id'\ntype = 'numeric'").unwrap();
+        let given = RawValue::from_string("1.10".to_owned()).unwrap();
+        assert_eq!(id.value(Some(&given)).unwrap().get(), r#"{"type":"numeric","value":1.10}"#);
+        assert!(id.value(None).is_err());
+        let note = param("name = 'note'\ntype = 'text'\nnullable = true").unwrap();
+        assert_eq!(note.value(None).unwrap().get(), r#"{"type":"text","value":null}"#);
+    }
+}

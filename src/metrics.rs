@@ -29,6 +29,11 @@ struct QueueState {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct QueueName {
+    queue: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolName {
     pool: String,
 }
@@ -59,6 +64,7 @@ pub struct Metrics {
     threads_replaced: Counter,
     depth: Family<QueueState, Gauge>,
     oldest_age: Family<QueueState, Gauge<f64, AtomicU64>>,
+    paused: Family<QueueName, Gauge>,
     pool_size: Family<PoolName, Gauge>,
     pool_in_use: Family<PoolName, Gauge>,
     pool_waiting: Family<PoolName, Gauge>,
@@ -84,6 +90,7 @@ impl Default for Metrics {
             threads_replaced: Counter::default(),
             depth: Family::default(),
             oldest_age: Family::default(),
+            paused: Family::default(),
             pool_size: Family::default(),
             pool_in_use: Family::default(),
             pool_waiting: Family::default(),
@@ -114,6 +121,7 @@ impl Metrics {
             "Age of the oldest unfinished job since its run_at",
             self.oldest_age.clone(),
         );
+        r.register("queue_paused", "1 while nothing of a queue is claimed", self.paused.clone());
         r.register("pool_size", "Connections that a pool may hold", self.pool_size.clone());
         r.register("pool_in_use", "Connections on loan", self.pool_in_use.clone());
         r.register("pool_waiting", "Requests that wait for a connection", self.pool_waiting.clone());
@@ -154,6 +162,14 @@ impl Metrics {
             let labels = QueueState { queue, state };
             self.depth.get_or_create(&labels).set(count);
             self.oldest_age.get_or_create(&labels).set(age);
+        }
+    }
+
+    /// Which queues are paused, all of them at once.
+    pub fn set_paused(&self, queues: impl Iterator<Item = (String, bool)>) {
+        self.paused.clear();
+        for (queue, paused) in queues {
+            self.paused.get_or_create(&QueueName { queue }).set(i64::from(paused));
         }
     }
 

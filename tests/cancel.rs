@@ -98,7 +98,7 @@ fn the_flag_is_read_after_the_claim() {
     let queue = Postgres::shared().queue();
     let mut connection = queue.service();
     let worker_id = uuid::Uuid::now_v7();
-    let identity = Identity { id: worker_id, hostname: "h".into(), threads: 1, kinds: vec![], queues: vec![] };
+    let identity = Identity { id: worker_id, hostname: "h".into(), threads: 1, ..Identity::default() };
     liveness::register(&mut connection, &identity).unwrap();
     queue.run("INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid, timeout_ms, max_attempts, result_ttl_ms)
                SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7000800000000000000a')::uuid, 'query', 'default', 'default', 5, 'queued', '{}', '{}', now(), now(), pg_current_xact_id(), 60000, 3, 60000");

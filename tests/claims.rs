@@ -15,7 +15,7 @@ use crate::support::postgres::Postgres;
 
 fn scope(connection: &mut PgConnection) -> Scope {
     let worker_id = Uuid::now_v7();
-    let identity = Identity { id: worker_id, hostname: "test".into(), threads: 1, kinds: vec![], queues: vec![] };
+    let identity = Identity { id: worker_id, hostname: "test".into(), threads: 1, ..Identity::default() };
     liveness::register(connection, &identity).unwrap();
     Scope { worker_id, kinds: vec!["query".into()], targets: vec!["default".into()], queues: vec!["default".into()] }
 }

@@ -20,7 +20,7 @@ use crate::support::postgres::{Database, Postgres};
 /// Enters a process among the living.
 fn worker(connection: &mut PgConnection) -> Scope {
     let worker_id = Uuid::now_v7();
-    let identity = Identity { id: worker_id, hostname: "test".into(), threads: 1, kinds: vec![], queues: vec![] };
+    let identity = Identity { id: worker_id, hostname: "test".into(), threads: 1, ..Identity::default() };
     liveness::register(connection, &identity).unwrap();
     let kinds = vec!["query".to_owned(), "gated_once".to_owned()];
     Scope { worker_id, kinds, targets: vec!["default".into()], queues: vec!["default".into()] }
@@ -86,7 +86,7 @@ fn a_worker_that_lost_its_lease_changes_nothing() {
     assert_eq!(rescue(&mut connection, true), 1);
     // A process that was declared dead gets nothing, and learns it at its next beat.
     assert!(claim_one(&mut connection, &stale).is_none());
-    assert!(!liveness::beat(&mut connection, stale.worker_id).unwrap());
+    assert!(!liveness::beat(&mut connection, stale.worker_id, None).unwrap());
     let fresh = worker(&mut connection);
     let new = claim_one(&mut connection, &fresh).unwrap();
     assert_eq!((new.attempt, new.interruptions, new.lease.number), (1, 1, old.lease.number + 1));
@@ -127,7 +127,7 @@ fn a_worker_that_came_back_in_time_keeps_its_jobs() {
         orphans = liveness::orphans(&mut connection, &kinds, &["default".to_owned()], 10).unwrap();
         !orphans.is_empty()
     });
-    assert!(liveness::beat(&mut connection, alive.worker_id).unwrap());
+    assert!(liveness::beat(&mut connection, alive.worker_id, None).unwrap());
     assert!(!liveness::bury(&mut connection, orphans[0].lease.worker_id).unwrap());
     let ending = liveness::ending_of(&orphans[0], true).unwrap();
     assert!(!liveness::rescue(&mut connection, &orphans[0], ending).unwrap());

@@ -29,6 +29,7 @@ mod layers;
 mod leases;
 mod maintain;
 mod migrations;
+mod operate;
 mod outages;
 mod partitions;
 mod pause;

@@ -122,7 +122,7 @@ fn by_sql(queue: &Database) -> f64 {
     let purpose = Purpose { name: "limit", statement_timeout: PATIENCE };
     let mut connection = Manager::queue(&queue.dsn, &purpose).open().unwrap();
     let worker_id = Uuid::now_v7();
-    let identity = Identity { id: worker_id, hostname: "limit".into(), threads: 1, kinds: vec![], queues: vec![] };
+    let identity = Identity { id: worker_id, hostname: "limit".into(), threads: 1, ..Identity::default() };
     liveness::register(&mut connection, &identity).unwrap();
     let names = |name: &str| vec![name.to_owned()];
     let scope = Scope { worker_id, kinds: names("noop"), targets: names("default"), queues: names("default") };

@@ -21,12 +21,13 @@ use crate::db::pool::{self, Manager, Pool, Purpose};
 use crate::db::targets::{Target, TargetSettings, Targets};
 use crate::db::{Doorway, Source, migrations};
 use crate::dsn::Dsn;
-use crate::http::{self, Api, ApiTarget, Common, DepthClock, HttpSettings, Token};
+use crate::http::{self, Api, ApiTarget, Common, DepthClock, HttpSettings, TargetFacts, Token};
 use crate::kinds::Registry;
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
 use crate::queue::accept::Writer;
 use crate::queue::liveness::Health;
+use crate::queue::queues::CLAIMERS;
 use crate::queue::signals::{Message, Signals};
 use crate::statements::{self, Reloader};
 use crate::worker::listener::{Hints, HintsConfig};
@@ -256,7 +257,7 @@ fn assemble(parts: Parts) -> Result<Assembled, AppError> {
     let queue = Source::from(&queue);
     check_queue(&queue)?;
     let metrics = Arc::<Metrics>::default();
-    let api_targets = api_targets(target_names);
+    let api_targets = api_targets(target_names, &targets);
     let targets = open_targets(targets, config.workers, &metrics)?;
     let registry = Arc::new(registry);
     let (signals, health) = (Arc::<Signals>::default(), Arc::<Health>::default());
@@ -321,8 +322,26 @@ fn start_reloading(registry: &Registry, signals: &Signals) -> Result<Option<Relo
     Ok(Some(reloader))
 }
 
-fn api_targets(names: BTreeMap<String, bool>) -> BTreeMap<String, ApiTarget> {
-    names.into_iter().map(|(name, statements_only)| (name, ApiTarget { statements_only })).collect()
+/// What the HTTP side is told of targets: nothing that is secret.
+fn api_targets(names: BTreeMap<String, bool>, targets: &BTreeMap<String, TargetConfig>) -> BTreeMap<String, ApiTarget> {
+    let facts = |target: &TargetConfig| {
+        let said = |keyword: &str| target.dsn.get(keyword).filter(|value| !value.is_empty()).map(str::to_owned);
+        TargetFacts {
+            host: said("host").or_else(|| said("hostaddr")),
+            port: said("port"),
+            database: said("dbname"),
+            user: said("user"),
+            read_only: target.read_only,
+            synchronous: target.synchronous,
+            allow_unsafe_role: target.allow_unsafe_role,
+            work_mem: target.work_mem.clone(),
+        }
+    };
+    let target = |(name, statements_only): (String, bool)| {
+        let facts = targets.get(&name).map(facts);
+        (name, ApiTarget { statements_only, facts })
+    };
+    names.into_iter().map(target).collect()
 }
 
 /// Threads that run jobs of these kinds in one queue, for as long as what is returned isn't told to shut down, and what wakes them.
@@ -410,7 +429,7 @@ struct Pools {
 impl Pools {
     fn new(config: &Config, queue: &Source, metrics: &Arc<Metrics>) -> Pools {
         let api = manager(queue, "api", config.api_statement_timeout);
-        let control = manager(queue, "control", CONTROL_STATEMENT_TIMEOUT);
+        let control = manager(queue, CLAIMERS, CONTROL_STATEMENT_TIMEOUT);
         let results = manager(queue, "results", RESULTS_STATEMENT_TIMEOUT);
         Pools {
             api: pool::build(api, config.api_connections, "api", config.api_statement_timeout, metrics),

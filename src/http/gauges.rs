@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 
 use crate::http::Common;
 use crate::metrics::PoolUse;
-use crate::queue::{JobState, read};
+use crate::queue::{JobState, queues, read};
 use crate::results::store;
 use crate::uploads;
 
@@ -48,12 +48,15 @@ pub(super) async fn refresh(common: &Common) {
 
 /// A look that fails leaves the gauges as they were.
 async fn look(common: &Common) -> bool {
-    let Ok(depths) = common.doorway.run(read::depths).await else { return false };
+    let look = |connection: &mut _| Ok((read::depths(connection)?, queues::all(connection)?));
+    let Ok((depths, said)) = common.doorway.run(look).await else { return false };
     // A queue of ours that is empty says so: an alert can't tell a missing number from a good one.
     let ours =
         common.queues.iter().flat_map(|queue| SHOWN.map(|state| (queue.clone(), state.as_str().to_owned(), 0, 0.0)));
     let depths = depths.into_iter().map(|d| (d.queue, d.state.as_str().to_owned(), d.count, d.oldest_age_s));
     common.metrics.set_depths(ours.chain(depths));
+    let ours = common.queues.iter().map(|queue| (queue.clone(), false));
+    common.metrics.set_paused(ours.chain(said.into_iter().map(|row| (row.name, row.paused_at.is_some()))));
     true
 }
 

@@ -11,6 +11,7 @@ mod headers;
 mod history;
 mod jobs;
 mod list;
+mod operate;
 mod paging;
 mod probes;
 mod problem;
@@ -32,6 +33,7 @@ use actix_web::dev::Server;
 use actix_web::http::{KeepAlive, Method};
 use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpServer, Route, guard, web};
+use serde::Serialize;
 use tokio::sync::Semaphore;
 
 pub use access::{ListenError, check_listen};
@@ -130,6 +132,29 @@ pub struct Api {
 pub struct ApiTarget {
     /// It runs saved statements only.
     pub statements_only: bool,
+    /// What else is known where this process opens it.
+    pub facts: Option<TargetFacts>,
+}
+
+/// What an operator may see of a target's settings.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct TargetFacts {
+    /// The server, or several in their order.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: Option<String>,
+    /// The database.
+    pub database: Option<String>,
+    /// The role.
+    pub user: Option<String>,
+    /// Sessions can only read.
+    pub read_only: bool,
+    /// A commit waits for a standby.
+    pub synchronous: bool,
+    /// A role with more rights than work needs is accepted.
+    pub allow_unsafe_role: bool,
+    /// `work_mem` of its sessions.
+    pub work_mem: Option<String>,
 }
 
 pub(crate) struct Shared {
@@ -137,6 +162,8 @@ pub(crate) struct Shared {
     waiters: Waiters,
     /// Parts of uploads that may be written at a time: reads of other requests come through the same doorway.
     part_writers: Arc<Semaphore>,
+    /// What operators were told last.
+    last_look: operate::LastLook,
 }
 
 impl std::ops::Deref for Shared {
@@ -164,7 +191,7 @@ pub fn server(api: Api, listener: TcpListener) -> std::io::Result<Server> {
     let waiters = Waiters::new(api.doorway.clone(), &api.signals, Arc::clone(&api.health));
     let common = api.common.clone();
     let part_writers = Arc::new(Semaphore::new((api.doorway.usage().size / 2).max(1)));
-    let shared = web::Data::new(Shared { api, waiters, part_writers });
+    let shared = web::Data::new(Shared { api, waiters, part_writers, last_look: operate::LastLook::default() });
     gauges::start(common.clone());
     serve(common, listener, HTTP_THREADS, move |app| {
         app.app_data(shared.clone()).configure(probe_routes).configure(job_routes);
@@ -237,6 +264,14 @@ fn job_routes(app: &mut web::ServiceConfig) {
             .route(web::delete().to(results::delete)),
     )
     .service(resource("/v1/jobs/{id}/result/data", READ).route(reading().to(results::data)))
+    .service(resource("/v1/workers", READ).route(reading().to(operate::workers)))
+    .service(resource("/v1/workers/{id}", READ).route(reading().to(operate::worker)))
+    .service(resource("/v1/targets", READ).route(reading().to(operate::targets)))
+    .service(resource("/v1/targets/{name}", READ).route(reading().to(operate::target)))
+    .service(resource("/v1/queues", READ).route(reading().to(operate::queues)))
+    .service(resource("/v1/queues/{name}", READ).route(reading().to(operate::queue)))
+    .service(resource("/v1/queues/{name}/pause", &[Method::POST]).route(web::post().to(operate::pause)))
+    .service(resource("/v1/queues/{name}/resume", &[Method::POST]).route(web::post().to(operate::resume)))
     .service(resource("/v1/statements", READ).route(reading().to(statements::list)))
     .service(resource("/v1/statements/reload", &[Method::POST]).route(web::post().to(statements::reload)))
     .service(resource("/v1/statements/{name}", READ).route(reading().to(statements::get)))

@@ -67,6 +67,12 @@ codes! {
     NotFound = "not_found", NOT_FOUND, "There is nothing here";
     /// There is no upload of this id, or no longer.
     UploadNotFound = "upload_not_found", NOT_FOUND, "There is no such upload";
+    /// There is no worker of this id, or it is long dead.
+    WorkerNotFound = "worker_not_found", NOT_FOUND, "There is no such worker";
+    /// There is no target of this name.
+    TargetNotFound = "target_not_found", NOT_FOUND, "There is no such target";
+    /// There is no queue of this name.
+    QueueNotFound = "queue_not_found", NOT_FOUND, "There is no such queue";
     /// There is no saved statement of this name.
     StatementNotFound = "statement_not_found", NOT_FOUND, "There is no such saved statement";
     /// There is no job of this id, or no longer.

@@ -138,12 +138,14 @@ struct ClaimedRow {
 
 /// The claim. Priorities are tried in order, each by one range scan from its own position, and the scan of the next
 /// one begins only when the ones before it gave too few. `ANY(ARRAY(…))` keeps the plan on the primary key: a join
-/// with the locked rows can flip to a hash join over the whole table. A process that was declared dead claims nothing.
+/// with the locked rows can flip to a hash join over the whole table. A process that was declared dead claims nothing, and
+/// nobody claims of a paused queue: both are known before the first row is looked at.
 pub const CLAIM_SQL: &str = "
     UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, version = version + 1,
            worker_id = $1, started_at = clock_timestamp(), queued_xid = NULL, backend_pid = NULL, backend_start = NULL,
            deadline_at = clock_timestamp() + timeout_ms * interval '1 millisecond'
-     WHERE state = 'queued' AND EXISTS (SELECT FROM workers w WHERE w.id = $1) AND id = ANY(ARRAY(
+     WHERE state = 'queued' AND EXISTS (SELECT FROM workers w WHERE w.id = $1)
+       AND NOT EXISTS (SELECT FROM queues q WHERE q.name = $5 AND q.paused_at IS NOT NULL) AND id = ANY(ARRAY(
         SELECT c.id FROM unnest($2, $3, $4) AS p(priority, run_at, id), LATERAL (
             SELECT j.id FROM jobs j
              WHERE j.state = 'queued' AND j.queue = $5 AND j.priority = p.priority

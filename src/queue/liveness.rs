@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Json, Nullable, Text, Timestamptz};
+use serde::Serialize;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -19,6 +20,7 @@ use crate::db::{DbError, prepared};
 use crate::queue::codes::ErrorCode;
 use crate::queue::finish::{self, Ending, Finished};
 use crate::queue::job::{JobError, JobState, Lease, MAX_INTERRUPTIONS, RawJson};
+use crate::queue::overview::TargetHealth;
 
 /// Between two beats of a process.
 pub const BEAT_EVERY: Duration = Duration::from_secs(2);
@@ -28,7 +30,7 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(15);
 pub const STOP_WORK_AFTER: Duration = Duration::from_secs(10);
 
 /// A process, as it introduces itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Identity {
     /// Fresh for each start of a process, and after each death.
     pub id: Uuid,
@@ -40,6 +42,8 @@ pub struct Identity {
     pub kinds: Vec<String>,
     /// Queues that it serves.
     pub queues: Vec<String>,
+    /// Its targets, and how they are.
+    pub targets: Vec<TargetHealth>,
 }
 
 /// Enters a process among the living.
@@ -57,6 +61,7 @@ pub fn register(connection: &mut PgConnection, identity: &Identity) -> Result<()
             dsl::threads.eq(identity.threads),
             dsl::kinds.eq(&identity.kinds),
             dsl::queues.eq(&identity.queues),
+            dsl::targets.eq(json(&identity.targets)?),
             dsl::started_at.eq(diesel::dsl::now),
             dsl::beat_at.eq(diesel::dsl::now),
         ))
@@ -67,14 +72,17 @@ pub fn register(connection: &mut PgConnection, identity: &Identity) -> Result<()
     Ok(())
 }
 
-/// Beats. `false` when the process was declared dead meanwhile: its leases are gone, and it goes on under a new id.
+/// Beats, and says how the process' targets are where there is anything new. `false` when the process was declared dead
+/// meanwhile: its leases are gone, and it goes on under a new id.
 ///
 /// # Errors
 /// When the database fails.
-pub fn beat(connection: &mut PgConnection, id: Uuid) -> Result<bool, DbError> {
-    let changed = prepared("UPDATE workers SET beat_at = clock_timestamp() WHERE id = $1")
-        .bind::<diesel::sql_types::Uuid, _>(id)
-        .execute(connection)?;
+pub fn beat(connection: &mut PgConnection, id: Uuid, targets: Option<&[TargetHealth]>) -> Result<bool, DbError> {
+    let changed =
+        prepared("UPDATE workers SET beat_at = clock_timestamp(), targets = coalesce($2, targets) WHERE id = $1")
+            .bind::<diesel::sql_types::Uuid, _>(id)
+            .bind::<Nullable<Json>, _>(targets.map(json).transpose()?)
+            .execute(connection)?;
     Ok(changed == 1)
 }
 
@@ -295,8 +303,8 @@ fn failed(error: &JobError) -> Result<Ending, DbError> {
     Ok(Ending::Finished(Finished { error: Some(json(error)?), interrupted: true, ..Finished::plain(JobState::Failed) }))
 }
 
-fn json(error: &JobError) -> Result<RawJson, DbError> {
-    Ok(RawJson::of(error).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
+fn json<T: Serialize + ?Sized>(value: &T) -> Result<RawJson, DbError> {
+    Ok(RawJson::of(value).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
 }
 
 /// Between two beats there may be so much time without a doubt: two of them missing.

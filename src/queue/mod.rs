@@ -21,6 +21,8 @@
 //! | [`retry`] | a job that failed becomes a new one |
 //! | [`progress`] | how far running jobs are |
 //! | [`history`] | what the same work took before |
+//! | [`queues`] | queues paused and served again |
+//! | [`overview`] | who serves, what waits, what nobody serves |
 //! | [`read`] | single jobs, lists, counts |
 //! | [`partitions`] | the days of history, made and dropped |
 //! | [`signals`] | hints within and between processes |
@@ -38,10 +40,12 @@ pub mod insert;
 pub mod job;
 pub mod liveness;
 pub mod log;
+pub mod overview;
 pub mod partitions;
 pub mod pause;
 pub mod progress;
 pub mod promote;
+pub mod queues;
 pub mod read;
 pub mod retry;
 pub mod signals;

@@ -33,7 +33,7 @@ pub struct ReadyHint {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Message {
-    /// Rows became claimable.
+    /// Rows became claimable; an empty list stands for those that nobody has passed.
     Ready(Vec<ReadyHint>),
     /// A row was scheduled for later: promoters look when the first is due.
     Scheduled,
@@ -94,6 +94,11 @@ impl Signals {
     /// Rows became claimable.
     pub fn ready(&self, hints: Vec<ReadyHint>) {
         self.tell(Message::Ready(hints));
+    }
+
+    /// Something may be claimable that nobody has passed.
+    pub fn look_again(&self) {
+        self.tell(Message::Ready(Vec::new()));
     }
 
     /// A row was scheduled for later.

@@ -19,6 +19,7 @@ use crate::queue::log::{self as job_log, LogLine};
 use crate::queue::signals::Message;
 use crate::queue::{cancel, checkpoint, finish, progress};
 use crate::worker::Shared;
+use crate::worker::health::Healths;
 use crate::worker::running::Attempt;
 use crate::worker::threads::{Threads, jittered};
 
@@ -130,6 +131,8 @@ struct Heartbeat<'s> {
     progress: Errand,
     lines: Errand,
     rows: Errand,
+    /// The targets as this process' row has them.
+    healths: Healths,
 }
 
 impl<'s> Heartbeat<'s> {
@@ -144,6 +147,7 @@ impl<'s> Heartbeat<'s> {
             progress: Errand::new("writing progress"),
             lines: Errand::new("storing what jobs say"),
             rows: Errand::new("looking for rows that are ours and not run"),
+            healths: Healths::default(),
         }
     }
 
@@ -168,7 +172,7 @@ impl<'s> Heartbeat<'s> {
             let id = self.shared.worker_id();
             liveness::register(&mut connection, &self.shared.identity(id))?;
             *self.registered = true;
-        } else if beating && !liveness::beat(&mut connection, self.shared.worker_id())? {
+        } else if beating && !self.beat(&mut connection)? {
             self.declared_dead(&mut connection)?;
         }
         if beating {
@@ -177,6 +181,16 @@ impl<'s> Heartbeat<'s> {
         self.run_errands(&mut connection, beating)?;
         self.connection = Some(connection);
         Ok(())
+    }
+
+    /// Says how the targets are where that has changed. `false` when this process was declared dead.
+    fn beat(&mut self, connection: &mut PgConnection) -> Result<bool, DbError> {
+        let mut healths = self.healths.clone();
+        let changed = healths.update(self.shared.healths());
+        let alive = liveness::beat(connection, self.shared.worker_id(), changed.then(|| healths.all()))?;
+        // Only what was written isn't written again.
+        self.healths = healths;
+        Ok(alive)
     }
 
     /// What the database refuses of these is tried again with the next tick, and takes nothing from the beats. `beating`:

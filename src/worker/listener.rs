@@ -197,6 +197,7 @@ impl Pace {
 #[derive(Default)]
 struct Outgoing {
     ready: HashMap<(String, i16), ReadyHint>,
+    look_again: bool,
     scheduled: bool,
     cancel: Vec<Uuid>,
     pause: Vec<Uuid>,
@@ -207,7 +208,10 @@ struct Outgoing {
 impl Outgoing {
     fn add(&mut self, message: Message) {
         match message {
-            Message::Ready(hints) => hints.into_iter().for_each(|hint| self.add_ready(hint)),
+            Message::Ready(hints) => {
+                self.look_again |= hints.is_empty();
+                hints.into_iter().for_each(|hint| self.add_ready(hint));
+            }
             Message::Scheduled => self.scheduled = true,
             Message::Cancel(ids) => self.cancel.extend(ids),
             Message::Pause(ids) => self.pause.extend(ids),
@@ -226,6 +230,9 @@ impl Outgoing {
     fn into_messages(self) -> Vec<Message> {
         let mut messages = Vec::new();
         let ready: Vec<ReadyHint> = self.ready.into_values().collect();
+        if self.look_again && ready.is_empty() {
+            messages.push(Message::Ready(Vec::new()));
+        }
         messages.extend(ready.chunks(20).map(|hints| Message::Ready(hints.to_vec())));
         if self.scheduled {
             messages.push(Message::Scheduled);

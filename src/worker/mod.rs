@@ -5,7 +5,7 @@
 //! | [`fetcher`] | `slowlane-fetch` | claims as many jobs as threads are free |
 //! | [`executor`] | `slowlane-work-N` | runs an attempt and says how it ended |
 //! | [`completer`] | `slowlane-finish` | writes the ends, many at a time |
-//! | [`heartbeat`] | `slowlane-beat` | beats, brings cancel requests back, writes progress |
+//! | [`heartbeat`] | `slowlane-beat` | beats, says how targets are ([`health`]), brings cancel requests back, writes progress |
 //! | [`watchdog`] | `slowlane-watch` | deadlines; presses what is to stop until it stops |
 //! | [`listener`] | `slowlane-listen`, `slowlane-notify` | hints between processes; also where no jobs run |
 //! | [`promoter`] | `slowlane-due` | scheduled jobs become claimable |
@@ -18,6 +18,7 @@
 pub mod completer;
 pub mod executor;
 pub mod fetcher;
+mod health;
 pub mod heartbeat;
 pub mod janitor;
 pub mod listener;
@@ -46,6 +47,7 @@ use crate::queue::claim::Scope;
 use crate::queue::liveness::{Health, Identity};
 use crate::queue::signals::Signals;
 use crate::worker::completer::Ended;
+use crate::worker::health::Healths;
 use crate::worker::running::Running;
 use crate::worker::slots::Slots;
 use crate::worker::threads::{Stop, Threads};
@@ -119,7 +121,13 @@ impl Shared {
             threads: i32::try_from(self.config.threads).unwrap_or(i32::MAX),
             kinds: self.kinds(),
             queues: self.config.queues.clone(),
+            targets: self.healths().all().to_vec(),
         }
+    }
+
+    /// How the targets are, since when.
+    fn healths(&self) -> Healths {
+        Healths::of(&self.config.targets)
     }
 
     fn kinds(&self) -> Vec<String> {

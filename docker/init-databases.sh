@@ -10,6 +10,7 @@ SET log_statement = 'none';
 SET log_min_error_statement = 'panic';
 CREATE ROLE slowlane_owner LOGIN PASSWORD :'owner';
 CREATE ROLE slowlane_queue LOGIN NOINHERIT PASSWORD :'queue' IN ROLE slowlane_owner;
+GRANT pg_read_all_stats TO slowlane_queue;
 CREATE ROLE slowlane_client NOLOGIN;
 CREATE ROLE slowlane_demo LOGIN PASSWORD :'work';
 CREATE DATABASE slowlane OWNER slowlane_owner;

@@ -10,7 +10,7 @@
 //!
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
 //! [`db`] holds pools, the async doorway, the schema and the private development cluster,
-//! [`statements`] what an operator lets callers run by name, `config` the settings, [`app`] puts processes together, `cli`
+//! [`doctor`] looks at databases and says what is wrong, [`statements`] is what an operator lets callers run by name, `config` the settings, [`app`] puts processes together, `cli`
 //! has the subcommands.
 //!
 //! A program of your own needs [`Server`] or [`Workers`], and kinds of [`Work`]; docs/rust.md goes from the first line of
@@ -37,6 +37,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod db;
+pub mod doctor;
 pub mod dsn;
 pub mod http;
 pub mod kinds;

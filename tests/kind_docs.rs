@@ -116,10 +116,11 @@ fn table_of<T: ToSchema>() -> String {
 }
 
 fn tables() -> BTreeMap<&'static str, String> {
-    use slowlane::kinds::{STATEMENT, backfill, execute, import, maintain, query, refresh, statement, validate};
+    use slowlane::kinds::{STATEMENT, backfill, check, execute, import, maintain, query, refresh, statement, validate};
     [
         table::<query::Query>(),
         table::<backfill::Backfill>(),
+        table::<check::Check>(),
         table::<execute::Execute>(),
         table::<import::Import>(),
         table::<maintain::Maintain>(),

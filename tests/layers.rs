@@ -4,17 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("dsn", &[]),
     ("metrics", &[]),
     ("config", &["dsn"]),
     ("pq", &["dsn"]),
     ("db", &["dsn", "pq", "metrics"]),
     ("queue", &["db"]),
+    ("doctor", &["dsn", "pq", "db", "queue"]),
     ("results", &["db", "queue"]),
     ("uploads", &["db"]),
     ("statements", &["queue"]),
-    ("kinds", &["queue", "results", "uploads", "statements", "pq", "db"]),
+    ("kinds", &["queue", "results", "uploads", "statements", "doctor", "pq", "db"]),
     ("worker", &["queue", "results", "uploads", "pq", "db", "dsn", "kinds", "metrics"]),
     ("http", &["queue", "results", "uploads", "statements", "db", "kinds", "metrics"]),
     ("app", &["config", "dsn", "pq", "db", "queue", "statements", "kinds", "worker", "http", "metrics"]),
@@ -23,6 +24,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
         &[
             "app",
             "config",
+            "doctor",
             "dsn",
             "pq",
             "db",

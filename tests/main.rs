@@ -11,6 +11,7 @@ mod claims;
 mod connect;
 mod demo;
 mod dev;
+mod doctor;
 mod dsn;
 mod dsn_docs;
 mod dsn_leaks;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use slowlane::doctor::FindingCode;
 use slowlane::dsn;
 use slowlane::http;
 use slowlane::pq::ConnectFailure;
@@ -40,6 +41,7 @@ fn every_code_has_an_entry_and_every_entry_a_code() {
         ("Errors of jobs", words(&mut ErrorCode::ALL.iter().map(|code| code.as_str()))),
         ("Connecting", words(&mut ConnectFailure::ALL.iter().map(|class| class.word()))),
         ("Connection strings", words(&mut dsn::Code::ALL.iter().map(|code| code.as_str()))),
+        ("Findings of the doctor", words(&mut FindingCode::ALL.iter().map(|code| code.as_str()))),
         ("Refused at the start", words(&mut ["target_role_too_strong"].into_iter())),
     ];
     let mut wrong = Vec::new();

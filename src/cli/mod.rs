@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod dev;
+pub mod doctor;
 pub mod dsn;
 pub mod logging;
 pub mod migrate;
@@ -48,6 +49,8 @@ enum Command {
     Dsn(dsn::Explain),
     /// Ask a running slowlane how it is: ends with 0 when it is well, and with 1 otherwise
     Probe(probe::Probe),
+    /// Look at the queue and the targets, and say what is wrong and what to do
+    Doctor(doctor::Doctor),
     /// See whether a folder of saved statements can be used
     #[command(subcommand)]
     Statements(statements::Statements),
@@ -151,6 +154,10 @@ pub fn main() -> ExitCode {
         Command::Migrate(migrate) => migrate.run(),
         Command::Demo(demo) => demo.run(),
         Command::Dsn(explain) => match explain.run() {
+            Ok(status) => return status,
+            Err(failure) => Err(failure),
+        },
+        Command::Doctor(doctor) => match doctor.run() {
             Ok(status) => return status,
             Err(failure) => Err(failure),
         },

@@ -130,17 +130,29 @@ impl Connections {
     /// # Errors
     /// When there is none, or a connection string is missing or refused.
     pub fn targets(&self, file: &File, reader: DsnReader<'_>) -> Result<BTreeMap<String, TargetConfig>, ConfigError> {
-        let mut targets = BTreeMap::new();
-        for (name, source) in self.target_sources(file)? {
+        let targets = self.each_target(file, reader)?;
+        targets.into_iter().map(|(name, target)| Ok((name, target?))).collect()
+    }
+
+    /// As [`Connections::targets`], each with why it can't be used.
+    ///
+    /// # Errors
+    /// When there is none, or a name can't be used.
+    pub fn each_target(
+        &self,
+        file: &File,
+        reader: DsnReader<'_>,
+    ) -> Result<BTreeMap<String, Result<TargetConfig, ConfigError>>, ConfigError> {
+        let read = |(name, source): (String, TargetSource<'_>)| {
             let target = match source {
-                TargetSource::File(entry) => entry.resolve(&name, reader)?,
+                TargetSource::File(entry) => entry.resolve(&name, reader),
                 TargetSource::Variable(variable) => {
-                    TargetConfig::at(reader.read_variable(&format!("target {name}"), variable)?)
+                    reader.read_variable(&format!("target {name}"), variable).map(TargetConfig::at)
                 }
             };
-            targets.insert(name, target);
-        }
-        Ok(targets)
+            (name, target)
+        };
+        Ok(self.target_sources(file)?.into_iter().map(read).collect())
     }
 
     /// The names of the databases that work runs on, each with whether it runs saved statements only: all that a process

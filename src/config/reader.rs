@@ -1,7 +1,7 @@
 //! How a connection string of a setting is read: for whomever it was written, by name, and with what stands around it.
 
 use crate::config::{ConfigError, variable};
-use crate::dsn::{self, Dsn, Parameter, Surroundings};
+use crate::dsn::{self, Dsn, Origin, Parameter, Surroundings};
 
 /// Reads connection strings.
 #[derive(Clone, Copy)]
@@ -57,6 +57,11 @@ impl DsnReader<'_> {
         for change in reading.changes.iter().chain(&changes) {
             log::info!("{setting}: {}", change.text);
         }
-        Ok(dsn)
+        let origin = Origin {
+            driver: reading.driver,
+            changes: reading.changes.iter().chain(&changes).map(|change| change.text.clone()).collect(),
+            translated: !reading.changes.is_empty(),
+        };
+        Ok(dsn.understood(origin))
     }
 }

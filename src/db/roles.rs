@@ -23,6 +23,8 @@ pub const DEMO: &str = "slowlane_demo";
 pub const QUEUE_DATABASE: &str = "slowlane";
 /// The demo's database.
 pub const DEMO_DATABASE: &str = "demo";
+/// The advisory lock of whoever loads the demo's data into a database: two that load at once take turns.
+pub const DEMO_LOAD_LOCK: i64 = 0x736c_6f77_6465_6d6f;
 
 /// The passwords of the roles.
 pub struct Passwords {
@@ -61,7 +63,8 @@ pub fn set_up(superuser: &mut PgConnection, passwords: &Passwords) -> Result<(),
     for (role, password) in [(OWNER, &passwords.owner), (QUEUE, &passwords.queue), (DEMO, &passwords.demo)] {
         set_up_role(superuser, role, password)?;
     }
-    superuser.batch_execute(&format!("GRANT {} TO {}", identifier(OWNER), identifier(QUEUE)))?;
+    // The statistics of others are for the doctor: whose old transaction it is.
+    superuser.batch_execute(&format!("GRANT {}, pg_read_all_stats TO {}", identifier(OWNER), identifier(QUEUE)))?;
     if !exists(superuser, CLIENT)? {
         superuser.batch_execute(&format!("CREATE ROLE {} NOLOGIN", identifier(CLIENT)))?;
     }

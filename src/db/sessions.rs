@@ -4,9 +4,21 @@ use std::time::Duration;
 
 use crate::db::error::DbError;
 use crate::db::reach::Source;
-use crate::db::vet::vet;
+pub use crate::db::vet::InBetween;
+use crate::db::vet::{self, vet};
 use crate::dsn::Dsn;
 use crate::pq::{Patience, PqError, Session};
+
+/// The oldest server that is supported, such as 140000.
+pub const OLDEST_SERVER: i32 = vet::OLDEST_SERVER;
+
+/// Looks for a pooler between a session by `dsn` and its server.
+///
+/// # Errors
+/// When that can't be found out.
+pub fn in_between(dsn: &Dsn, session: &mut Session) -> Result<InBetween, PqError> {
+    vet::in_between(dsn, session)
+}
 
 /// How long an answer may take on a session that is opened by itself.
 const ANSWER: Duration = Duration::from_secs(30);

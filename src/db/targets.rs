@@ -32,6 +32,8 @@ pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 const CHECKOUT_WAIT: Duration = Duration::from_secs(10);
 /// How long an answer may take to what is asked of a session before and after a job: there is nothing to wait for.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// Connections that a process may have beside those of jobs: to cancel and end sessions, to flush, to look at what runs.
+pub const CONNECTIONS_BESIDE: u32 = 5;
 /// How long after its deadline an attempt's session is given up, so that its thread comes free whatever the network
 /// does: by then the watchdog has cancelled the statement and ended the session, where the target can be reached.
 const AFTER_DEADLINE: Duration = Duration::from_secs(15);
@@ -310,6 +312,16 @@ impl Target {
         Observer::new(&self.source)
     }
 
+    /// What the settings say of it.
+    pub fn settings(&self) -> &TargetSettings {
+        &self.settings
+    }
+
+    /// Sessions that jobs may have at a time.
+    pub fn size(&self) -> u32 {
+        self.sessions.max_size()
+    }
+
     /// It runs saved statements only.
     pub fn is_statements_only(&self) -> bool {
         self.settings.statements_only
@@ -385,49 +397,60 @@ fn no_session(name: &str) -> DbError {
     DbError::Unavailable(format!("no session of target {name} could be opened within {} s", CHECKOUT_WAIT.as_secs()))
 }
 
-#[derive(QueryableByName)]
-struct RoleRow {
+/// What a target's role may do that work may not.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct RoleRights {
+    /// Everything.
     #[diesel(sql_type = Bool)]
-    superuser: bool,
+    pub superuser: bool,
+    /// It may make roles.
     #[diesel(sql_type = Bool)]
-    creates_roles: bool,
+    pub creates_roles: bool,
+    /// It is a member of a superuser.
     #[diesel(sql_type = Bool)]
-    may_become_superuser: bool,
+    pub may_become_superuser: bool,
+    /// Groups with rights over the server's files and sessions that it is a member of, separated by commas.
     #[diesel(sql_type = Text)]
-    memberships: String,
+    pub memberships: String,
+    /// It may use the schema `slowlane`.
     #[diesel(sql_type = Bool)]
-    sees_queue: bool,
+    pub sees_queue: bool,
+}
+
+/// The columns of [`RoleRights`], and the role's name.
+pub const ROLE_SQL: &str = "
+    SELECT rolsuper AS superuser, rolcreaterole AS creates_roles,
+           EXISTS (SELECT FROM pg_roles g WHERE g.rolsuper AND NOT r.rolsuper
+                      AND pg_has_role(r.oid, g.oid, 'MEMBER')) AS may_become_superuser,
+           coalesce((SELECT string_agg(g.rolname, ', ' ORDER BY g.rolname) FROM pg_roles g
+                      WHERE NOT r.rolsuper AND pg_has_role(r.oid, g.oid, 'MEMBER')
+                        AND g.rolname IN ('pg_read_server_files', 'pg_write_server_files',
+                                          'pg_execute_server_program', 'pg_signal_backend')), '') AS memberships,
+           coalesce(has_schema_privilege(current_user, (SELECT oid FROM pg_namespace WHERE nspname = 'slowlane'),
+                                         'USAGE'), false) AS sees_queue,
+           rolname
+      FROM pg_roles r WHERE rolname = current_user";
+
+impl RoleRights {
+    /// The right that is too much, as the end of a sentence that begins with the role.
+    pub fn excess(&self) -> Option<String> {
+        match () {
+            () if self.superuser => Some("is a superuser".to_owned()),
+            () if self.may_become_superuser => Some("may become a superuser".to_owned()),
+            () if self.creates_roles => Some("may create roles".to_owned()),
+            () if !self.memberships.is_empty() => Some(format!("is a member of {}", self.memberships)),
+            () if self.sees_queue => Some("may use the schema slowlane".to_owned()),
+            () => None,
+        }
+    }
 }
 
 /// A read-only transaction is no wall: a superuser's `COPY … TO PROGRAM` starts its program inside one. Grants are.
 fn check(name: &str, settings: &TargetSettings, connection: &mut PgConnection) -> Result<(), TargetError> {
-    let row = diesel::sql_query(
-        "SELECT rolsuper AS superuser, rolcreaterole AS creates_roles,
-                EXISTS (SELECT FROM pg_roles g WHERE g.rolsuper AND NOT r.rolsuper
-                           AND pg_has_role(r.oid, g.oid, 'MEMBER')) AS may_become_superuser,
-                coalesce((SELECT string_agg(g.rolname, ', ' ORDER BY g.rolname) FROM pg_roles g
-                           WHERE NOT r.rolsuper AND pg_has_role(r.oid, g.oid, 'MEMBER')
-                             AND g.rolname IN ('pg_read_server_files', 'pg_write_server_files',
-                                               'pg_execute_server_program', 'pg_signal_backend')), '') AS memberships,
-                coalesce(has_schema_privilege(current_user, (SELECT oid FROM pg_namespace WHERE nspname = 'slowlane'),
-                                              'USAGE'), false) AS sees_queue
-           FROM pg_roles r WHERE rolname = current_user",
-    )
-    .get_result::<RoleRow>(connection)
-    .map_err(|error| TargetError::Unreachable { name: name.to_owned(), source: error.into() })?;
-    let what = if row.superuser {
-        "is a superuser".to_owned()
-    } else if row.may_become_superuser {
-        "may become a superuser".to_owned()
-    } else if row.creates_roles {
-        "may create roles".to_owned()
-    } else if !row.memberships.is_empty() {
-        format!("is a member of {}", row.memberships)
-    } else if row.sees_queue {
-        "may use the schema slowlane".to_owned()
-    } else {
-        return Ok(());
-    };
+    let rights = diesel::sql_query(ROLE_SQL)
+        .get_result::<RoleRights>(connection)
+        .map_err(|error| TargetError::Unreachable { name: name.to_owned(), source: error.into() })?;
+    let Some(what) = rights.excess() else { return Ok(()) };
     if settings.allow_unsafe_role {
         log::warn!(target = name; "the role of this target {what}, and allow_unsafe_role lets it");
         return Ok(());

@@ -12,7 +12,7 @@ use crate::dsn::Dsn;
 use crate::pq::{ConnectFailure, Patience, PqError, PqErrorKind, Session};
 
 /// The oldest server that is supported.
-const OLDEST_SERVER: i32 = 140_000;
+pub(super) const OLDEST_SERVER: i32 = 140_000;
 /// How long an answer may take. A pooler of whole sessions that has none left holds a statement up: it breaks none.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often both are asked, in case others use the pooler meanwhile.
@@ -29,19 +29,14 @@ pub(super) fn vet(dsn: &Dsn) -> Result<(), DbError> {
     if (1..OLDEST_SERVER).contains(&session.server_version()) {
         return refused(ConnectFailure::ServerTooOld);
     }
-    let told = session.backend_pid();
-    let process = match process(&mut session) {
-        Ok(process) if process == told => return Ok(()),
-        Ok(process) => process,
-        // A pooler logs in where it leads to with the first statement, and passes on what it is told there.
-        Err(error) => return refused(ConnectFailure::of(&error.message)),
-    };
-    let mut other = open(dsn)?;
-    match changes_hands(&mut session, &mut other, process) {
-        Ok(true) => refused(ConnectFailure::Pooler),
-        Ok(false) => Ok(()),
-        // Such as a pooler by statements, which refuses BEGIN.
-        Err(error) if error.kind == PqErrorKind::Server => refused(ConnectFailure::Pooler),
+    // A pooler logs in where it leads to with the first statement, and passes on what it is told there.
+    if let Err(error) = process(&mut session) {
+        return refused(ConnectFailure::of(&error.message));
+    }
+    match in_between(dsn, &mut session) {
+        Ok(InBetween::ChangesSessions) => refused(ConnectFailure::Pooler),
+        Ok(InBetween::Nothing | InBetween::KeepsSessions) => Ok(()),
+        Err(error) if error.kind == PqErrorKind::Connect => Err(DbError::Unavailable(error.message)),
         Err(error) => {
             log::debug!("whether a pooler in between keeps sessions could not be found out: {error}");
             Ok(())
@@ -53,6 +48,37 @@ fn open(dsn: &Dsn) -> Result<Session, DbError> {
     let session = Session::connect(dsn).map_err(|error| DbError::Unavailable(error.message))?;
     session.allow(Patience::Each(ANSWER));
     Ok(session)
+}
+
+/// What is between a session and its server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InBetween {
+    /// Nothing that shows.
+    Nothing,
+    /// A pooler whose sessions stay.
+    KeepsSessions,
+    /// A pooler that gives each transaction another session.
+    ChangesSessions,
+}
+
+/// Looks for a pooler between a session by `dsn` and its server.
+///
+/// # Errors
+/// When that can't be found out.
+pub(super) fn in_between(dsn: &Dsn, session: &mut Session) -> Result<InBetween, PqError> {
+    let process = process(session)?;
+    if process == session.backend_pid() {
+        return Ok(InBetween::Nothing);
+    }
+    let mut other = Session::connect(dsn)?;
+    other.allow(Patience::Each(ANSWER));
+    match changes_hands(session, &mut other, process) {
+        Ok(true) => Ok(InBetween::ChangesSessions),
+        Ok(false) => Ok(InBetween::KeepsSessions),
+        // Such as a pooler by statements, which refuses BEGIN.
+        Err(error) if error.kind == PqErrorKind::Server => Ok(InBetween::ChangesSessions),
+        Err(error) => Err(error),
+    }
 }
 
 /// The number of the server process that answers.

@@ -32,6 +32,7 @@ mod translate;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 pub use driver::Driver;
 pub use environment::Surroundings;
@@ -177,16 +178,37 @@ impl DsnError {
 }
 
 /// A connection string taken apart. Printing it shows no secret.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Dsn {
     parameters: BTreeMap<String, String>,
     secrets: Vec<String>,
+    origin: Option<Arc<Origin>>,
+}
+
+/// Where a string came from doesn't make it another one.
+impl PartialEq for Dsn {
+    fn eq(&self, other: &Dsn) -> bool {
+        (&self.parameters, &self.secrets) == (&other.parameters, &other.secrets)
+    }
+}
+
+impl Eq for Dsn {}
+
+/// How a string was understood. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Whom it was written for.
+    pub driver: Driver,
+    /// What was changed, or found around the process, on the way.
+    pub changes: Vec<String>,
+    /// Some of the changes were those of a translation.
+    pub translated: bool,
 }
 
 impl Dsn {
     fn of(parameters: BTreeMap<String, String>, table: &[Parameter]) -> Dsn {
         let secrets = table.iter().filter(|known| known.secret).map(|known| known.keyword.clone()).collect();
-        Dsn { parameters, secrets }
+        Dsn { parameters, secrets, origin: None }
     }
 
     /// What [`read()`] understands, without the rest of what it says.
@@ -203,6 +225,18 @@ impl Dsn {
     /// ```
     pub fn parse(text: &str, table: &[Parameter]) -> Result<Dsn, DsnError> {
         Ok(read(text, table)?.dsn)
+    }
+
+    /// The same string, with how it was understood.
+    #[must_use]
+    pub fn understood(mut self, origin: Origin) -> Dsn {
+        self.origin = Some(Arc::new(origin));
+        self
+    }
+
+    /// How it was understood, where whoever read it said so.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_deref()
     }
 
     /// A parameter's value.

@@ -5,6 +5,8 @@
 //! is handed.
 
 mod access;
+mod asking;
+mod check;
 mod cursor;
 mod gauges;
 mod headers;
@@ -268,6 +270,7 @@ fn job_routes(app: &mut web::ServiceConfig) {
     .service(resource("/v1/workers/{id}", READ).route(reading().to(operate::worker)))
     .service(resource("/v1/targets", READ).route(reading().to(operate::targets)))
     .service(resource("/v1/targets/{name}", READ).route(reading().to(operate::target)))
+    .service(resource("/v1/targets/{name}/check", &[Method::POST]).route(web::post().to(check::check)))
     .service(resource("/v1/queues", READ).route(reading().to(operate::queues)))
     .service(resource("/v1/queues/{name}", READ).route(reading().to(operate::queue)))
     .service(resource("/v1/queues/{name}/pause", &[Method::POST]).route(web::post().to(operate::pause)))

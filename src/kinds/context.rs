@@ -177,6 +177,11 @@ impl<'a> WorkContext<'a> {
         &self.job.target
     }
 
+    /// The target that it runs on.
+    pub(super) fn target(&self) -> Arc<Target> {
+        Arc::clone(&self.target)
+    }
+
     /// The target runs saved statements only.
     pub(super) fn is_statements_only(&self) -> bool {
         self.target.is_statements_only()
@@ -355,7 +360,10 @@ impl<'a> WorkContext<'a> {
 
     /// Asks something of the queue. Its troubles are not the job's: it waits for them to pass, for as long as the attempt
     /// may run.
-    fn ask_the_queue<T>(&self, ask: impl Fn(&mut PgConnection) -> Result<T, DbError>) -> Result<T, WorkError> {
+    pub(super) fn ask_the_queue<T>(
+        &self,
+        ask: impl Fn(&mut PgConnection) -> Result<T, DbError>,
+    ) -> Result<T, WorkError> {
         loop {
             let connection = self.services.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
             match connection.and_then(|mut connection| ask(&mut connection)) {

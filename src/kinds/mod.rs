@@ -5,6 +5,7 @@
 
 pub mod backfill;
 pub mod carrier_report;
+pub mod check;
 pub mod context;
 pub mod control;
 pub mod exactly_once;
@@ -219,7 +220,7 @@ impl WorkError {
 
 /// The kind that looks at other jobs: [`mod@validate`].
 pub const VALIDATE: &str = "validate";
-/// The kind that looks at a target.
+/// The kind that looks at a target: [`mod@check`].
 pub const CHECK: &str = "check";
 
 /// SQLSTATE of a statement that was cancelled.
@@ -343,7 +344,7 @@ struct Entry {
 ///
 /// assert_eq!(
 ///     Registry::standard().names(),
-///     ["backfill", "execute", "import", "maintain", "query", "refresh", "validate"]
+///     ["backfill", "check", "execute", "import", "maintain", "query", "refresh", "validate"]
 /// );
 /// assert_eq!(Registry::default().with::<Query>().names(), ["query"]);
 /// ```
@@ -365,6 +366,7 @@ impl Registry {
             .with::<maintain::Maintain>()
             .with::<refresh::Refresh>()
             .with::<validate::Validate>()
+            .with::<check::Check>()
     }
 
     /// Adds a kind. One of the same name is replaced.

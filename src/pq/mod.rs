@@ -16,6 +16,7 @@ mod session;
 mod socket;
 mod stream;
 mod surroundings;
+mod trace;
 
 pub use copy::CopyIn;
 pub use error::{Notice, PqError, PqErrorKind};
@@ -27,6 +28,7 @@ pub use session::{Canceller, Column, Notification, Rows, Session, Statement, Tra
 pub use socket::Mark;
 pub use stream::{Chunk, RowStream};
 pub use surroundings::{surroundings, take_surroundings};
+pub use trace::{Trace, trace_connect};
 
 use std::sync::OnceLock;
 

@@ -94,6 +94,14 @@ struct Notices {
     sink: Option<NoticeSink>,
 }
 
+/// Why no connection came about step by step.
+pub(super) enum Progress {
+    /// libpq's raw text.
+    Failed(String),
+    /// It took too long.
+    TimedOut,
+}
+
 /// A connection.
 pub(super) struct Conn {
     pointer: NonNull<pq::PGconn>,
@@ -115,12 +123,51 @@ impl Conn {
         if !conn.is_ok() {
             return Err(conn.error_message());
         }
+        Ok(conn.made_ready())
+    }
+
+    /// As [`Conn::connect`], step by step, for at most `patience`. `entered` is told each status that it comes to.
+    pub fn connect_in_steps(
+        conninfo: &CStr,
+        line: Line,
+        patience: Duration,
+        mut entered: impl FnMut(pq::ConnStatusType),
+    ) -> Result<Conn, Progress> {
+        // SAFETY: a NUL-terminated string.
+        let pointer = NonNull::new(unsafe { pq::PQconnectStart(conninfo.as_ptr()) });
+        let pointer = pointer.ok_or_else(|| Progress::Failed("out of memory".to_owned()))?;
+        let conn = Conn { pointer, notices: Box::default(), line };
+        let micros = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX / 2);
+        // SAFETY: takes nothing and reads a clock.
+        let until = unsafe { pq::PQgetCurrentTimeUSec() }.saturating_add(micros);
+        let mut wants = pq::PostgresPollingStatusType::PGRES_POLLING_WRITING;
+        loop {
+            // SAFETY: the connection lives.
+            entered(unsafe { pq::PQstatus(conn.as_ptr()) });
+            let (reads, writes) = match wants {
+                pq::PostgresPollingStatusType::PGRES_POLLING_READING => (1, 0),
+                pq::PostgresPollingStatusType::PGRES_POLLING_WRITING => (0, 1),
+                pq::PostgresPollingStatusType::PGRES_POLLING_OK => return Ok(conn.made_ready()),
+                _ => return Err(Progress::Failed(conn.error_message())),
+            };
+            // SAFETY: the connection lives; the socket is its own.
+            if unsafe { pq::PQsocketPoll(pq::PQsocket(conn.as_ptr()), reads, writes, until) } <= 0 {
+                return Err(Progress::TimedOut);
+            }
+            // SAFETY: the connection lives and is ours.
+            wants = unsafe { pq::PQconnectPoll(conn.as_ptr()) };
+        }
+    }
+
+    /// A connection that came about, with what belongs to it.
+    fn made_ready(self) -> Conn {
+        let conn = self;
         let notices: *const Mutex<Notices> = &raw const *conn.notices;
         // SAFETY: the box lives as long as the connection, and is only reached through its mutex.
         unsafe { pq::PQsetNoticeReceiver(conn.as_ptr(), Some(receive_notice), notices.cast_mut().cast::<c_void>()) };
         // SAFETY: the connection lives. Its socket stays open as long as it does.
         conn.line.attach(socket::duplicate(unsafe { pq::PQsocket(conn.as_ptr()) }));
-        Ok(conn)
+        conn
     }
 
     fn as_ptr(&self) -> *mut pq::PGconn {

@@ -17,6 +17,7 @@ use crate::app::process;
 use crate::cli::Failure;
 use crate::config::TargetConfig;
 use crate::db::pool::{Manager, Purpose};
+use crate::db::roles::DEMO_LOAD_LOCK;
 use crate::dsn::Dsn;
 use crate::kinds::{Registry, import};
 use crate::queue::accept::Accept;
@@ -34,8 +35,6 @@ const AIRPORTS: &[u8] = include_bytes!("../../../demo/airports.csv.zst");
 const PLANES: &[u8] = include_bytes!("../../../demo/planes.csv.zst");
 const WEATHER: &[u8] = include_bytes!("../../../demo/weather.csv.zst");
 const FLIGHTS: &[u8] = include_bytes!("../../../demo/flights.csv.zst");
-/// Two that load at once take turns.
-const LOCK_KEY: i64 = 0x736c_6f77_6465_6d6f;
 /// How many tables the demo has.
 const TABLES: i64 = 5;
 /// How long loading may take.
@@ -65,7 +64,7 @@ pub fn load_by_jobs(queue: &Queue<'_>, target: &Dsn) -> Result<Option<u64>, Fail
     let setup = format!("SET statement_timeout = {}; SET search_path = public", TIMEOUT.as_millis());
     let mut connection = Manager::work(target, &setup).open()?;
     // Two that load at once take turns; the lock goes with the connection.
-    connection.batch_execute(&format!("SELECT pg_advisory_lock({LOCK_KEY})"))?;
+    connection.batch_execute(&format!("SELECT pg_advisory_lock({DEMO_LOAD_LOCK})"))?;
     if is_there(&mut connection)? {
         return Ok(None);
     }

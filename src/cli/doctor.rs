@@ -1,0 +1,269 @@
+//! `slowlane doctor`: everything that can be seen from here of the queue and of the targets, and what to do about it.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cli::{Failure, Sources, dsn_reader};
+use crate::config::{Config, ConfigError, Connections, File, TargetConfig};
+use crate::db::pool::{Manager, Purpose};
+use crate::db::targets::CONNECTIONS_BESIDE;
+use crate::doctor::queue::QueueSettings;
+use crate::doctor::target::{Examined, FromQueue};
+use crate::doctor::{self, Finding, FindingCode, Report, Severity, Subject};
+use crate::dsn::Dsn;
+
+/// How long a statement may take.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+/// Indexes that are shown, the largest.
+const INDEXES_SHOWN: usize = 8;
+
+/// The arguments of `slowlane doctor`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Exit status: 0 when there is nothing to do, 3 when the worst is a warning, 4 when it is an error, 1 when it \
+                        could not begin."
+)]
+pub struct Doctor {
+    #[command(flatten)]
+    sources: Sources,
+    #[command(flatten)]
+    connections: Connections,
+    /// Look at this alone: the name of a target, or `queue`
+    #[arg(long, value_name = "NAME", conflicts_with = "role_sql")]
+    only: Option<String>,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "role_sql")]
+    json: bool,
+    /// Print the SQL that makes the right role for a target, and look at nothing
+    #[arg(long, value_name = "TARGET")]
+    role_sql: Option<String>,
+}
+
+/// What a program is told.
+#[derive(Serialize)]
+struct Reports {
+    version: &'static str,
+    worst: Option<Severity>,
+    reports: Vec<Report>,
+}
+
+impl Doctor {
+    /// Looks, and says what it found.
+    ///
+    /// # Errors
+    /// When the settings can't be read.
+    pub fn run(self) -> Result<ExitCode, Failure> {
+        let (config, file) = self.sources.read()?;
+        if let Some(name) = &self.role_sql {
+            return self.connections.print_role_sql(&file, &config, name);
+        }
+        let reader = dsn_reader(config.dsn_strict);
+        let queue = self.connections.queue(&file, reader);
+        let targets = self.connections.each_target(&file, reader)?;
+        let wanted = |name: &str| self.only.as_deref().is_none_or(|only| only == name);
+        if let Some(only) = self.only.as_deref().filter(|only| *only != "queue" && !targets.contains_key(*only)) {
+            return Err(format!("there is no target {only}: it is one of {}", names(targets.keys())).into());
+        }
+        let mut reports = Vec::new();
+        if wanted("queue") {
+            reports.push(match &queue {
+                Ok(dsn) => doctor::queue::examine(dsn, queue_settings(&config)),
+                Err(error) => refused(Subject::Queue, None, error),
+            });
+        }
+        for (name, target) in targets.iter().filter(|(name, _)| wanted(name)) {
+            reports.push(match target {
+                Ok(target) => look_at(name, target, &config, queue.as_ref().ok()),
+                Err(error) => refused(Subject::Target, Some(name), error),
+            });
+        }
+        let worst = reports.iter().filter_map(Report::worst).max();
+        let reports = Reports { version: env!("CARGO_PKG_VERSION"), worst, reports };
+        let mut out = io::stdout().lock();
+        let written = match self.json {
+            true => writeln!(out, "{}", serde_json::to_string(&reports)?),
+            false => reports.print(&mut out),
+        };
+        match written {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(ExitCode::from(match worst {
+                Some(Severity::Error) => 4,
+                Some(Severity::Warning) => 3,
+                _ => 0,
+            })),
+        }
+    }
+}
+
+fn names<'n>(names: impl Iterator<Item = &'n String>) -> String {
+    names.map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+/// Connections of one process to the queue, as docs/operations.md counts them.
+fn queue_settings(config: &Config) -> QueueSettings {
+    let listener = u32::from(config.notify);
+    let of_workers = if config.roles.workers { config.result_connections.saturating_add(2) } else { 0 };
+    let of_http = u32::from(config.roles.http);
+    let connections = [config.api_connections, config.control_connections, of_workers, of_http, listener];
+    QueueSettings {
+        connections: connections.into_iter().fold(0, u32::saturating_add),
+        store_bytes: config.result_store_bytes,
+    }
+}
+
+fn examined<'t>(name: &'t str, target: &'t TargetConfig, config: &Config) -> Examined<'t> {
+    Examined {
+        name,
+        dsn: &target.dsn,
+        read_only: target.read_only,
+        statements_only: target.statements_only,
+        allow_unsafe_role: target.allow_unsafe_role,
+        connections: config.workers.saturating_add(CONNECTIONS_BESIDE),
+    }
+}
+
+fn look_at(name: &str, target: &TargetConfig, config: &Config, queue: Option<&Dsn>) -> Report {
+    // What the queue can't say is said of the queue itself.
+    let purpose = Purpose { name: "doctor", statement_timeout: PATIENCE };
+    let from_queue = queue
+        .and_then(|queue| Manager::queue(queue, &purpose).open().ok())
+        .and_then(|mut connection| FromQueue::read(&mut connection, name).ok());
+    doctor::target::examine(&examined(name, target, config), from_queue.as_ref())
+}
+
+/// A connection string that can't be used at all.
+fn refused(subject: Subject, name: Option<&str>, error: &ConfigError) -> Report {
+    let mut report = Report::new(subject, name);
+    let fix = "mend the string: `slowlane dsn` explains one, and says what would be right";
+    report.find(Finding::new(FindingCode::DsnRefused, Severity::Error, error.to_string(), fix));
+    report
+}
+
+impl Connections {
+    fn print_role_sql(&self, file: &File, config: &Config, name: &str) -> Result<ExitCode, Failure> {
+        let mut targets = self.each_target(file, dsn_reader(config.dsn_strict))?;
+        let known = names(targets.keys());
+        let target =
+            targets.remove(name).ok_or_else(|| format!("there is no target {name}: it is one of {known}"))??;
+        print!("{}", doctor::role_sql::script(&examined(name, &target, config)));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Colours where a terminal shows them.
+struct Paint(bool);
+
+impl Paint {
+    fn of(&self, code: &str, text: &str) -> String {
+        if self.0 { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+impl Reports {
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let paint = Paint(io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+        for report in &self.reports {
+            print(report, out, &paint)?;
+        }
+        let count = |severity| {
+            self.reports.iter().flat_map(|report| &report.findings).filter(|f| f.severity == severity).count()
+        };
+        let (errors, warnings, infos) = (count(Severity::Error), count(Severity::Warning), count(Severity::Info));
+        writeln!(out, "{errors} errors, {warnings} warnings, {infos} things worth knowing")
+    }
+}
+
+fn print(report: &Report, out: &mut impl Write, paint: &Paint) -> io::Result<()> {
+    let title = match (&report.subject, &report.name) {
+        (Subject::Queue, _) => "the queue".to_owned(),
+        (Subject::Target, name) => format!("the target {}", name.as_deref().unwrap_or_default()),
+    };
+    writeln!(out, "{}  {}", paint.of("1", &title), report.connection.dsn)?;
+    if let Some(driver) = &report.connection.written_for {
+        writeln!(out, "  written for {driver}")?;
+    }
+    for change in &report.connection.changes {
+        writeln!(out, "    {change}")?;
+    }
+    if !report.steps.is_empty() {
+        let steps: Vec<String> = report.steps.iter().map(|step| format!("{} {} ms", step.name, step.ms)).collect();
+        writeln!(out, "  connecting: {}", steps.join(", "))?;
+    }
+    print_facts(report, out)?;
+    for finding in &report.findings {
+        let (word, colour) = match finding.severity {
+            Severity::Error => ("error", "31"),
+            Severity::Warning => ("warning", "33"),
+            Severity::Info => ("info", "36"),
+        };
+        writeln!(out, "  {} {}: {}", paint.of(colour, word), paint.of("1", finding.code.as_str()), finding.detail)?;
+        writeln!(out, "    {}", finding.fix)?;
+        for sql in &finding.sql {
+            writeln!(out, "      {sql};")?;
+        }
+    }
+    writeln!(out)
+}
+
+/// Plain facts on a few lines, and tables for what there are many of.
+fn print_facts(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let mut line = String::new();
+    for (name, value) in &report.facts {
+        let fact = match value {
+            Value::String(text) => format!("{name} {}", if text.is_empty() { "-" } else { text }),
+            Value::Number(_) | Value::Bool(_) => format!("{name} {value}"),
+            _ => continue,
+        };
+        if line.len() + fact.len() > 110 {
+            writeln!(out, "  {line}")?;
+            line.clear();
+        }
+        let separator = if line.is_empty() { "" } else { ", " };
+        line.push_str(separator);
+        line.push_str(&fact);
+    }
+    if !line.is_empty() {
+        writeln!(out, "  {line}")?;
+    }
+    if let Some(Value::Object(kinds)) = report.facts.get("kinds") {
+        let can = |able: bool| {
+            kinds
+                .iter()
+                .filter(|(_, value)| **value == Value::Bool(able))
+                .map(|(kind, _)| kind.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        writeln!(out, "  the role can run: {}; not: {}", can(true), can(false))?;
+    }
+    let columns = |name: &str, keys: &[&str], most: usize| {
+        let Some(Value::Object(rows)) = report.facts.get(name) else { return None };
+        let mut rows: Vec<_> = rows.iter().collect();
+        rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.get("bytes").and_then(Value::as_i64)));
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_header(std::iter::once(name).chain(keys.iter().copied()));
+        for (name, row) in rows.into_iter().take(most) {
+            let cell = |key: &&str| match row.get(*key) {
+                Some(Value::String(text)) => text.clone(),
+                Some(Value::Null) | None => "-".to_owned(),
+                Some(value) => value.to_string(),
+            };
+            table.add_row(std::iter::once(name.clone()).chain(keys.iter().map(cell)));
+        }
+        Some(table)
+    };
+    let tables = [
+        columns("tables", &["bytes", "live_rows", "dead_rows", "vacuumed_at"], usize::MAX),
+        columns("indexes", &["bytes", "entries"], INDEXES_SHOWN),
+    ];
+    for table in tables.into_iter().flatten() {
+        for line in table.lines() {
+            writeln!(out, "   {}", line.trim_end())?;
+        }
+    }
+    Ok(())
+}

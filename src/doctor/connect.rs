@@ -1,0 +1,120 @@
+//! The way to a session, each step with its time, and what stands in between.
+
+use std::time::Instant;
+
+use crate::db::sessions;
+use crate::doctor::look::Look;
+use crate::doctor::report::{Explained, Finding, FindingCode, Report, Severity, Step};
+use crate::dsn::Dsn;
+use crate::pq::{self, ConnectFailure, Patience, Session};
+
+/// How long an answer may take.
+const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);
+/// What each session of the doctor is set to: it changes nothing, and waits for nobody.
+const SETUP: &str = "SET default_transaction_read_only = on; SET lock_timeout = 1000; SET statement_timeout = 8000;
+    SET search_path = pg_catalog; SET TimeZone = 'UTC'; SET DateStyle = 'ISO'";
+
+/// How a string was understood. One that had to be translated is a finding.
+pub fn explain(report: &mut Report, dsn: &Dsn) {
+    report.connection = Explained {
+        dsn: dsn.masked(),
+        written_for: dsn.origin().map(|origin| origin.driver.to_string()),
+        changes: dsn.origin().map(|origin| origin.changes.clone()).unwrap_or_default(),
+    };
+    let translated = dsn.origin().filter(|origin| origin.translated);
+    if let Some(origin) = translated {
+        let asynchronous = match origin.driver.asynchronous() {
+            Some(true) => ", which is asynchronous,",
+            _ => "",
+        };
+        let detail = format!("the string was written for {}{asynchronous} and is translated", origin.driver);
+        let fix = format!("nothing has to be done; libpq's own would be {}", dsn.masked());
+        report.find(Finding::new(FindingCode::DsnTranslated, Severity::Info, detail, fix));
+    }
+}
+
+/// Opens a session by `dsn`, notes each step, and looks for a pooler in between. `None` when none came about: then a finding
+/// says why.
+pub fn connect(report: &mut Report, dsn: &Dsn) -> Option<Session> {
+    let dsn = dsn.clone().for_connecting().with("application_name", "slowlane doctor");
+    let trace = pq::trace_connect(&dsn);
+    report.steps = trace.steps.iter().map(|(name, took)| Step { name, ms: ms(*took) }).collect();
+    let mut session = match trace.outcome {
+        Ok(session) => session,
+        Err(failure) => {
+            unreachable(report, &dsn, failure);
+            return None;
+        }
+    };
+    session.allow(Patience::Each(ANSWER));
+    let version = session.server_version();
+    report.fact("server_version", format!("{}.{}", version / 10_000, version % 10_000));
+    if (1..sessions::OLDEST_SERVER).contains(&version) {
+        let detail = format!("the server is of version {}, and nothing more is asked of it", version / 10_000);
+        let fix = ConnectFailure::ServerTooOld.text();
+        report.find(Finding::new(FindingCode::ServerTooOld, Severity::Error, detail, fix));
+        return None;
+    }
+    let began = Instant::now();
+    if let Err(error) = session.execute_batch(SETUP) {
+        // A pooler logs in where it leads to with the first statement.
+        unreachable(report, &dsn, ConnectFailure::of(&error.message));
+        return None;
+    }
+    report.steps.push(Step { name: "first_statement", ms: ms(began.elapsed()) });
+    pooler(report, &dsn, &mut session);
+    encryption(report, &dsn, &mut session);
+    Some(session)
+}
+
+fn ms(took: std::time::Duration) -> f64 {
+    (took.as_secs_f64() * 100_000.0).round() / 100.0
+}
+
+fn unreachable(report: &mut Report, dsn: &Dsn, failure: ConnectFailure) {
+    report.fact("failure", failure.word());
+    let code = if failure == ConnectFailure::Pooler { FindingCode::Pooler } else { FindingCode::Unreachable };
+    report.find(Finding::new(code, Severity::Error, failure.explain(dsn), failure.text()));
+}
+
+fn pooler(report: &mut Report, dsn: &Dsn, session: &mut Session) {
+    match sessions::in_between(dsn, session) {
+        Ok(sessions::InBetween::Nothing) => report.fact("pooler", "none"),
+        Ok(sessions::InBetween::KeepsSessions) => {
+            report.fact("pooler", "session");
+            let detail =
+                "a pooler is in between that keeps sessions: each connection of slowlane takes one of its slots";
+            let fix = "connect to the server itself, or give the pooler as many slots as slowlane opens connections";
+            report.find(Finding::new(FindingCode::PoolerSessions, Severity::Info, detail, fix));
+        }
+        Ok(sessions::InBetween::ChangesSessions) => {
+            report.fact("pooler", "transaction");
+            let failure = ConnectFailure::Pooler;
+            let detail = "a pooler is in between that gives each transaction another session";
+            report.find(Finding::new(FindingCode::Pooler, Severity::Error, detail, failure.text()));
+        }
+        Err(error) => {
+            let detail = format!("could not look for a pooler in between: {error}");
+            let fix = "run it again; where nothing else helps, connect to the server itself";
+            report.find(Finding::new(FindingCode::NotLookedAt, Severity::Info, detail, fix));
+        }
+    }
+}
+
+fn encryption(report: &mut Report, dsn: &Dsn, session: &mut Session) {
+    let mut look = Look { session, report };
+    let sql = "SELECT s.ssl, s.version, s.cipher, a.client_addr IS NOT NULL,
+                      coalesce(a.client_addr << '127.0.0.0/8' OR a.client_addr = '::1' OR a.client_addr = inet_server_addr(), true)
+                 FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) WHERE s.pid = pg_backend_pid()";
+    let Some(answer) = look.ask("the encryption of the connection", sql, &[]) else { return };
+    let encrypted = answer.is(0, 0);
+    look.fact("tls", if encrypted { answer.text(0, 1) } else { "off" });
+    let local = !answer.is(0, 3) || answer.is(0, 4);
+    if !encrypted && !local {
+        let detail =
+            "the connection crosses a network and isn't encrypted: passwords of callers' data can be read on the way";
+        let host = dsn.get("host").unwrap_or("the server");
+        let fix = format!("say sslmode=verify-full with sslrootcert for {host}, or sslmode=require at least");
+        look.find(FindingCode::TlsOff, Severity::Warning, detail, fix);
+    }
+}

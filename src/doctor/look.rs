@@ -1,0 +1,86 @@
+//! Asking a server, and noting what can't be asked.
+
+use serde_json::Value;
+
+use crate::doctor::report::{Finding, FindingCode, Report, Severity};
+use crate::pq::{Rows, Session};
+
+/// A session that is asked, and the report of what it says.
+pub(super) struct Look<'l> {
+    pub session: &'l mut Session,
+    pub report: &'l mut Report,
+}
+
+/// The rows of an answer, by column names of ours.
+pub(super) struct Answer(Rows);
+
+impl Answer {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn text(&self, row: usize, column: usize) -> &str {
+        self.0.get(row, column).unwrap_or_default()
+    }
+
+    pub fn number(&self, row: usize, column: usize) -> Option<i64> {
+        self.0.get(row, column)?.parse().ok()
+    }
+
+    pub fn is(&self, row: usize, column: usize) -> bool {
+        self.0.get(row, column) == Some("t")
+    }
+}
+
+impl Look<'_> {
+    /// Asks; what can't be asked becomes a finding. `what` completes "could not look at …".
+    pub fn ask(&mut self, what: &str, sql: &str, params: &[Option<&str>]) -> Option<Answer> {
+        match self.session.query(sql, params) {
+            Ok(rows) => Some(Answer(rows)),
+            Err(error) => {
+                let detail = format!("could not look at {what}: {error}");
+                let fix = "the role may lack a right, or the server be busy: run it again, or as another role";
+                self.find(FindingCode::NotLookedAt, Severity::Info, detail, fix);
+                None
+            }
+        }
+    }
+
+    /// Adds a finding without SQL.
+    pub fn find(&mut self, code: FindingCode, severity: Severity, detail: impl Into<String>, fix: impl Into<String>) {
+        self.report.find(Finding::new(code, severity, detail, fix));
+    }
+
+    /// Notes a fact.
+    pub fn fact(&mut self, name: &str, value: impl Into<Value>) {
+        self.report.fact(name, value);
+    }
+}
+
+/// A name as SQL has it.
+pub(super) fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as SQL has it.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// Bytes for people.
+pub(super) fn bytes(count: i64) -> String {
+    let (mut value, mut unit) = (count, "bytes");
+    for larger in ["KiB", "MiB", "GiB", "TiB"] {
+        if value < 10_240 {
+            break;
+        }
+        (value, unit) = (value / 1024, larger);
+    }
+    format!("{value} {unit}")
+}
+
+/// A time for people.
+pub(super) fn span(seconds: i64) -> String {
+    let seconds = u64::try_from(seconds).unwrap_or(0);
+    humantime::format_duration(std::time::Duration::from_secs(seconds)).to_string()
+}

@@ -1,0 +1,294 @@
+//! What holds of every server: clocks, limits, durability, and transactions that have been open for long.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::doctor::look::{Look, identifier, literal, span};
+use crate::doctor::report::{Finding, FindingCode, Severity, Subject};
+
+/// A difference of clocks that is worth a word, and one that breaks things.
+const CLOCK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3_600));
+/// A transaction that is worth a word, and one that is too old, in seconds.
+const OPEN: (i64, i64) = (600, 3_600);
+/// Transactions, slots and the like that are named.
+const NAMED: usize = 5;
+/// Below this, checkpoints come while a result is stored: 512 MB, in MB.
+const MAX_WAL_SIZE_MB: i64 = 512;
+/// Idle sessions and transactions live at least so long, in milliseconds.
+const IDLE_MS: i64 = 60_000;
+
+/// Looks at the server's settings, and at what a process needs of it. `connections` are those that one process may open,
+/// `processes` how many of them there are.
+pub(super) fn look(look: &mut Look<'_>, connections: u32, processes: usize) {
+    let queue = look.report.subject == Subject::Queue;
+    let sees_all = see_others(look);
+    clock(look);
+    durability(look, queue);
+    slots(look, connections, processes);
+    timeouts(look);
+    vacuum(look, queue);
+    oldest_transactions(look, queue, sees_all);
+    prepared_transactions(look);
+    replication_slots(look);
+    if look.session.execute_batch("RESET ROLE").is_err() {
+        log::debug!("the doctor's session was lost");
+    }
+}
+
+/// Takes the role on that sees the sessions of others, where the login is a member of it: with NOINHERIT it has to. `false` when
+/// it isn't.
+fn see_others(look: &mut Look<'_>) -> bool {
+    let sql = "SELECT pg_has_role('pg_read_all_stats', 'MEMBER')";
+    let member = look.ask("who may see sessions", sql, &[]).is_some_and(|answer| answer.is(0, 0));
+    member && look.session.execute_batch("SET ROLE pg_read_all_stats").is_ok()
+}
+
+fn clock(look: &mut Look<'_>) {
+    let before = Utc::now();
+    let sql = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let Some(answer) = look.ask("the server's clock", sql, &[]) else { return };
+    let after = Utc::now();
+    let Ok(server) = answer.text(0, 0).parse::<DateTime<Utc>>() else { return };
+    // In between, as far as can be told; half of the way there and back is what it may be off.
+    let here = before + (after - before) / 2;
+    let difference = (server - here).abs().to_std().unwrap_or_default().saturating_sub(Duration::from_millis(1));
+    look.fact("clock_difference_ms", (server - here).num_milliseconds());
+    if difference < CLOCK.0 {
+        return;
+    }
+    let severity = if difference >= CLOCK.1 { Severity::Error } else { Severity::Warning };
+    let which = if server > here { "ahead of" } else { "behind" };
+    let detail = format!(
+        "the server's clock is {} {which} this machine's: ids carry the time of the process that made them, and \
+         `run_at` is compared with the server's; from a day on jobs are refused",
+        humantime::format_duration(Duration::from_secs(difference.as_secs()))
+    );
+    look.find(FindingCode::ClockDifference, severity, detail, "set both clocks by NTP");
+}
+
+fn setting(look: &mut Look<'_>, name: &str) -> Option<String> {
+    let answer = look.ask(&format!("the setting {name}"), "SELECT current_setting($1, true)", &[Some(name)])?;
+    let value = answer.text(0, 0).to_owned();
+    look.fact(name, value.clone());
+    Some(value)
+}
+
+fn durability(look: &mut Look<'_>, queue: bool) {
+    for name in ["fsync", "full_page_writes"] {
+        if setting(look, name).as_deref() == Some("off") {
+            let severity = if queue { Severity::Error } else { Severity::Warning };
+            let detail =
+                format!("{name} is off: a crash of the server's machine may damage or lose what was committed");
+            let finding = Finding::new(FindingCode::UnsafeSettings, severity, detail, "turn it on");
+            look.report.find(finding.sql(format!("ALTER SYSTEM SET {name} = on")).sql("SELECT pg_reload_conf()"));
+        }
+    }
+    // Of the session before anything was set, which is what the role and the database say.
+    let sql = "SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'";
+    let commit = look.ask("synchronous_commit", sql, &[]).map(|answer| answer.text(0, 0).to_owned());
+    if let Some(commit) = commit {
+        look.fact("synchronous_commit", commit.clone());
+        if commit == "off" {
+            let detail = "synchronous_commit is off by default here: slowlane raises it for its own commits, and what applications \
+                          enqueue by SQL is as durable as their transactions";
+            let fix = "nothing for slowlane; turn it on where jobs are enqueued by SQL that a crash must not lose";
+            look.find(FindingCode::SynchronousCommit, Severity::Info, detail, fix);
+        }
+    }
+    for name in ["wal_level", "synchronous_standby_names", "wal_compression", "max_connections"] {
+        setting(look, name);
+    }
+    let sql =
+        "SELECT setting::bigint * CASE unit WHEN 'MB' THEN 1 ELSE 16 END FROM pg_settings WHERE name = 'max_wal_size'";
+    let size = look.ask("max_wal_size", sql, &[]).and_then(|answer| answer.number(0, 0));
+    if let Some(size) = size {
+        look.fact("max_wal_size_mb", size);
+        if queue && size < MAX_WAL_SIZE_MB {
+            let detail = format!(
+                "max_wal_size is {size} MB: each result and upload is written to the WAL once, so a large one forces checkpoints"
+            );
+            let finding = Finding::new(FindingCode::MaxWalSize, Severity::Warning, detail, "raise it to 1 GB or more");
+            look.report.find(finding.sql("ALTER SYSTEM SET max_wal_size = '2GB'").sql("SELECT pg_reload_conf()"));
+        }
+    }
+}
+
+fn slots(look: &mut Look<'_>, connections: u32, processes: usize) {
+    let sql = "SELECT current_setting('max_connections')::int,
+            current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0),
+            (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name !~ '^slowlane( |:|$)'),
+            rolconnlimit, rolname, datconnlimit, datname
+       FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()";
+    let Some(answer) = look.ask("connection slots", sql, &[]) else { return };
+    let number = |column| answer.number(0, column).unwrap_or(0);
+    let (most, reserved, others) = (number(0), number(1), number(2));
+    let one = i64::from(connections);
+    let all = one.saturating_mul(i64::try_from(processes.max(1)).unwrap_or(i64::MAX));
+    look.fact("connections_of_one_process", one);
+    look.fact("connections_of_all_processes", all);
+    look.fact("connections_of_others", others);
+    let free = most - reserved;
+    let fix = "raise max_connections (which needs a restart), lower workers, api_connections or result_connections, or run fewer processes";
+    if one > free {
+        let detail = format!(
+            "one process may open {one} connections here, and the server has {free} slots for all ({most}, {reserved} of them reserved)"
+        );
+        look.find(FindingCode::ConnectionsShort, Severity::Error, detail, fix);
+    } else if all + others > free {
+        let detail = format!(
+            "{} processes may open {all} connections here beside {others} of others, and the server has {free} slots ({most}, {reserved} of them reserved)",
+            processes.max(1)
+        );
+        look.find(FindingCode::ConnectionsShort, Severity::Warning, detail, fix);
+    }
+    let limits = [("ROLE", "the role", 3, 4), ("DATABASE", "the database", 5, 6)];
+    for (object, what, limit, name) in limits {
+        let (limit, name) = (number(limit), answer.text(0, name).to_owned());
+        if limit >= 0 && limit < all {
+            let severity = if limit < one { Severity::Error } else { Severity::Warning };
+            let detail = format!(
+                "{what} {name} may have {limit} connections, and slowlane may open {all} ({one} for each process)"
+            );
+            let fix = "raise the limit";
+            let finding = Finding::new(FindingCode::ConnectionLimit, severity, detail, fix);
+            look.report.find(finding.sql(format!("ALTER {object} {} CONNECTION LIMIT -1", identifier(&name))));
+        }
+    }
+}
+
+fn timeouts(look: &mut Look<'_>) {
+    let sql = "SELECT name, setting::bigint, source, session_user FROM pg_settings
+                WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout') ORDER BY name";
+    let Some(answer) = look.ask("timeouts of idle sessions", sql, &[]) else { return };
+    for row in 0..answer.len() {
+        let (name, value, role) =
+            (answer.text(row, 0).to_owned(), answer.number(row, 1).unwrap_or(0), answer.text(row, 3).to_owned());
+        look.fact(&name, value);
+        if value == 0 || (name != "transaction_timeout" && value >= IDLE_MS) {
+            continue;
+        }
+        let (severity, cost) = match name.as_str() {
+            "transaction_timeout" => {
+                (Severity::Error, "it ends the transactions of jobs that run longer, whatever their timeout_ms")
+            }
+            "idle_in_transaction_session_timeout" => {
+                (Severity::Warning, "it ends a job's session while its worker waits for the queue before a COMMIT")
+            }
+            _ => (Severity::Warning, "it ends sessions that lie in a pool, which are opened again for each job"),
+        };
+        let detail = format!("{name} is {value} ms for this role: {cost}");
+        let fix = "set it to 0, or to a minute and more, for this role";
+        let finding = Finding::new(FindingCode::IdleTimeout, severity, detail, fix);
+        look.report.find(finding.sql(format!("ALTER ROLE {} SET {name} = 0", identifier(&role))));
+    }
+}
+
+fn vacuum(look: &mut Look<'_>, queue: bool) {
+    if setting(look, "autovacuum").as_deref() == Some("off") {
+        let severity = if queue { Severity::Error } else { Severity::Warning };
+        let detail = "autovacuum is off: dead rows are never taken away, and tables grow without end";
+        let finding = Finding::new(FindingCode::AutovacuumOff, severity, detail, "turn it on");
+        look.report.find(finding.sql("ALTER SYSTEM SET autovacuum = on").sql("SELECT pg_reload_conf()"));
+    }
+    setting(look, "autovacuum_naptime");
+}
+
+/// What keeps vacuum from taking dead rows away.
+fn cost(queue: bool) -> &'static str {
+    match queue {
+        true => {
+            "vacuum can't take away what it may still see: the queue's tables and indexes grow, and lists and counts slow down"
+        }
+        false => "vacuum can't take away what it may still see: tables that jobs change grow",
+    }
+}
+
+fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
+    let sql = "SELECT a.pid, coalesce(a.usename, ''), coalesce(a.application_name, ''), coalesce(a.state, ''), coalesce(a.datname, ''),
+                      extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.backend_start))::bigint,
+                      greatest(age(a.backend_xmin), age(a.backend_xid)), a.backend_type,
+                      coalesce(a.client_addr::text, 'this machine')
+                 FROM pg_stat_activity a
+                WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
+                  AND a.backend_type IN ('client backend', 'walsender')
+                ORDER BY 6 DESC NULLS LAST LIMIT 20";
+    let Some(answer) = look.ask("open transactions", sql, &[]) else { return };
+    look.fact("oldest_transaction_s", answer.number(0, 5).unwrap_or(0));
+    for row in (0..answer.len()).take(NAMED) {
+        let seconds = answer.number(row, 5).unwrap_or(0);
+        if seconds < OPEN.0 {
+            continue;
+        }
+        let (pid, user, name, state) =
+            (answer.text(row, 0), answer.text(row, 1), answer.text(row, 2), answer.text(row, 3));
+        let severity = match seconds >= OPEN.1 && queue {
+            true => Severity::Error,
+            false => Severity::Warning,
+        };
+        let detail = format!(
+            "process {pid} of role {user} ({}, {state}, from {}, database {}) has had a transaction open for {}, {} transactions long: {}",
+            if name.is_empty() { "no application_name" } else { name },
+            answer.text(row, 8),
+            answer.text(row, 4),
+            span(seconds),
+            answer.text(row, 6),
+            cost(queue)
+        );
+        let fix = "have its application end it, or end the session; idle_in_transaction_session_timeout keeps it from happening again";
+        let finding = Finding::new(FindingCode::OldTransaction, severity, detail, fix);
+        look.report.find(finding.sql(format!("SELECT pg_terminate_backend({pid})")));
+    }
+    let login = look.ask("the role's name", "SELECT session_user", &[]);
+    if let Some(login) = login.filter(|_| !sees_all) {
+        let detail = "this role sees the transactions of its own sessions only: another's old one isn't found, and progress doesn't name \
+                      who blocks a job";
+        let finding =
+            Finding::new(FindingCode::ProgressLimited, Severity::Info, detail, "let it read the statistics of others");
+        look.report.find(finding.sql(format!("GRANT pg_read_all_stats TO {}", identifier(login.text(0, 0)))));
+    }
+}
+
+fn prepared_transactions(look: &mut Look<'_>) {
+    let sql = "SELECT gid, owner, database, extract(epoch FROM clock_timestamp() - prepared)::bigint
+                 FROM pg_prepared_xacts ORDER BY prepared LIMIT 20";
+    let Some(answer) = look.ask("prepared transactions", sql, &[]) else { return };
+    look.fact("prepared_transactions", i64::try_from(answer.len()).unwrap_or(0));
+    for row in (0..answer.len()).take(NAMED) {
+        let seconds = answer.number(row, 3).unwrap_or(0);
+        if seconds < OPEN.0 {
+            continue;
+        }
+        let gid = answer.text(row, 0);
+        let detail = format!(
+            "the transaction {gid} of role {} in database {} was prepared {} ago, and waits for its end: it holds its locks, through restarts \
+             too, and vacuum can't take away what it may still see",
+            answer.text(row, 1),
+            answer.text(row, 2),
+            span(seconds)
+        );
+        let fix = "ask its transaction manager what it is to be; rolled back in its database by its role";
+        let finding = Finding::new(FindingCode::PreparedTransaction, Severity::Error, detail, fix);
+        look.report.find(finding.sql(format!("ROLLBACK PREPARED {}", literal(gid))));
+    }
+}
+
+fn replication_slots(look: &mut Look<'_>) {
+    let sql = "SELECT slot_name, slot_type, pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                          ELSE pg_current_wal_lsn() END, restart_lsn)::bigint, xmin IS NOT NULL OR catalog_xmin IS NOT NULL
+                 FROM pg_replication_slots WHERE NOT active ORDER BY 3 DESC NULLS LAST LIMIT 20";
+    let Some(answer) = look.ask("replication slots", sql, &[]) else { return };
+    for row in (0..answer.len()).take(NAMED) {
+        let name = answer.text(row, 0);
+        let kept = answer.number(row, 2).unwrap_or(0);
+        let rows = if answer.is(row, 3) { ", and dead rows that vacuum can't take away" } else { "" };
+        let detail = format!(
+            "nobody reads from the {} replication slot {name}: it keeps {} of WAL on the disk{rows}",
+            answer.text(row, 1),
+            crate::doctor::look::bytes(kept)
+        );
+        let fix = "bring its reader back, or drop the slot";
+        let finding = Finding::new(FindingCode::ReplicationSlot, Severity::Warning, detail, fix);
+        look.report.find(finding.sql(format!("SELECT pg_drop_replication_slot({})", literal(name))));
+    }
+}

@@ -1,0 +1,358 @@
+//! A target: what its role may do for each kind of work, what bounds it, and what was left behind there.
+
+use std::collections::BTreeSet;
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::db::roles::DEMO_LOAD_LOCK;
+use crate::db::{DbError, targets};
+use crate::doctor::connect;
+use crate::doctor::look::{Look, identifier, literal};
+use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
+use crate::doctor::server;
+use crate::dsn::Dsn;
+use crate::queue::liveness::DEAD_AFTER;
+
+/// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than they are.
+const ORPHAN_AFTER: i64 = 60;
+/// Indexes, sessions and the like that are named.
+const NAMED: usize = 10;
+/// How far back the names of indexes are looked for that jobs were to build.
+const INDEX_DAYS: i32 = 7;
+
+/// A target as the settings have it.
+#[derive(Clone, Copy, Debug)]
+pub struct Examined<'t> {
+    /// Its name.
+    pub name: &'t str,
+    /// Where it is.
+    pub dsn: &'t Dsn,
+    /// Its sessions can only read.
+    pub read_only: bool,
+    /// It runs saved statements only.
+    pub statements_only: bool,
+    /// A role with more rights than work needs is accepted.
+    pub allow_unsafe_role: bool,
+    /// Connections that one process may open there.
+    pub connections: u32,
+}
+
+/// What only the queue knows of a target.
+#[derive(Clone, Debug, Default)]
+pub struct FromQueue {
+    /// Sessions of running jobs, by their names.
+    running: BTreeSet<String>,
+    /// Names of indexes that jobs of the last days were to build.
+    indexes: BTreeSet<String>,
+    /// Living processes that have it.
+    processes: usize,
+}
+
+impl FromQueue {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub fn read(connection: &mut PgConnection, target: &str) -> Result<FromQueue, DbError> {
+        #[derive(QueryableByName)]
+        struct Running {
+            #[diesel(sql_type = SqlUuid)]
+            id: Uuid,
+            #[diesel(sql_type = BigInt)]
+            lease: i64,
+        }
+        #[derive(QueryableByName)]
+        struct Name {
+            #[diesel(sql_type = Text)]
+            name: String,
+        }
+        #[derive(QueryableByName)]
+        struct Count {
+            #[diesel(sql_type = BigInt)]
+            count: i64,
+        }
+        let running = diesel::sql_query("SELECT id, lease FROM jobs WHERE target = $1 AND state = 'running'")
+            .bind::<Text, _>(target)
+            .load::<Running>(connection)?;
+        let since = format!("first_id_of((clock_timestamp() AT TIME ZONE 'UTC')::date - {INDEX_DAYS})");
+        let names = |table: &str| {
+            format!(
+                "SELECT args->>'name' AS name FROM {table} WHERE id >= {since} AND kind = 'maintain' AND target = $1
+                    AND args->>'action' = 'create_index' AND args->>'name' IS NOT NULL"
+            )
+        };
+        let sql = format!("{} UNION {}", names("jobs"), names("finished_jobs"));
+        let indexes = diesel::sql_query(sql).bind::<Text, _>(target).load::<Name>(connection)?;
+        let processes = diesel::sql_query(
+            "SELECT count(*) AS count FROM workers w WHERE w.beat_at >= clock_timestamp() - $2 * interval '1 second'
+                AND EXISTS (SELECT FROM json_array_elements(w.targets) t WHERE t->>'name' = $1)",
+        )
+        .bind::<Text, _>(target)
+        .bind::<BigInt, _>(i64::try_from(DEAD_AFTER.as_secs()).unwrap_or(i64::MAX))
+        .get_result::<Count>(connection)?;
+        Ok(FromQueue {
+            running: running.into_iter().map(|row| format!("slowlane:{}:{}", row.id, row.lease)).collect(),
+            indexes: indexes.into_iter().map(|row| row.name).collect(),
+            processes: usize::try_from(processes.count).unwrap_or(0),
+        })
+    }
+}
+
+/// Looks at a target. Without the queue's word nothing is said of what was left behind by jobs.
+pub fn examine(target: &Examined<'_>, from_queue: Option<&FromQueue>) -> Report {
+    let mut report = Report::new(Subject::Target, Some(target.name));
+    connect::explain(&mut report, target.dsn);
+    if let Some(mut session) = connect::connect(&mut report, target.dsn) {
+        let mut look = Look { session: &mut session, report: &mut report };
+        server::look(&mut look, target.connections, from_queue.map_or(1, |queue| queue.processes));
+        read_only(&mut look, target);
+        too_strong(&mut look, target);
+        too_weak(&mut look, target);
+        temporary_files(&mut look);
+        activities(&mut look);
+        invalid_indexes(&mut look, from_queue);
+        staging(&mut look);
+        if let Some(queue) = from_queue {
+            orphans(&mut look, queue);
+        }
+    }
+    report.sort();
+    report
+}
+
+fn read_only(look: &mut Look<'_>, target: &Examined<'_>) {
+    let sql = "SELECT pg_is_in_recovery(), (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on'";
+    let Some(answer) = look.ask("whether the target can be written", sql, &[]) else { return };
+    let reads = answer.is(0, 0) || answer.is(0, 1);
+    look.fact("standby", answer.is(0, 0));
+    if reads && !target.read_only {
+        let why = if answer.is(0, 0) { "it is a standby" } else { "its sessions are read-only by default" };
+        let detail = format!(
+            "the target only reads ({why}), and isn't declared read_only: jobs that change something fail with read_only"
+        );
+        let fix = format!("set read_only = true in [targets.{}], or connect to the primary", target.name);
+        look.find(FindingCode::TargetReadOnly, Severity::Warning, detail, fix);
+    }
+}
+
+fn too_strong(look: &mut Look<'_>, target: &Examined<'_>) {
+    let Some(answer) = look.ask("the role's rights", targets::ROLE_SQL, &[]) else { return };
+    let role = answer.text(0, 5).to_owned();
+    look.fact("role", role.clone());
+    let rights = targets::RoleRights {
+        superuser: answer.is(0, 0),
+        creates_roles: answer.is(0, 1),
+        may_become_superuser: answer.is(0, 2),
+        memberships: answer.text(0, 3).to_owned(),
+        sees_queue: answer.is(0, 4),
+    };
+    let Some(what) = rights.excess() else { return };
+    let role = identifier(&role);
+    let severity = if target.allow_unsafe_role { Severity::Warning } else { Severity::Error };
+    let allowed =
+        if target.allow_unsafe_role { "allow_unsafe_role lets it" } else { "slowlane refuses it at the start" };
+    let detail = format!("the work role {what}, and whoever may submit a job can do all that it may; {allowed}");
+    let fix = format!(
+        "use a role of its own: `slowlane doctor --role-sql {}` prints the SQL; or take the right away:",
+        target.name
+    );
+    let mut finding = Finding::new(FindingCode::RoleTooStrong, severity, detail, fix);
+    if rights.superuser {
+        finding = finding.sql(format!("ALTER ROLE {role} NOSUPERUSER"));
+    }
+    if rights.creates_roles {
+        finding = finding.sql(format!("ALTER ROLE {role} NOCREATEROLE"));
+    }
+    for group in rights.memberships.split(", ").filter(|group| !group.is_empty()) {
+        finding = finding.sql(format!("REVOKE {} FROM {role}", identifier(group)));
+    }
+    if rights.sees_queue {
+        finding = finding.sql(format!("REVOKE ALL ON SCHEMA slowlane FROM {role}"));
+    }
+    look.report.find(finding);
+}
+
+fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
+    let sql = "WITH t AS (
+                   SELECT c.oid, c.relkind, pg_has_role(c.relowner, 'USAGE') AS owned FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+                      AND n.nspname NOT IN ('information_schema', 'slowlane') AND has_schema_privilege(n.oid, 'USAGE'))
+               SELECT count(*) FILTER (WHERE has_table_privilege(oid, 'SELECT') OR has_any_column_privilege(oid, 'SELECT')),
+                      count(*) FILTER (WHERE relkind IN ('r', 'p') AND (has_table_privilege(oid, 'UPDATE') OR has_table_privilege(oid, 'DELETE'))),
+                      count(*) FILTER (WHERE relkind IN ('r', 'p') AND has_table_privilege(oid, 'INSERT')),
+                      count(*) FILTER (WHERE relkind IN ('r', 'p') AND owned), count(*) FILTER (WHERE relkind = 'm' AND owned),
+                      has_database_privilege(current_database(), 'TEMPORARY'), current_user, current_database(),
+                      count(*) FILTER (WHERE relkind = 'm'),
+                      EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                               WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+                                 AND n.nspname NOT IN ('information_schema', 'slowlane'))
+                 FROM t";
+    let Some(answer) = look.ask("what the role may do for each kind", sql, &[]) else { return };
+    let number = |column| answer.number(0, column).unwrap_or(0);
+    let (reads, changes, inserts, owns, views) = (number(0), number(1), number(2), number(3), number(4));
+    let temporary = answer.is(0, 5);
+    let (role, database) = (identifier(answer.text(0, 6)), identifier(answer.text(0, 7)));
+    let writes = !target.read_only;
+    look.fact(
+        "kinds",
+        json!({
+            "query": reads > 0, "execute": writes && changes + inserts > 0, "backfill": writes && changes > 0,
+            "import": writes && inserts > 0, "import_on_conflict": writes && inserts > 0 && temporary,
+            "maintain": writes && owns > 0, "refresh": writes && views > 0,
+        }),
+    );
+    // Of a database without tables nothing can be said.
+    if !answer.is(0, 9) {
+        return;
+    }
+    let mut weak = |severity, kinds: &str, lacks: &str, sql: &[String]| {
+        let detail = format!("{kinds}: the work role {lacks}");
+        let finding = Finding::new(FindingCode::RoleTooWeak, severity, detail, "grant what its jobs need, and no more");
+        look.report.find(sql.iter().fold(finding, |finding, sql| finding.sql(sql)));
+    };
+    if reads == 0 {
+        let grants = [
+            format!("GRANT USAGE ON SCHEMA public TO {role}"),
+            format!("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"),
+        ];
+        weak(Severity::Warning, "query", "may read no table at all", &grants);
+    }
+    // What a role for statements may do is what the statements need.
+    if !writes || target.statements_only {
+        return;
+    }
+    if changes + inserts == 0 {
+        let grant = format!("GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}");
+        weak(Severity::Info, "execute, backfill, import", "may change no table", &[grant]);
+    } else if !temporary {
+        let grant = format!("GRANT TEMPORARY ON DATABASE {database} TO {role}");
+        weak(Severity::Info, "import", "may make no temporary table, which on_conflict needs", &[grant]);
+    }
+    if owns == 0 {
+        weak(
+            Severity::Info,
+            "maintain",
+            "owns no table: on Postgres 17 and newer MAINTAIN will do for vacuum, analyze and reindex",
+            &[format!(
+                "GRANT pg_maintain TO {role} -- Postgres 17 and newer; before, make it a member of the tables' owner"
+            )],
+        );
+    }
+    if number(8) > 0 && views == 0 {
+        weak(Severity::Info, "refresh", "owns no materialized view", &[]);
+    }
+}
+
+fn temporary_files(look: &mut Look<'_>) {
+    let sql = "SELECT setting::bigint, current_user FROM pg_settings WHERE name = 'temp_file_limit'";
+    let Some(answer) = look.ask("temp_file_limit", sql, &[]) else { return };
+    let limit = answer.number(0, 0).unwrap_or(-1);
+    look.fact("temp_file_limit_kb", limit);
+    if limit < 0 {
+        let detail = "temporary files of a job have no limit: one sort that is too large can fill the server's disk for everybody";
+        let finding = Finding::new(
+            FindingCode::TempFileLimit,
+            Severity::Info,
+            detail,
+            "give the work role a limit, as a superuser",
+        );
+        look.report
+            .find(finding.sql(format!("ALTER ROLE {} SET temp_file_limit = '20GB'", identifier(answer.text(0, 1)))));
+    }
+}
+
+fn activities(look: &mut Look<'_>) {
+    let Some(answer) = look.ask("track_activities", "SELECT current_setting('track_activities')", &[]) else { return };
+    look.fact("track_activities", answer.text(0, 0));
+    if answer.text(0, 0) == "off" {
+        let detail =
+            "track_activities is off: nobody can see what a job waits for, how far its command is, or who blocks it";
+        let finding = Finding::new(FindingCode::TrackActivities, Severity::Warning, detail, "turn it on");
+        look.report.find(finding.sql("ALTER SYSTEM SET track_activities = on").sql("SELECT pg_reload_conf()"));
+    }
+}
+
+fn invalid_indexes(look: &mut Look<'_>, from_queue: Option<&FromQueue>) {
+    let sql = "SELECT format('%I.%I', n.nspname, i.relname), i.relname, x.indrelid::regclass::text, pg_relation_size(i.oid)
+                 FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = i.relnamespace
+                WHERE NOT x.indisvalid AND i.relkind = 'i' AND n.nspname !~ '^pg_toast'
+                  AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = i.oid OR p.relid = x.indrelid)
+                  AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.relation = x.indrelid AND l.granted AND l.pid <> pg_backend_pid()
+                                     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                                     AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock'))
+                ORDER BY 1 LIMIT 50";
+    let Some(answer) = look.ask("invalid indexes", sql, &[]) else { return };
+    for row in (0..answer.len()).take(NAMED) {
+        let (qualified, name) = (answer.text(row, 0), answer.text(row, 1));
+        let rebuilt = name.contains("_ccnew") || name.contains("_ccold");
+        let whose = match from_queue.is_some_and(|queue| queue.indexes.contains(name)) {
+            true => "a job of maintain was to build it",
+            false if rebuilt => "a REINDEX CONCURRENTLY left it",
+            false => "somebody's CREATE INDEX CONCURRENTLY left it",
+        };
+        let detail = format!(
+            "the index {qualified} of {} is invalid ({whose}), and nobody is building it: it is written with each change, takes {}, and serves no query",
+            answer.text(row, 2),
+            crate::doctor::look::bytes(answer.number(row, 3).unwrap_or(0))
+        );
+        let finding = Finding::new(
+            FindingCode::InvalidIndex,
+            Severity::Warning,
+            detail,
+            "drop it, and build it again if it is wanted",
+        );
+        look.report.find(finding.sql(format!("DROP INDEX CONCURRENTLY {qualified}")));
+    }
+}
+
+/// An import's own table goes with its transaction. What can be left is a schema in which the demo's data were being loaded.
+fn staging(look: &mut Look<'_>) {
+    let sql = format!(
+        "SELECT n.nspname FROM pg_namespace n
+                WHERE n.nspname ~ '^slowlane_demo_[0-9a-f]{{32}}$' AND obj_description(n.oid, 'pg_namespace') IS NOT NULL
+                  AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted
+                        AND (l.classid::bigint << 32 | l.objid::bigint) = {DEMO_LOAD_LOCK}
+                        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+                ORDER BY 1 LIMIT 20"
+    );
+    let Some(answer) = look.ask("what loads of the demo left", &sql, &[]) else { return };
+    for row in 0..answer.len() {
+        let name = answer.text(row, 0);
+        let detail = format!("the schema {name} holds tables of a load of the demo that was interrupted");
+        let fix = "the next `slowlane demo load` drops it; by hand:";
+        let finding = Finding::new(FindingCode::StagingLeft, Severity::Warning, detail, fix);
+        look.report.find(finding.sql(format!("DROP SCHEMA {} CASCADE", identifier(name))));
+    }
+}
+
+fn orphans(look: &mut Look<'_>, queue: &FromQueue) {
+    let sql = "SELECT pid, application_name, coalesce(state, ''), extract(epoch FROM clock_timestamp() - state_change)::bigint,
+                      coalesce(wait_event_type || ':' || wait_event, '')
+                 FROM pg_stat_activity
+                WHERE application_name ~ '^slowlane:[0-9a-f-]{36}:[0-9]+$' AND datname = current_database() AND pid <> pg_backend_pid()
+                  AND state_change < clock_timestamp() - $1::int * interval '1 second' ORDER BY 4 DESC LIMIT 1000";
+    let patience = ORPHAN_AFTER.to_string();
+    let Some(answer) = look.ask("sessions of jobs", sql, &[Some(&patience)]) else { return };
+    let lost = (0..answer.len()).filter(|row| !queue.running.contains(answer.text(*row, 1)));
+    for row in lost.take(NAMED) {
+        let pid = answer.text(row, 0);
+        let detail = format!(
+            "process {pid} works for {}, which no worker runs any more ({} for {}{}): it may hold locks",
+            answer.text(row, 1),
+            answer.text(row, 2),
+            crate::doctor::look::span(answer.number(row, 3).unwrap_or(0)),
+            Some(answer.text(row, 4))
+                .filter(|event| !event.is_empty())
+                .map(|event| format!(", waits for {event}"))
+                .unwrap_or_default()
+        );
+        let fix = "it is ended when its job is taken over; by hand, as the same role:";
+        let finding = Finding::new(FindingCode::OrphanedSession, Severity::Warning, detail, fix);
+        look.report
+            .find(finding.sql(format!("SELECT pg_terminate_backend({pid}) -- {}", literal(answer.text(row, 1)))));
+    }
+}

@@ -1,0 +1,51 @@
+//! What only a worker can answer, because only workers reach targets: asked by a job that goes before others, and waited for.
+
+use std::time::Duration;
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse};
+
+use crate::http::headers::prefer_wait;
+use crate::http::problem::{Code, Problem};
+use crate::http::submit::accepted;
+use crate::http::wire::{self, JobResource};
+use crate::http::{Shared, jobs};
+use crate::queue::accept::Accept;
+use crate::queue::{Job, JobError, JobState, NewJob};
+
+/// How long the answer is waited for when the caller doesn't say: 10 s.
+const WAIT: Duration = Duration::from_secs(10);
+/// How long the job may take, in milliseconds.
+const TIMEOUT_MS: i64 = 60_000;
+
+/// Puts a job in before all others of its queue, and answers with its output; 202 and the job when it hasn't ended in time. `hint` says
+/// what a failure means.
+pub(super) async fn ask_a_worker(
+    request: &HttpRequest,
+    shared: &Shared,
+    job: NewJob,
+    hint: &str,
+) -> Result<HttpResponse, Problem> {
+    let job = NewJob { priority: 0, timeout_ms: TIMEOUT_MS, ..job };
+    let (job, _) = accepted(shared, Accept::new(job), None).await?;
+    let until = tokio::time::Instant::now() + prefer_wait(request).unwrap_or(WAIT);
+    shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await;
+    // It is accepted, whatever comes of this read.
+    let job = jobs::read(shared, job.id).await.unwrap_or(job);
+    match (job.state, &job.output) {
+        (JobState::Succeeded, Some(report)) => Ok(HttpResponse::Ok().json(report)),
+        (state, _) if state.is_final() => Err(not_answered(&job, hint)),
+        _ => Ok(HttpResponse::Accepted()
+            .insert_header((header::LOCATION, wire::path(job.id)))
+            .insert_header((header::RETRY_AFTER, jobs::retry_after(&job).to_string()))
+            .json(JobResource::of(&job, false))),
+    }
+}
+
+fn not_answered(job: &Job, hint: &str) -> Problem {
+    let error = job.error.as_ref().and_then(|error| serde_json::from_str::<JobError>(error.text()).ok());
+    let why = error.map_or_else(|| "it was cancelled".to_owned(), |error| error.message);
+    Problem::new(Code::JobFailed, format!("the target could not be asked: {why}"))
+        .hint(hint)
+        .header(header::LOCATION, wire::path(job.id))
+}

@@ -1,0 +1,58 @@
+//! `POST /v1/targets/{name}/check`: a target through the eyes of a worker.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use crate::http::asking::ask_a_worker;
+use crate::http::operate::target_not_found;
+use crate::http::problem::{Code, FieldError, Problem};
+use crate::http::{State, strict_json, submit};
+use crate::kinds::CHECK;
+use crate::queue::{NewJob, RawJson};
+
+pub(super) async fn check(
+    request: HttpRequest,
+    shared: State,
+    name: web::Path<String>,
+    body: Result<web::Bytes, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
+    submit::refuse_when_stopping(&shared)?;
+    let body = body.map_err(|error| submit::unreadable(&error))?;
+    let queue = queue(&request, &body)?;
+    if !shared.targets.contains_key(name.as_str()) {
+        return Err(target_not_found());
+    }
+    let default = || shared.queues.iter().find(|queue| *queue == "default").or(shared.queues.first()).cloned();
+    let args = RawJson::of(&serde_json::json!({})).map_err(|error| Problem::internal(&error))?;
+    let job = NewJob {
+        target: name.into_inner(),
+        queue: queue.or_else(default).unwrap_or_default(),
+        ..NewJob::new(CHECK, args)
+    };
+    submit::check_names(&shared, &job)?;
+    ask_a_worker(&request, &shared, job, "see the workers' log, and try again").await
+}
+
+/// The queue whose workers are asked, where the body names one.
+fn queue(request: &HttpRequest, body: &[u8]) -> Result<Option<String>, Problem> {
+    if body.is_empty() {
+        return Ok(None);
+    }
+    submit::check_content_type(request)?;
+    let mut queue = None;
+    let mut errors = Vec::new();
+    for (name, value) in strict_json::object(body)? {
+        let detail = match (name.as_str(), serde_json::from_str::<Option<String>>(value.get())) {
+            ("queue", Ok(text)) => {
+                queue = text;
+                continue;
+            }
+            ("queue", Err(_)) => "expected a string",
+            _ => "unknown field; expected one of: queue",
+        };
+        errors.push(FieldError { pointer: format!("/{}", strict_json::escape(&name)), detail: detail.to_owned() });
+    }
+    if errors.is_empty() {
+        return Ok(queue);
+    }
+    Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors))
+}

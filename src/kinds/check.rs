@@ -1,0 +1,42 @@
+//! `check`: a worker looks at its target as the doctor does, through its own connection string, role and network.
+//!
+//! `POST /v1/targets/{name}/check` puts one in and waits for it, so that only workers need to know a target. It uses a session of
+//! its own beside the pool, so that each step of connecting is seen, and changes nothing.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::db::targets::CONNECTIONS_BESIDE;
+use crate::doctor::Report;
+use crate::doctor::target::{Examined, FromQueue, examine};
+use crate::kinds::context::WorkContext;
+use crate::kinds::{CHECK, Work, WorkError};
+
+/// The arguments of a `check`: there are none.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Check {}
+
+impl Work for Check {
+    const KIND: &'static str = CHECK;
+    const REPEATABLE: bool = true;
+    const FENCED: bool = true;
+    type Output = Report;
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Report, WorkError> {
+        ctx.phase("looking at the target");
+        let name = ctx.target_name().to_owned();
+        let from_queue = ctx.ask_the_queue(|connection| FromQueue::read(connection, &name))?;
+        let target = ctx.target();
+        let settings = target.settings();
+        let examined = Examined {
+            name: &name,
+            dsn: &settings.dsn,
+            read_only: settings.read_only,
+            statements_only: settings.statements_only,
+            allow_unsafe_role: settings.allow_unsafe_role,
+            connections: target.size().saturating_add(CONNECTIONS_BESIDE),
+        };
+        Ok(examine(&examined, Some(&from_queue)))
+    }
+}

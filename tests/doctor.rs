@@ -1,0 +1,662 @@
+//! `slowlane doctor` and `POST /v1/targets/{name}/check`, on clusters that have what they find.
+//!
+//! Where time or the server's surroundings can't be moved, a database of its own is told by its catalog that they were.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use slowlane::doctor::FindingCode;
+use slowlane::dsn::Dsn;
+use slowlane::pq::Session;
+
+use crate::support::app::TestApp;
+use crate::support::child::program;
+use crate::support::eventually;
+use crate::support::pooler::{Pooler, Pooling, message, read_startup};
+use crate::support::postgres::{Database, Postgres};
+use crate::support::proxy::{Mode, Proxy};
+
+/// What the doctor said, and what it ended with.
+struct Said {
+    status: i32,
+    all: Value,
+}
+
+impl Said {
+    fn of(output: &std::process::Output) -> Said {
+        let text = String::from_utf8_lossy(&output.stdout);
+        let error = String::from_utf8_lossy(&output.stderr);
+        let all = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text}{error}"));
+        Said { status: output.status.code().unwrap(), all }
+    }
+
+    fn report(&self, subject: &str) -> &Value {
+        let reports = self.all["reports"].as_array().unwrap();
+        reports.iter().find(|report| report["subject"] == subject).unwrap_or_else(|| panic!("{}", self.all))
+    }
+
+    /// The first finding with this code.
+    #[track_caller]
+    fn finding(&self, subject: &str, code: &str) -> &Value {
+        let findings = self.report(subject)["findings"].as_array().unwrap();
+        let found = findings.iter().find(|finding| finding["code"] == code);
+        found.unwrap_or_else(|| panic!("no {code}: {}", serde_json::to_string_pretty(self.report(subject)).unwrap()))
+    }
+
+    /// There is this finding, as bad as this; some word of it, and of its SQL.
+    #[track_caller]
+    fn has(&self, subject: &str, code: &str, severity: &str, word: &str, sql: &str) {
+        let finding = self.finding(subject, code);
+        assert_eq!(finding["severity"], severity, "{finding}");
+        assert!(finding["detail"].as_str().unwrap().contains(word), "{finding}");
+        assert!(!finding["fix"].as_str().unwrap().is_empty(), "{finding}");
+        let statements = finding["sql"].as_array().unwrap();
+        let found = statements.iter().any(|statement| statement.as_str().unwrap().contains(sql));
+        assert!(if sql.is_empty() { statements.is_empty() } else { found }, "{finding}");
+    }
+
+    #[track_caller]
+    fn has_not(&self, subject: &str, code: &str) {
+        let findings = self.report(subject)["findings"].as_array().unwrap();
+        assert!(!findings.iter().any(|finding| finding["code"] == code), "{code}: {findings:?}");
+    }
+}
+
+fn command(queue: Option<&Dsn>, target: Option<&Dsn>) -> Command {
+    let mut command = program();
+    command.arg("doctor").args(["--target", "default=TARGET_URL"]);
+    for (name, dsn) in [("SLOWLANE_DATABASE_URL", queue), ("TARGET_URL", target)] {
+        dsn.map(|dsn| command.env(name, dsn.to_url().expose()));
+    }
+    command
+}
+
+/// What is said of the queue.
+fn of_queue(queue: &Dsn, more: &[&str]) -> Said {
+    Said::of(&command(Some(queue), None).args(["--json", "--only", "queue"]).args(more).output().unwrap())
+}
+
+/// What is said of the target, with the queue's word.
+fn of_target(queue: &Dsn, target: &Dsn, more: &[&str]) -> Said {
+    Said::of(&command(Some(queue), Some(target)).args(["--json", "--only", "default"]).args(more).output().unwrap())
+}
+
+/// A cluster without anything to find.
+fn healthy() -> Postgres {
+    Postgres::with(&[("fsync", "on"), ("synchronous_commit", "on"), ("max_prepared_transactions", "5")])
+}
+
+#[test]
+fn a_healthy_system_has_nothing_to_do_and_says_what_it_looked_at() {
+    let postgres = healthy();
+    let app = TestApp::on(postgres.queue(), postgres.work(), |_| {});
+    app.query("SELECT 1", &json!([]));
+    let output = command(Some(&app.queue.dsn), Some(&app.target.dsn)).arg("--json").output().unwrap();
+    let said = Said::of(&output);
+    assert_eq!((said.status, &said.all["worst"]), (0, &json!("info")), "{}", said.all);
+    let queue = said.report("queue");
+    let steps: Vec<&str> = queue["steps"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    assert_eq!(steps[0], "resolve");
+    assert!(steps.contains(&"connect") && steps.contains(&"login") && steps.contains(&"first_statement"), "{steps:?}");
+    for (name, value) in [
+        ("pooler", json!("none")),
+        ("connections_of_one_process", json!(14)),
+        ("days_ahead", json!(7)),
+        ("workers_alive", json!(1)),
+        ("fsync", json!("on")),
+        ("role", json!("slowlane_queue")),
+    ] {
+        assert_eq!(queue["facts"][name], value, "{name}: {queue}");
+    }
+    assert!(queue["facts"]["tables"]["jobs"]["bytes"].as_i64().unwrap() > 0, "{queue}");
+    assert!(queue["facts"]["indexes"]["jobs_claim"]["bytes"].as_i64().unwrap() > 0, "{queue}");
+    assert_eq!(queue["facts"]["migrations"]["pending"], json!([]));
+    let target = said.report("target");
+    assert_eq!((&target["name"], &target["facts"]["connections_of_one_process"]), (&json!("default"), &json!(13)));
+    assert_eq!(target["connection"]["written_for"], "libpq, which is synchronous");
+    // Nothing that it prints is a secret, in either form.
+    let text = command(Some(&app.queue.dsn), Some(&app.target.dsn)).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap() + &String::from_utf8(output.stdout).unwrap();
+    let password = app.queue.dsn.get("password").unwrap();
+    assert!(!text.contains(password) && text.contains("***"), "{text}");
+    assert!(
+        text.contains("the queue") && text.contains("the target default") && text.contains("0 errors, 0 warnings"),
+        "{text}"
+    );
+}
+
+#[test]
+fn settings_of_a_server_that_cost_or_endanger_something() {
+    let postgres = Postgres::with(&[
+        ("full_page_writes", "off"),
+        ("autovacuum", "off"),
+        ("max_wal_size", "64MB"),
+        ("track_activities", "off"),
+        ("max_connections", "24"),
+        ("superuser_reserved_connections", "3"),
+    ]);
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let said = of_queue(&queue.dsn, &[]);
+    assert_eq!(said.status, 4);
+    said.has("queue", "unsafe_settings", "error", "fsync is off", "ALTER SYSTEM SET fsync = on");
+    assert!(said.all.to_string().contains("full_page_writes is off"));
+    said.has("queue", "autovacuum_off", "error", "dead rows", "ALTER SYSTEM SET autovacuum = on");
+    said.has("queue", "max_wal_size", "warning", "64 MB", "max_wal_size");
+    said.has("queue", "synchronous_commit", "info", "slowlane raises it", "");
+    said.has("queue", "no_workers", "warning", "no process runs jobs", "");
+    said.has_not("queue", "connections_short");
+    // One process alone wants more than there is; and two together do.
+    let said = of_queue(&queue.dsn, &["--api-connections", "30"]);
+    said.has("queue", "connections_short", "error", "may open 40 connections", "");
+    for n in 0..2 {
+        queue.run(&format!(
+            "INSERT INTO slowlane.workers (id, hostname, pid, version, threads, kinds, queues, started_at, beat_at)
+             VALUES ('00000000-0000-4000-8000-00000000000{n}', 'h', 1, '0', 8, '{{}}', '{{}}', now(), now())"
+        ));
+    }
+    let said = of_queue(&queue.dsn, &[]);
+    said.has("queue", "connections_short", "warning", "2 processes may open 28", "");
+    let said = of_target(&queue.dsn, &target.dsn, &[]);
+    said.has("target", "unsafe_settings", "warning", "fsync", "fsync");
+    said.has("target", "autovacuum_off", "warning", "", "autovacuum");
+    said.has("target", "track_activities", "warning", "who blocks it", "track_activities");
+    said.has("target", "temp_file_limit", "info", "fill the server's disk", "temp_file_limit");
+    assert_eq!(said.status, 3);
+}
+
+#[test]
+fn limits_and_timeouts_of_roles_and_databases() {
+    let postgres = Postgres::start();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    queue.run(&format!(
+        "ALTER ROLE slowlane_queue CONNECTION LIMIT 5; ALTER DATABASE {} CONNECTION LIMIT 10;
+         ALTER ROLE slowlane_demo SET idle_in_transaction_session_timeout = '2s';
+         ALTER ROLE slowlane_demo SET idle_session_timeout = '3s'; ALTER ROLE slowlane_demo SET temp_file_limit = '1GB'",
+        target.name()
+    ));
+    of_queue(&queue.dsn, &[]).has(
+        "queue",
+        "connection_limit",
+        "error",
+        "slowlane_queue may have 5",
+        "ALTER ROLE \"slowlane_queue\" CONNECTION LIMIT",
+    );
+    let said = of_target(&queue.dsn, &target.dsn, &[]);
+    said.has("target", "connection_limit", "error", &format!("{} may have 10", target.name()), "ALTER DATABASE");
+    said.has(
+        "target",
+        "idle_timeout",
+        "warning",
+        "is 2000 ms",
+        "ALTER ROLE \"slowlane_demo\" SET idle_in_transaction_session_timeout = 0",
+    );
+    assert!(said.all.to_string().contains("idle_session_timeout is 3000 ms"));
+    said.has_not("target", "temp_file_limit");
+    said.has("target", "progress_limited", "info", "its own sessions only", "GRANT pg_read_all_stats");
+    of_queue(&queue.dsn.clone(), &[]).has_not("queue", "progress_limited");
+}
+
+#[test]
+fn ways_in_that_lead_nowhere_or_through_something() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let said = of_queue(&queue.dsn.clone().with("port", &free), &[]);
+    said.has("queue", "unreachable", "error", "(refused)", "");
+    assert_eq!((said.status, &said.report("queue")["facts"]["failure"]), (4, &json!("refused")));
+    let said = of_queue(&queue.dsn.clone().with("password", "wrong"), &[]);
+    said.has("queue", "unreachable", "error", "(password_wrong)", "");
+    let silent = Proxy::before(&queue.dsn);
+    silent.set(Mode::Blackhole);
+    let said = of_queue(&silent.dsn(&queue.dsn).with("connect_timeout", "1"), &[]);
+    said.has("queue", "unreachable", "error", "(timed_out)", "");
+    let steps = said.report("queue")["steps"].as_array().unwrap().clone();
+    let login = steps.iter().find(|step| step["name"] == "login").unwrap();
+    assert!(login["ms"].as_f64().unwrap() >= 900.0, "where it hung: {steps:?}");
+    // A server that is too old says so in its first words.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let Some(_) = read_startup(&mut client) else { return };
+            let answer = [
+                message(b'R', &0_u32.to_be_bytes()),
+                message(b'S', b"server_version\x0013.22\0"),
+                message(b'K', &[1; 8]),
+                message(b'Z', b"I"),
+            ];
+            let _ = client.write_all(&answer.concat());
+            let _ = client.read_to_end(&mut Vec::new());
+        }
+    });
+    let said = of_queue(&queue.dsn.clone().with("port", &port), &[]);
+    said.has("queue", "server_too_old", "error", "version 13", "");
+    // One string can't be used, another had to be translated.
+    let mut refused = command(None, None);
+    refused
+        .env("SLOWLANE_DATABASE_URL", "mysql://u:hunter2@h/d")
+        .env("TARGET_URL", "postgresql+asyncpg://nobody:hunter2@127.0.0.1:1/d");
+    let output = refused.arg("--json").output().unwrap();
+    let said = Said::of(&output);
+    said.has("queue", "dsn_refused", "error", "SLOWLANE_DATABASE_URL", "");
+    said.has("target", "dsn_translated", "info", "asyncpg, which is asynchronous,", "");
+    said.has("target", "unreachable", "error", "", "");
+    assert!(
+        !said.all.to_string().contains("hunter2") && !String::from_utf8(output.stderr).unwrap().contains("hunter2")
+    );
+    assert_eq!(said.report("target")["connection"]["changes"].as_array().unwrap().len(), 1);
+    // Poolers, which the server must trust.
+    let trusting = Postgres::start();
+    let pgdata = trusting.cluster.lock().unwrap().folder().join("pgdata");
+    fs::write(pgdata.join("pg_hba.conf"), "host all all 127.0.0.1/32 trust\nlocal all all trust\n").unwrap();
+    Session::connect(&trusting.superuser()).unwrap().execute_batch("SELECT pg_reload_conf()").unwrap();
+    let target =
+        Database { dsn: target.dsn.with("port", trusting.superuser().get("port").unwrap()), ..trusting.work() };
+    let dsn = target.superuser.clone().with("user", "slowlane_demo").with("options", "");
+    for (pooling, code, severity) in
+        [(Pooling::Transactions, "pooler", "error"), (Pooling::Sessions, "pooler_sessions", "info")]
+    {
+        let pooler = Pooler::before(&dsn, pooling);
+        eventually("the server trusts", || Session::connect(&dsn.clone().with("password", "")).is_ok());
+        let said = of_target(&queue.dsn, &pooler.dsn(&dsn), &[]);
+        said.has("target", code, severity, "a pooler is in between", "");
+    }
+}
+
+#[test]
+fn roles_that_may_too_much_or_too_little() {
+    let postgres = Postgres::start();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let user = |dsn: &Dsn, name: &str| {
+        let sql = format!("CREATE ROLE {name} LOGIN PASSWORD '{}'", dsn.get("password").unwrap());
+        queue.run(&sql);
+        dsn.clone().with("user", name)
+    };
+    let bare = user(&queue.dsn, "bare");
+    queue.run("GRANT USAGE ON SCHEMA slowlane TO bare; GRANT SELECT ON ALL TABLES IN SCHEMA slowlane TO bare");
+    let said = of_queue(&bare, &[]);
+    said.has(
+        "queue",
+        "role_too_weak",
+        "error",
+        "lacks rights on tables of the queue: attempts, finished_jobs",
+        "GRANT SELECT, INSERT",
+    );
+    assert!(said.all.to_string().contains("GRANT \\\"slowlane_owner\\\" TO \\\"bare\\\""), "{}", said.all);
+    said.has("queue", "progress_limited", "info", "", "pg_read_all_stats");
+    let said = of_queue(&queue.dsn.clone().with("user", "slowlane_owner"), &[]);
+    said.has("queue", "role_too_strong", "warning", "owns the schema", "NOINHERIT");
+    // A target's.
+    let weak = user(&target.dsn, "weak");
+    target.run("CREATE SCHEMA private; CREATE TABLE private.t (a int); CREATE TABLE public.u (a int); REVOKE TEMPORARY ON DATABASE current FROM PUBLIC".replace("current", target.name()).as_str());
+    let said = of_target(&queue.dsn, &weak, &[]);
+    said.has("target", "role_too_weak", "warning", "may read no table", "GRANT SELECT ON ALL TABLES");
+    assert_eq!(said.report("target")["facts"]["kinds"]["query"], false);
+    target.run("GRANT SELECT, INSERT ON public.u TO weak; CREATE MATERIALIZED VIEW public.v AS SELECT 1");
+    let said = of_target(&queue.dsn, &weak, &[]);
+    let texts = said.all.to_string();
+    for words in [
+        "import: the work role may make no temporary table",
+        "maintain: the work role owns no table",
+        "refresh: the work role owns no materialized view",
+    ] {
+        assert!(texts.contains(words), "{words}: {texts}");
+    }
+    assert_eq!(
+        said.report("target")["facts"]["kinds"],
+        json!({
+            "query": true, "execute": true, "backfill": false, "import": true, "import_on_conflict": false, "maintain": false, "refresh": false,
+        })
+    );
+    for (sql, word, mend) in [
+        ("ALTER ROLE weak CREATEROLE", "may create roles", "ALTER ROLE \"weak\" NOCREATEROLE"),
+        (
+            "ALTER ROLE weak NOCREATEROLE; GRANT pg_read_server_files TO weak",
+            "is a member of pg_read_server_files",
+            "REVOKE \"pg_read_server_files\" FROM \"weak\"",
+        ),
+        (
+            "REVOKE pg_read_server_files FROM weak; ALTER ROLE weak SUPERUSER",
+            "is a superuser",
+            "ALTER ROLE \"weak\" NOSUPERUSER",
+        ),
+    ] {
+        target.run(sql);
+        of_target(&queue.dsn, &weak, &[]).has("target", "role_too_strong", "error", word, mend);
+    }
+}
+
+#[test]
+fn what_the_queues_own_tables_lack_or_carry() {
+    let postgres = healthy();
+    let queue = postgres.queue();
+    queue.run(
+        "INSERT INTO slowlane.run_history (fingerprint, ended_at, kind, target, duration_ms)
+         SELECT decode(md5(g::text), 'hex'), now(), 'query', 'default', 1 FROM generate_series(1, 400000) g;
+         DELETE FROM slowlane.run_history; SELECT pg_stat_force_next_flush()",
+    );
+    let said = of_queue(&queue.dsn, &[]);
+    said.has(
+        "queue",
+        "dead_rows",
+        "warning",
+        "slowlane.run_history has 400000 dead rows",
+        "VACUUM (ANALYZE) slowlane.\"run_history\"",
+    );
+    queue.run("VACUUM (TRUNCATE off) slowlane.run_history");
+    let said = of_queue(&queue.dsn, &["--result-store-bytes", "1000"]);
+    said.has_not("queue", "dead_rows");
+    said.has("queue", "index_bloat", "warning", "slowlane.run_history_pkey takes", "REINDEX INDEX CONCURRENTLY");
+    said.has("queue", "store_filling", "warning", "of the 1000 bytes", "");
+    queue.run(
+        "ALTER TABLE slowlane.queues SET UNLOGGED; ALTER TABLE slowlane.jobs RESET (autovacuum_vacuum_threshold);
+         UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'slowlane.jobs_claim'::regclass",
+    );
+    let said = of_queue(&queue.dsn, &[]);
+    said.has("queue", "unlogged_table", "error", "slowlane.queues is UNLOGGED", "SET LOGGED");
+    said.has("queue", "autovacuum_settings", "warning", "vacuumed late", "autovacuum_vacuum_threshold = 1000");
+    said.has("queue", "invalid_index", "error", "slowlane.jobs_claim of jobs is invalid", "REINDEX");
+    // Its SQL mends it.
+    for code in ["unlogged_table", "autovacuum_settings", "invalid_index", "index_bloat"] {
+        for statement in said.finding("queue", code)["sql"].as_array().unwrap() {
+            queue.run(statement.as_str().unwrap());
+        }
+    }
+    let said = of_queue(&queue.dsn, &[]);
+    for code in ["unlogged_table", "autovacuum_settings", "invalid_index", "index_bloat"] {
+        said.has_not("queue", code);
+    }
+}
+
+#[test]
+fn days_and_migrations_that_are_missing_or_too_many() {
+    let postgres = healthy();
+    let queue = postgres.queue();
+    let day =
+        |ahead: i64| queue.text(&format!("SELECT to_char((now() AT TIME ZONE 'UTC')::date + {ahead}, 'YYYYMMDD')"));
+    queue.run(&format!(
+        "DROP TABLE slowlane.attempts_{}; ALTER TABLE slowlane.job_log DETACH PARTITION slowlane.job_log_{}",
+        day(2),
+        day(7)
+    ));
+    let said = of_queue(&queue.dsn, &[]);
+    said.has("queue", "partitions_missing", "warning", "ready for 1 beyond today (missing of: attempts, job_log)", "");
+    said.has("queue", "partitions_left", "info", &format!("slowlane.job_log_{}", day(7)), "DROP TABLE");
+    queue.run(&format!("DROP TABLE slowlane.result_parts_{}", day(0)));
+    of_queue(&queue.dsn, &[]).has("queue", "partitions_missing", "error", "ready for 0", "");
+    queue.run("INSERT INTO slowlane.__diesel_schema_migrations (version) VALUES ('99990101000000')");
+    let said = of_queue(&queue.dsn, &[]);
+    said.has("queue", "schema_newer", "error", "99990101000000", "");
+    queue.run("DELETE FROM slowlane.__diesel_schema_migrations");
+    of_queue(&queue.dsn, &[]).has("queue", "migrations_pending", "error", "lacks migrations", "");
+    let empty = postgres.empty("slowlane_queue");
+    of_queue(&empty.dsn, &[]).has("queue", "migrations_pending", "error", "has no schema slowlane", "");
+    // And one that can't be written.
+    let other = postgres.queue();
+    other.run(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", other.name()));
+    of_queue(&other.dsn, &[]).has("queue", "queue_read_only", "error", "only reads", "");
+    let target = postgres.work();
+    target.run(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", target.name()));
+    of_target(&other.dsn, &target.dsn, &[]).has("target", "target_read_only", "warning", "read-only by default", "");
+}
+
+#[test]
+fn jobs_that_nobody_can_run_and_processes_that_are_gone() {
+    let postgres = healthy();
+    let queue = postgres.queue();
+    queue.run(
+        "INSERT INTO slowlane.workers (id, hostname, pid, version, threads, kinds, queues, started_at, beat_at, targets) VALUES
+            ('00000000-0000-4000-8000-000000000001', 'alive.example', 7, '0', 2, '{query}', '{default}', now(), now() + interval '1 hour', '[{\"name\":\"default\"}]'),
+            ('00000000-0000-4000-8000-000000000002', 'dead.example', 8, '0', 2, '{query}', '{default}', now(), now() - interval '1 minute', '[]');
+         INSERT INTO slowlane.queues VALUES ('default', now(), 'moving house', now());
+         SELECT slowlane.enqueue('query', '{\"sql\":\"SELECT 1\"}');
+         SELECT slowlane.enqueue('query', '{}', target => 'elsewhere'); SELECT slowlane.enqueue('query', '{}', target => 'elsewhere');
+         SELECT slowlane.enqueue('query', '{}');
+         UPDATE slowlane.jobs SET state = 'running', worker_id = '00000000-0000-4000-8000-000000000002', started_at = now(), deadline_at = now(), lease = 1, queued_xid = NULL
+          WHERE target = 'default' AND args::text = '{}';
+         INSERT INTO slowlane.job_checkpoints (job_id, lease, xid, system, timeline, outcome, updated_at)
+         SELECT id, 1, '77', 's', 't', '{}', now() - interval '20 minutes' FROM slowlane.jobs WHERE target = 'elsewhere' LIMIT 1",
+    );
+    let said = of_queue(&queue.dsn, &[]);
+    assert_eq!(said.status, 3, "{}", said.all);
+    said.has_not("queue", "no_workers");
+    said.has("queue", "worker_dead", "warning", "the process 8 on dead.example hasn't beaten for 1m", "");
+    said.has(
+        "queue",
+        "jobs_unserved",
+        "warning",
+        "2 jobs of kind query wait in the queue default for the target elsewhere",
+        "",
+    );
+    said.has("queue", "queue_paused", "info", "moving house", "");
+    said.has("queue", "in_doubt", "warning", "of 1 jobs isn't known", "");
+}
+
+/// Has a database believe that its clock is two hours ahead, that it speaks German, and that its clients come from elsewhere.
+fn believe(database: &Database) {
+    database.run(
+        "SET allow_system_table_mods = on;
+         UPDATE pg_proc SET proname = 'real_clock' WHERE proname = 'clock_timestamp';
+         CREATE FUNCTION pg_catalog.clock_timestamp() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT real_clock() + interval '2 hours' $$;
+         UPDATE pg_proc SET proname = 'real_setting' WHERE proname = 'current_setting' AND pronargs = 1;
+         CREATE FUNCTION pg_catalog.current_setting(text) RETURNS text LANGUAGE sql STABLE AS
+             $$ SELECT CASE $1 WHEN 'lc_messages' THEN 'de_DE.UTF-8' ELSE real_setting($1) END $$;
+         ALTER VIEW pg_catalog.pg_stat_activity RENAME TO real_activity;
+         CREATE VIEW pg_catalog.pg_stat_activity AS SELECT datid, datname, pid, usename, application_name, '192.0.2.1'::inet AS client_addr,
+             backend_start, xact_start, state_change, wait_event_type, wait_event, state, backend_xid, backend_xmin, backend_type
+             FROM pg_catalog.real_activity;
+         GRANT SELECT ON pg_catalog.pg_stat_activity TO PUBLIC",
+    );
+}
+
+#[test]
+fn what_has_been_open_for_long_and_what_else_only_time_shows() {
+    let postgres = healthy();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let mut old = Session::connect(&queue.superuser.clone().with("application_name", "forgotten")).unwrap();
+    old.execute_batch("BEGIN; SELECT pg_current_xact_id()").unwrap();
+    queue.run("BEGIN; CREATE TABLE public.kept (a int); PREPARE TRANSACTION 'lost & found'");
+    queue.run("SELECT pg_create_physical_replication_slot('nobody_reads', true)");
+    let named = target.dsn.clone().with("application_name", "slowlane:00000000-0000-7000-8000-000000000001:3");
+    let mut orphan = Session::connect(&named).unwrap();
+    orphan.execute_batch("SELECT 1").unwrap();
+    for database in [&queue, &target] {
+        believe(database);
+    }
+    let said = of_queue(&queue.dsn, &[]);
+    assert_eq!(said.status, 4);
+    said.has(
+        "queue",
+        "old_transaction",
+        "error",
+        "(forgotten, idle in transaction, from 192.0.2.1",
+        &format!("pg_terminate_backend({})", old.backend_pid()),
+    );
+    said.has("queue", "old_transaction", "error", "vacuum can't take away", "pg_terminate_backend");
+    said.has("queue", "prepared_transaction", "error", "lost & found", "ROLLBACK PREPARED 'lost & found'");
+    said.has(
+        "queue",
+        "replication_slot",
+        "warning",
+        "nobody reads from the physical replication slot nobody_reads",
+        "pg_drop_replication_slot('nobody_reads')",
+    );
+    said.has("queue", "clock_difference", "error", "ahead of this machine", "");
+    said.has("queue", "lc_messages", "warning", "de_DE.UTF-8", "lc_messages = 'C'");
+    said.has("queue", "tls_off", "warning", "crosses a network", "");
+    let said = of_target(&queue.dsn, &target.dsn, &[]);
+    said.has(
+        "target",
+        "orphaned_session",
+        "warning",
+        "which no worker runs any more",
+        &format!("pg_terminate_backend({})", orphan.backend_pid()),
+    );
+    // A job of that name that runs has no orphan.
+    queue.run(
+        "INSERT INTO slowlane.workers (id, hostname, pid, version, threads, kinds, queues, started_at, beat_at)
+         VALUES ('00000000-0000-4000-8000-000000000001', 'h', 1, '0', 1, '{}', '{}', now(), now());
+         INSERT INTO slowlane.jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, timeout_ms, max_attempts,
+                                    lease, worker_id, started_at, deadline_at, result_ttl_ms)
+         VALUES ('00000000-0000-7000-8000-000000000001', 'query', 'default', 'default', 5, 'running', '{}', '{}', now(), now(), 1, 1,
+                 3, '00000000-0000-4000-8000-000000000001', now(), now(), 1)",
+    );
+    of_target(&queue.dsn, &target.dsn, &[]).has_not("target", "orphaned_session");
+    // What can't be looked at is said, and the rest is looked at.
+    queue.run("REVOKE SELECT ON pg_catalog.pg_prepared_xacts FROM PUBLIC");
+    let said = of_queue(&queue.dsn, &[]);
+    said.has("queue", "not_looked_at", "info", "prepared transactions: permission denied", "");
+    said.has("queue", "old_transaction", "error", "", "pg_terminate_backend");
+}
+
+#[test]
+fn what_was_left_behind_on_a_target() {
+    let postgres = healthy();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    target.run(
+        "CREATE TABLE public.t (a int); INSERT INTO public.t VALUES (1), (1);
+         CREATE SCHEMA slowlane_demo_0123456789abcdef0123456789abcdef;
+         COMMENT ON SCHEMA slowlane_demo_0123456789abcdef0123456789abcdef IS 'slowlane demo load fills tables here'",
+    );
+    let build = |name: &str| {
+        let sql = format!("CREATE UNIQUE INDEX CONCURRENTLY {name} ON public.t (a)");
+        assert!(target.session().execute_batch(&sql).is_err());
+    };
+    ["ours", "somebodys", "t_ccnew"].into_iter().for_each(build);
+    queue.run("SELECT slowlane.enqueue('maintain', '{\"action\":\"create_index\",\"table\":\"t\",\"name\":\"ours\",\"columns\":[\"a\"]}')");
+    let said = of_target(&queue.dsn, &target.dsn, &[]);
+    let text = said.all.to_string();
+    said.has(
+        "target",
+        "invalid_index",
+        "warning",
+        "public.ours of public.t is invalid (a job of maintain was to build it)",
+        "DROP INDEX CONCURRENTLY public.ours",
+    );
+    assert!(
+        text.contains("public.somebodys of public.t is invalid (somebody's")
+            && text.contains("public.t_ccnew of public.t is invalid (a REINDEX"),
+        "{text}"
+    );
+    said.has(
+        "target",
+        "staging_left",
+        "warning",
+        "interrupted",
+        "DROP SCHEMA \"slowlane_demo_0123456789abcdef0123456789abcdef\" CASCADE",
+    );
+    // One that is being built right now is nobody's business; nor is a load that goes on.
+    let mut builder = target.session();
+    builder.execute_batch("BEGIN; LOCK TABLE public.t IN SHARE UPDATE EXCLUSIVE MODE").unwrap();
+    let mut loader = target.session();
+    loader.execute_batch("SELECT pg_advisory_lock(8317145170422623599)").unwrap();
+    let said = of_target(&queue.dsn, &target.dsn, &[]);
+    said.has_not("target", "invalid_index");
+    said.has_not("target", "staging_left");
+}
+
+#[test]
+fn a_worker_looks_at_its_target_by_a_call() {
+    let app = TestApp::with(|config| config.queues = vec!["default".to_owned(), "other".to_owned()]);
+    let answer = app.post("/v1/targets/default/check", &json!({}));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let report = answer.json();
+    assert_eq!((&report["subject"], &report["name"]), (&json!("target"), &json!("default")));
+    assert!(
+        report["steps"].as_array().unwrap().len() > 2 && report["facts"]["kinds"]["query"].is_boolean(),
+        "{report}"
+    );
+    let codes: Vec<&str> = report["findings"].as_array().unwrap().iter().map(|f| f["code"].as_str().unwrap()).collect();
+    assert!(codes.contains(&"unsafe_settings") && codes.contains(&"temp_file_limit"), "{codes:?}");
+    assert!(!answer.text().contains(app.target.dsn.get("password").unwrap()));
+    // Without a body, and by the workers of another queue.
+    assert_eq!(app.send("POST", "/v1/targets/default/check", &[], b"").status, 200);
+    app.post("/v1/queues/default/pause", &json!({}));
+    let waits = app.post_with("/v1/targets/default/check", &[("prefer", "wait=1")], &json!({}));
+    assert_eq!((waits.status, &waits.json()["kind"]), (202, &json!("check")));
+    assert!(waits.header("location").unwrap().starts_with("/v1/jobs/"));
+    assert_eq!(app.post("/v1/targets/default/check", &json!({"queue": "other"})).status, 200);
+    assert_eq!(app.post("/v1/targets/nobodys/check", &json!({})).problem().1, "target_not_found");
+    assert_eq!(app.post("/v1/targets/default/check", &json!({"queue": "nobodys"})).problem().1, "unknown_queue");
+    assert_eq!(app.post("/v1/targets/default/check", &json!({"x": 1, "queue": 2})).problem().2, ["/queue", "/x"]);
+    assert_eq!(app.get("/v1/targets/default/check").problem().0, 405);
+}
+
+/// Runs a script by psql as the superuser of a database.
+fn run_script(database: &Database, script: &str) {
+    let mut psql = database.program("psql", &database.superuser);
+    psql.args(["-v", "ON_ERROR_STOP=1", "-q", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = psql.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}\n{script}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_role_that_its_sql_makes_is_the_right_one() {
+    let postgres = healthy();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    target.run("CREATE TABLE public.t (a int); CREATE SCHEMA slowlane; CREATE SEQUENCE public.s");
+    let worker = target.dsn.clone().with("user", "report worker");
+    let role_sql = |more: &[&str]| {
+        let output =
+            command(Some(&queue.dsn), Some(&worker)).args(["--role-sql", "default"]).args(more).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let script = role_sql(&[]);
+    assert!(!script.contains(worker.get("password").unwrap()), "{script}");
+    for _ in 0..2 {
+        run_script(&target, &script);
+    }
+    target.run(&format!("ALTER ROLE \"report worker\" PASSWORD '{}'", worker.get("password").unwrap()));
+    let said = of_target(&queue.dsn, &worker, &[]);
+    for code in ["role_too_strong", "idle_timeout", "temp_file_limit"] {
+        said.has_not("target", code);
+    }
+    assert_eq!(said.status, 0, "{}", said.all);
+    let kinds = &said.report("target")["facts"]["kinds"];
+    assert_eq!(
+        (&kinds["query"], &kinds["execute"], &kinds["import_on_conflict"]),
+        (&json!(true), &json!(true), &json!(true))
+    );
+    // slowlane takes it, and its jobs can do what they are for, tables that are made later included.
+    target.run("CREATE TABLE public.later (a int); INSERT INTO public.later VALUES (1)");
+    let app = TestApp::on(queue.clone(), Database { dsn: worker.clone(), ..target.clone() }, |_| {});
+    let changed = app.submit(&json!({"kind": "execute", "args": {"statements": [{"sql": "DELETE FROM later"}, {"sql": "SELECT nextval('s')"}]}}));
+    assert_eq!(app.ended(&changed)["state"], "succeeded", "{}", app.job(&changed));
+    let outside = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT * FROM pg_authid"}}));
+    assert_eq!(app.ended(&outside)["error"]["code"], "permission_denied");
+    // For a target that is declared read_only it grants reading alone.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("slowlane.toml");
+    fs::write(&file, "[targets.reports]\ndsn_env = \"TARGET_URL\"\nread_only = true\n").unwrap();
+    let mut reading = program();
+    reading
+        .args(["doctor", "--role-sql", "reports", "--config"])
+        .arg(&file)
+        .env("TARGET_URL", worker.to_url().expose());
+    let script = String::from_utf8(reading.output().unwrap().stdout).unwrap();
+    assert!(script.contains("GRANT SELECT ON ALL TABLES") && !script.contains("INSERT"), "{script}");
+    let unknown = command(Some(&queue.dsn), Some(&worker)).args(["--role-sql", "nobodys"]).output().unwrap();
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8(unknown.stderr).unwrap().contains("one of default"));
+}
+
+#[test]
+fn every_code_is_found_somewhere_above() {
+    let tests = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/doctor.rs")).unwrap();
+    let missing: Vec<&str> = FindingCode::ALL
+        .iter()
+        .map(|code| code.as_str())
+        .filter(|code| !tests.contains(&format!("\"{code}\"")))
+        .collect();
+    assert_eq!(missing, Vec::<&str>::new());
+}

@@ -151,7 +151,7 @@ fn settings_of_a_server_that_cost_or_endanger_something() {
     said.has_not("queue", "connections_short");
     // One process alone wants more than there is; and two together do.
     let said = of_queue(&queue.dsn, &["--api-connections", "30"]);
-    said.has("queue", "connections_short", "error", "may open 40 connections", "");
+    said.has("queue", "connections_short", "error", "may open 40 connections to this server", "");
     for n in 0..2 {
         queue.run(&format!(
             "INSERT INTO slowlane.workers (id, hostname, pid, version, threads, kinds, queues, started_at, beat_at)
@@ -160,12 +160,16 @@ fn settings_of_a_server_that_cost_or_endanger_something() {
     }
     let said = of_queue(&queue.dsn, &[]);
     said.has("queue", "connections_short", "warning", "2 processes may open 28", "");
+    // All databases of a server share its slots.
+    let both = Said::of(&command(Some(&queue.dsn), Some(&target.dsn)).arg("--json").output().unwrap());
+    both.has("queue", "connections_short", "error", "one process may open 27 connections to this server", "");
     let said = of_target(&queue.dsn, &target.dsn, &[]);
     said.has("target", "unsafe_settings", "warning", "fsync", "fsync");
     said.has("target", "autovacuum_off", "warning", "", "autovacuum");
     said.has("target", "track_activities", "warning", "who blocks it", "track_activities");
     said.has("target", "temp_file_limit", "info", "fill the server's disk", "temp_file_limit");
-    assert_eq!(said.status, 3);
+    said.has("target", "connections_short", "error", "27 connections to this server", "");
+    assert_eq!(said.status, 4);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `slowlane doctor`: everything that can be seen from here of the queue and of the targets, and what to do about it.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -8,12 +9,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cli::{Failure, Sources, dsn_reader};
-use crate::config::{Config, ConfigError, Connections, File, TargetConfig};
+use crate::config::{self, Config, ConfigError, File, TargetConfig};
 use crate::db::pool::{Manager, Purpose};
 use crate::db::targets::CONNECTIONS_BESIDE;
 use crate::doctor::queue::QueueSettings;
 use crate::doctor::target::{Examined, FromQueue};
-use crate::doctor::{self, Finding, FindingCode, Report, Severity, Subject};
+use crate::doctor::{self, Connections, Finding, FindingCode, Report, Severity, Subject};
 use crate::dsn::Dsn;
 
 /// How long a statement may take.
@@ -31,7 +32,7 @@ pub struct Doctor {
     #[command(flatten)]
     sources: Sources,
     #[command(flatten)]
-    connections: Connections,
+    connections: config::Connections,
     /// Look at this alone: the name of a target, or `queue`
     #[arg(long, value_name = "NAME", conflicts_with = "role_sql")]
     only: Option<String>,
@@ -59,25 +60,30 @@ impl Doctor {
     pub fn run(self) -> Result<ExitCode, Failure> {
         let (config, file) = self.sources.read()?;
         if let Some(name) = &self.role_sql {
-            return self.connections.print_role_sql(&file, &config, name);
+            return print_role_sql(&self.connections, &file, &config, name);
         }
         let reader = dsn_reader(config.dsn_strict);
         let queue = self.connections.queue(&file, reader);
         let targets = self.connections.each_target(&file, reader)?;
-        let wanted = |name: &str| self.only.as_deref().is_none_or(|only| only == name);
+        // Of a process that runs no jobs a target's name is all that has to be right, unless somebody asks for it.
+        let wanted = |name: &str| match self.only.as_deref() {
+            Some(only) => only == name,
+            None => name == "queue" || config.roles.workers,
+        };
         if let Some(only) = self.only.as_deref().filter(|only| *only != "queue" && !targets.contains_key(*only)) {
             return Err(format!("there is no target {only}: it is one of {}", names(targets.keys())).into());
         }
+        let needs = Needs::of(&config, queue.as_ref().ok(), targets.values().filter_map(|target| target.as_ref().ok()));
         let mut reports = Vec::new();
         if wanted("queue") {
             reports.push(match &queue {
-                Ok(dsn) => doctor::queue::examine(dsn, queue_settings(&config)),
+                Ok(dsn) => doctor::queue::examine(dsn, needs.of_queue(dsn)),
                 Err(error) => refused(Subject::Queue, None, error),
             });
         }
         for (name, target) in targets.iter().filter(|(name, _)| wanted(name)) {
             reports.push(match target {
-                Ok(target) => look_at(name, target, &config, queue.as_ref().ok()),
+                Ok(target) => look_at(&examined(name, target, needs.connections(&target.dsn)), queue.as_ref().ok()),
                 Err(error) => refused(Subject::Target, Some(name), error),
             });
         }
@@ -103,36 +109,74 @@ fn names<'n>(names: impl Iterator<Item = &'n String>) -> String {
     names.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// Connections of one process to the queue, as docs/operations.md counts them.
-fn queue_settings(config: &Config) -> QueueSettings {
-    let listener = u32::from(config.notify);
-    let of_workers = if config.roles.workers { config.result_connections.saturating_add(2) } else { 0 };
-    let of_http = u32::from(config.roles.http);
-    let connections = [config.api_connections, config.control_connections, of_workers, of_http, listener];
-    QueueSettings {
-        connections: connections.into_iter().fold(0, u32::saturating_add),
-        store_bytes: config.result_store_bytes,
+/// Connections that one process may open, by the server that they go to: `max_connections` is one number for all of its
+/// databases.
+struct Needs<'c> {
+    config: &'c Config,
+    of_queue: u32,
+    of_target: u32,
+    by_server: BTreeMap<Place, u32>,
+}
+
+/// Host and port, as the string has them.
+type Place = (Option<String>, Option<String>);
+
+fn place(dsn: &Dsn) -> Place {
+    let said = |keyword: &str| dsn.get(keyword).map(str::to_owned);
+    (said("host").or_else(|| said("hostaddr")), said("port"))
+}
+
+impl<'c> Needs<'c> {
+    /// Counted as docs/operations.md does.
+    fn of<'t>(config: &'c Config, queue: Option<&Dsn>, targets: impl Iterator<Item = &'t TargetConfig>) -> Needs<'c> {
+        let listener = u32::from(config.notify);
+        let of_workers = if config.roles.workers { config.result_connections.saturating_add(2) } else { 0 };
+        let of_http = u32::from(config.roles.http);
+        let parts = [config.api_connections, config.control_connections, of_workers, of_http, listener];
+        let of_queue = parts.into_iter().fold(0, u32::saturating_add);
+        let of_target = config.workers.saturating_add(CONNECTIONS_BESIDE);
+        let mut by_server: BTreeMap<Place, u32> = BTreeMap::new();
+        let mut add = |dsn: &Dsn, count: u32| {
+            let known = by_server.entry(place(dsn)).or_default();
+            *known = known.saturating_add(count);
+        };
+        queue.into_iter().for_each(|dsn| add(dsn, of_queue));
+        targets.filter(|_| config.roles.workers).for_each(|target| add(&target.dsn, of_target));
+        Needs { config, of_queue, of_target, by_server }
+    }
+
+    fn beside(&self, dsn: &Dsn, here: u32) -> Connections {
+        let all = self.by_server.get(&place(dsn)).copied().unwrap_or(here);
+        Connections { here, beside: all.saturating_sub(here) }
+    }
+
+    fn of_queue(&self, dsn: &Dsn) -> QueueSettings {
+        QueueSettings { connections: self.beside(dsn, self.of_queue), store_bytes: self.config.result_store_bytes }
+    }
+
+    fn connections(&self, dsn: &Dsn) -> Connections {
+        self.beside(dsn, self.of_target)
     }
 }
 
-fn examined<'t>(name: &'t str, target: &'t TargetConfig, config: &Config) -> Examined<'t> {
+fn examined<'t>(name: &'t str, target: &'t TargetConfig, connections: Connections) -> Examined<'t> {
     Examined {
         name,
         dsn: &target.dsn,
         read_only: target.read_only,
         statements_only: target.statements_only,
         allow_unsafe_role: target.allow_unsafe_role,
-        connections: config.workers.saturating_add(CONNECTIONS_BESIDE),
+        connections,
     }
 }
 
-fn look_at(name: &str, target: &TargetConfig, config: &Config, queue: Option<&Dsn>) -> Report {
+fn look_at(target: &Examined<'_>, queue: Option<&Dsn>) -> Report {
     // What the queue can't say is said of the queue itself.
     let purpose = Purpose { name: "doctor", statement_timeout: PATIENCE };
     let from_queue = queue
         .and_then(|queue| Manager::queue(queue, &purpose).open().ok())
-        .and_then(|mut connection| FromQueue::read(&mut connection, name).ok());
-    doctor::target::examine(&examined(name, target, config), from_queue.as_ref())
+        .and_then(|mut connection| FromQueue::read(&mut connection, target.name).ok());
+    doctor::target::examine(target, from_queue.as_ref())
 }
 
 /// A connection string that can't be used at all.
@@ -143,15 +187,17 @@ fn refused(subject: Subject, name: Option<&str>, error: &ConfigError) -> Report 
     report
 }
 
-impl Connections {
-    fn print_role_sql(&self, file: &File, config: &Config, name: &str) -> Result<ExitCode, Failure> {
-        let mut targets = self.each_target(file, dsn_reader(config.dsn_strict))?;
-        let known = names(targets.keys());
-        let target =
-            targets.remove(name).ok_or_else(|| format!("there is no target {name}: it is one of {known}"))??;
-        print!("{}", doctor::role_sql::script(&examined(name, &target, config)));
-        Ok(ExitCode::SUCCESS)
-    }
+fn print_role_sql(
+    connections: &config::Connections,
+    file: &File,
+    config: &Config,
+    name: &str,
+) -> Result<ExitCode, Failure> {
+    let mut targets = connections.each_target(file, dsn_reader(config.dsn_strict))?;
+    let known = names(targets.keys());
+    let target = targets.remove(name).ok_or_else(|| format!("there is no target {name}: it is one of {known}"))??;
+    print!("{}", doctor::role_sql::script(&examined(name, &target, Connections::default())));
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Colours where a terminal shows them.

@@ -23,3 +23,4 @@ mod server;
 pub mod target;
 
 pub use report::{Finding, FindingCode, Report, Severity, Step, Subject};
+pub use server::Connections;

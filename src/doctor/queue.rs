@@ -6,7 +6,7 @@ use crate::db::migrations;
 use crate::doctor::connect;
 use crate::doctor::look::{Look, bytes, identifier, span};
 use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
-use crate::doctor::server;
+use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
 use crate::queue::liveness::DEAD_AFTER;
 use crate::queue::partitions;
@@ -32,8 +32,8 @@ const JOBS_OPTIONS: [&str; 3] =
 /// What the settings say of the queue.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueSettings {
-    /// Connections that one process may open here.
-    pub connections: u32,
+    /// Connections that one process may open.
+    pub connections: Connections,
     /// The most bytes of results and uploads.
     pub store_bytes: i64,
 }

@@ -18,9 +18,17 @@ const MAX_WAL_SIZE_MB: i64 = 512;
 /// Idle sessions and transactions live at least so long, in milliseconds.
 const IDLE_MS: i64 = 60_000;
 
-/// Looks at the server's settings, and at what a process needs of it. `connections` are those that one process may open,
-/// `processes` how many of them there are.
-pub(super) fn look(look: &mut Look<'_>, connections: u32, processes: usize) {
+/// Connections that one process may open.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Connections {
+    /// To the database that is looked at.
+    pub here: u32,
+    /// To other databases of the same server.
+    pub beside: u32,
+}
+
+/// Looks at the server's settings, and at what so many processes need of it.
+pub(super) fn look(look: &mut Look<'_>, connections: Connections, processes: usize) {
     let queue = look.report.subject == Subject::Queue;
     let sees_all = see_others(look);
     clock(look);
@@ -114,7 +122,7 @@ fn durability(look: &mut Look<'_>, queue: bool) {
     }
 }
 
-fn slots(look: &mut Look<'_>, connections: u32, processes: usize) {
+fn slots(look: &mut Look<'_>, connections: Connections, processes: usize) {
     let sql = "SELECT current_setting('max_connections')::int,
             current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0),
             (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name !~ '^slowlane( |:|$)'),
@@ -123,21 +131,24 @@ fn slots(look: &mut Look<'_>, connections: u32, processes: usize) {
     let Some(answer) = look.ask("connection slots", sql, &[]) else { return };
     let number = |column| answer.number(0, column).unwrap_or(0);
     let (most, reserved, others) = (number(0), number(1), number(2));
-    let one = i64::from(connections);
-    let all = one.saturating_mul(i64::try_from(processes.max(1)).unwrap_or(i64::MAX));
-    look.fact("connections_of_one_process", one);
-    look.fact("connections_of_all_processes", all);
+    let times = i64::try_from(processes.max(1)).unwrap_or(i64::MAX);
+    let here = (i64::from(connections.here), i64::from(connections.here).saturating_mul(times));
+    let one = i64::from(connections.here.saturating_add(connections.beside));
+    let all = one.saturating_mul(times);
+    look.fact("connections_of_one_process", here.0);
+    look.fact("connections_of_all_processes", here.1);
+    look.fact("connections_of_all_processes_on_the_server", all);
     look.fact("connections_of_others", others);
     let free = most - reserved;
     let fix = "raise max_connections (which needs a restart), lower workers, api_connections or result_connections, or run fewer processes";
     if one > free {
         let detail = format!(
-            "one process may open {one} connections here, and the server has {free} slots for all ({most}, {reserved} of them reserved)"
+            "one process may open {one} connections to this server, and it has {free} slots for all ({most}, {reserved} of them reserved)"
         );
         look.find(FindingCode::ConnectionsShort, Severity::Error, detail, fix);
     } else if all + others > free {
         let detail = format!(
-            "{} processes may open {all} connections here beside {others} of others, and the server has {free} slots ({most}, {reserved} of them reserved)",
+            "{} processes may open {all} connections to this server beside {others} of others, and it has {free} slots ({most}, {reserved} of them reserved)",
             processes.max(1)
         );
         look.find(FindingCode::ConnectionsShort, Severity::Warning, detail, fix);
@@ -145,6 +156,7 @@ fn slots(look: &mut Look<'_>, connections: u32, processes: usize) {
     let limits = [("ROLE", "the role", 3, 4), ("DATABASE", "the database", 5, 6)];
     for (object, what, limit, name) in limits {
         let (limit, name) = (number(limit), answer.text(0, name).to_owned());
+        let (one, all) = here;
         if limit >= 0 && limit < all {
             let severity = if limit < one { Severity::Error } else { Severity::Warning };
             let detail = format!(
@@ -158,14 +170,18 @@ fn slots(look: &mut Look<'_>, connections: u32, processes: usize) {
 }
 
 fn timeouts(look: &mut Look<'_>) {
-    let sql = "SELECT name, setting::bigint, source, session_user FROM pg_settings
-                WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout') ORDER BY name";
+    // As the role and the database have them, and not as this session was set.
+    let sql = "SELECT name, reset_val::bigint, session_user FROM pg_settings
+                WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout',
+                               'statement_timeout', 'lock_timeout') ORDER BY name";
     let Some(answer) = look.ask("timeouts of idle sessions", sql, &[]) else { return };
     for row in 0..answer.len() {
         let (name, value, role) =
-            (answer.text(row, 0).to_owned(), answer.number(row, 1).unwrap_or(0), answer.text(row, 3).to_owned());
+            (answer.text(row, 0).to_owned(), answer.number(row, 1).unwrap_or(0), answer.text(row, 2).to_owned());
         look.fact(&name, value);
-        if value == 0 || (name != "transaction_timeout" && value >= IDLE_MS) {
+        // Each session of slowlane's has limits of its own for statements and locks.
+        let replaced = ["statement_timeout", "lock_timeout"].contains(&name.as_str());
+        if value == 0 || replaced || (name != "transaction_timeout" && value >= IDLE_MS) {
             continue;
         }
         let (severity, cost) = match name.as_str() {

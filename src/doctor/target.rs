@@ -13,7 +13,7 @@ use crate::db::{DbError, targets};
 use crate::doctor::connect;
 use crate::doctor::look::{Look, identifier, literal};
 use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
-use crate::doctor::server;
+use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
 use crate::queue::liveness::DEAD_AFTER;
 
@@ -21,8 +21,8 @@ use crate::queue::liveness::DEAD_AFTER;
 const ORPHAN_AFTER: i64 = 60;
 /// Indexes, sessions and the like that are named.
 const NAMED: usize = 10;
-/// How far back the names of indexes are looked for that jobs were to build.
-const INDEX_DAYS: i32 = 7;
+/// Jobs among which the names of indexes are looked for that they were to build.
+const LATEST_JOBS: i32 = 10_000;
 
 /// A target as the settings have it.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +37,8 @@ pub struct Examined<'t> {
     pub statements_only: bool,
     /// A role with more rights than work needs is accepted.
     pub allow_unsafe_role: bool,
-    /// Connections that one process may open there.
-    pub connections: u32,
+    /// Connections that one process may open.
+    pub connections: Connections,
 }
 
 /// What only the queue knows of a target.
@@ -46,7 +46,7 @@ pub struct Examined<'t> {
 pub struct FromQueue {
     /// Sessions of running jobs, by their names.
     running: BTreeSet<String>,
-    /// Names of indexes that jobs of the last days were to build.
+    /// Names of indexes that the latest jobs were to build.
     indexes: BTreeSet<String>,
     /// Living processes that have it.
     processes: usize,
@@ -78,11 +78,12 @@ impl FromQueue {
         let running = diesel::sql_query("SELECT id, lease FROM jobs WHERE target = $1 AND state = 'running'")
             .bind::<Text, _>(target)
             .load::<Running>(connection)?;
-        let since = format!("first_id_of((clock_timestamp() AT TIME ZONE 'UTC')::date - {INDEX_DAYS})");
+        // The latest of each table: history may be long, and somebody waits for the answer.
         let names = |table: &str| {
             format!(
-                "SELECT args->>'name' AS name FROM {table} WHERE id >= {since} AND kind = 'maintain' AND target = $1
-                    AND args->>'action' = 'create_index' AND args->>'name' IS NOT NULL"
+                "SELECT args->>'name' AS name
+                   FROM (SELECT kind, target, args FROM {table} ORDER BY id DESC LIMIT {LATEST_JOBS}) latest
+                  WHERE kind = 'maintain' AND target = $1 AND args->>'action' = 'create_index' AND args->>'name' IS NOT NULL"
             )
         };
         let sql = format!("{} UNION {}", names("jobs"), names("finished_jobs"));

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::targets::CONNECTIONS_BESIDE;
-use crate::doctor::Report;
 use crate::doctor::target::{Examined, FromQueue, examine};
+use crate::doctor::{Connections, Report};
 use crate::kinds::context::WorkContext;
 use crate::kinds::{CHECK, Work, WorkError};
 
@@ -35,7 +35,7 @@ impl Work for Check {
             read_only: settings.read_only,
             statements_only: settings.statements_only,
             allow_unsafe_role: settings.allow_unsafe_role,
-            connections: target.size().saturating_add(CONNECTIONS_BESIDE),
+            connections: Connections { here: target.size().saturating_add(CONNECTIONS_BESIDE), beside: 0 },
         };
         Ok(examine(&examined, Some(&from_queue)))
     }

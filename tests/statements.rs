@@ -2,16 +2,19 @@
 //! targets that run nothing else, and the check before a deployment.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::config::Config;
 use slowlane::{Server as Embedded, Target};
 
 use crate::support::app::TestApp;
-use crate::support::child::{Server, program};
+use crate::support::child::{Server, program, without_settings};
 use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::postgres::{Database, Postgres};
@@ -273,6 +276,14 @@ fn a_statement_that_is_gone_or_other_when_it_is_to_run_is_not_guessed_at() {
     let wrong = app.ended(&enqueue(r#"{"name":"late","params":{"least":-1}}"#, ""));
     assert_eq!(wrong["error"]["code"], "invalid_args");
     assert!(wrong["error"]["message"].as_str().unwrap().contains("/params/least"), "{wrong}");
+    // A retry has what its statement has by then.
+    let later = json!({"kind": "statement", "args": {"name": "late"}, "run_at": "2100-01-01T00:00:00Z"});
+    let cancelled = app.submit(&later);
+    app.post(&format!("/v1/jobs/{cancelled}/cancel"), &json!({}));
+    fs::write(folder.path().join("late.sql"), LATE.replace("'20s'", "'10s'")).unwrap();
+    app.post("/v1/statements/reload", &json!({}));
+    let again = app.post(&format!("/v1/jobs/{cancelled}/retry"), &json!({}));
+    assert_eq!((again.status, &again.json()["timeout_ms"]), (202, &json!(10_000)), "{}", again.text());
     // It may not ask for more time than the statement has.
     fs::write(folder.path().join("sleep.sql"), "-- kind = 'query'\n-- timeout = '300ms'\nSELECT pg_sleep(60)").unwrap();
     app.post("/v1/statements/reload", &json!({}));
@@ -327,6 +338,7 @@ fn a_target_may_run_nothing_but_saved_statements() {
     assert_eq!(client.post("/v1/jobs/validate", &statement("late", &json!({}))).json()["valid"], true);
     let open = client.submit(&json!({"kind": "query", "args": {"sql": "SELECT 1"}, "target": "open"}));
     assert_eq!(client.ended(&open)["state"], "succeeded");
+    assert_eq!(client.post("/v1/targets/default/check", &json!({})).status, 200);
     // A statement is its own target's.
     let elsewhere = client.post("/v1/jobs", &json!({"kind": "statement", "args": {"name": "late"}, "target": "open"}));
     assert_eq!(elsewhere.problem().2, ["/target"]);
@@ -374,6 +386,33 @@ fn a_signal_and_a_call_have_the_folder_read_again() {
     assert_eq!(first.client.post("/v1/statements/reload", &json!({})).status, 200);
     eventually("the other process has read it too", || versions(&second) == versions(&first));
     assert_eq!(versions(&second).len(), 2);
+}
+
+#[test]
+fn a_closed_terminal_stops_a_server_that_reads_its_statements_by_the_same_signal() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let folder = folder(&[("a.sql", "-- kind = 'query'\nSELECT 1")]);
+    // Nobody else may inherit its end of ours, or it would never be closed.
+    let ours = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&ours).and_then(|()| unlockpt(&ours)).unwrap();
+    let mut theirs = fs::OpenOptions::new();
+    let theirs =
+        theirs.read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(ptsname_r(&ours).unwrap()).unwrap();
+    let mut command = without_settings(Command::new("setsid"));
+    command.arg("--ctty").arg(env!("CARGO_BIN_EXE_slowlane"));
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--target", "default=TARGET_URL", "--statements"])
+        .arg(folder.path());
+    command.env("SLOWLANE_DATABASE_URL", queue.dsn.to_url().expose()).env("TARGET_URL", target.dsn.to_url().expose());
+    command.stdin(theirs);
+    let mut server = Server::spawn(command);
+    let before = versions(&server);
+    fs::write(folder.path().join("a.sql"), "-- kind = 'query'\nSELECT 2").unwrap();
+    server.signal(Signal::SIGHUP);
+    eventually("the signal has it read", || versions(&server) != before);
+    drop(ours);
+    assert!(server.wait().success(), "{}", server.log());
 }
 
 #[test]

@@ -158,7 +158,7 @@ pub(super) async fn retry(
 }
 
 async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<NewJob, Problem> {
-    let job = match shared.doorway.run(move |connection| retry::of(connection, id)).await? {
+    let mut job = match shared.doorway.run(move |connection| retry::of(connection, id)).await? {
         RetryOf::Retry(job) => *job,
         // Says 404 in the words of every other route.
         RetryOf::NotFound => return Err(jobs::not_found(id)),
@@ -169,6 +169,10 @@ async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<NewJob, Problem> {
     };
     // What this process no longer knows can't run again.
     submit::check_names(shared, &job)?;
+    // Nor can its caller ask for less time than it had, when its saved statement has less by now.
+    if let Some(longest) = shared.registry.longest_ms(&job.kind, &job.args.0) {
+        job.timeout_ms = job.timeout_ms.min(longest);
+    }
     submit::check_statement(shared, &job)?;
     Ok(job)
 }

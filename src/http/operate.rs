@@ -33,8 +33,9 @@ pub(super) struct LastLook(Mutex<Option<(Instant, Arc<Overview>)>>);
 
 async fn look(shared: &Shared) -> Result<Arc<Overview>, Problem> {
     let mut last = shared.last_look.0.lock().await;
-    if let Some((at, overview)) = last.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-        let _ = at;
+    if let Some((at, overview)) = last.as_ref()
+        && at.elapsed() < FRESH
+    {
         return Ok(Arc::clone(overview));
     }
     let overview = Arc::new(shared.doorway.run(overview::look).await?);

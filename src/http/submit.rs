@@ -15,7 +15,7 @@ use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members, escape};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
-use crate::kinds::{Registry, STATEMENT, UploadArg};
+use crate::kinds::{CHECK, Registry, STATEMENT, UploadArg};
 use crate::queue::accept::{Accept, AcceptError, Accepted};
 use crate::queue::job::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
@@ -225,7 +225,7 @@ pub(super) fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> 
     if !shared.queues.contains(&job.queue) {
         return unknown(Code::UnknownQueue, "queue", shared.queues.clone());
     }
-    if target.statements_only && job.kind != STATEMENT {
+    if target.statements_only && ![STATEMENT, CHECK].contains(&job.kind.as_str()) {
         let detail = format!("the target {} runs saved statements only", job.target);
         return Err(Problem::new(Code::StatementsOnly, detail)
             .field("/kind", "expected statement")

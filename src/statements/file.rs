@@ -18,6 +18,8 @@ use crate::statements::split;
 
 /// The largest file: 256 KiB.
 pub const MAX_FILE_BYTES: u64 = 256 * 1024;
+/// What stands in the place of a name where all are read again.
+const RELOAD: &str = "reload";
 /// The most parameters.
 const MAX_PARAMS: usize = 100;
 /// Digits of a version.
@@ -153,8 +155,8 @@ impl Statement {
         let wrong = |key: &str, message: String| FileError { line: at(key), message };
         let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let name = header.name.clone().unwrap_or(stem);
-        if !is_name(&name) {
-            let what = "name: expected letters, digits and `_`, no digit first, and at most 63 of them";
+        if !is_name(&name) || name == RELOAD {
+            let what = "name: expected letters, digits and `_`, no digit first, at most 63 of them, and not reload";
             return Err(wrong("name", what.to_owned()));
         }
         let named = |key: &'static str, value: &Option<String>| match value {

@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use chrono::NaiveDate;
 use regex::Regex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 /// The longest `pattern`, in bytes.
 const MAX_PATTERN_BYTES: usize = 1_000;
@@ -296,6 +298,14 @@ impl Param {
             if let Some(what) = outside(length, bounds.length) {
                 return wrong(format!("expected {what} characters"));
             }
+            let formed = match self.shape {
+                Shape::Text(Some("uuid")) => Uuid::try_parse(&content).is_ok(),
+                Shape::Text(Some("date")) => NaiveDate::parse_from_str(&content, "%Y-%m-%d").is_ok(),
+                _ => true,
+            };
+            if !formed {
+                return wrong(format!("expected {}", self.words()));
+            }
             if let Some(pattern) = &bounds.pattern
                 && !pattern.is_match(&content)
             {
@@ -317,6 +327,7 @@ impl Param {
             Shape::Integer(least, most) => format!("an integer from {least} to {most}"),
             Shape::Number => "a number".to_owned(),
             Shape::Boolean => "true or false".to_owned(),
+            Shape::Text(Some("date")) => "a string with a date, such as 2026-01-31".to_owned(),
             Shape::Text(Some(format)) => format!("a string with a {format}"),
             Shape::Text(None) => "a string".to_owned(),
             Shape::Json => "JSON".to_owned(),
@@ -512,6 +523,13 @@ mod tests {
         let amount = param("name = 'x'\ntype = 'numeric(10,2)'\nminimum = 0.5").unwrap();
         assert_eq!(detail(&amount, "12345678901234567890.12"), None);
         assert!(detail(&amount, "0.4").is_some() && detail(&amount, "-1e400").is_some());
+        let day = param("name = 'd'\ntype = 'date'").unwrap();
+        assert_eq!(detail(&day, "\"2026-02-28\""), None);
+        for bad in ["\"2026-02-30\"", "\"tomorrow\"", "\"28.2.2026\"", "20260228"] {
+            assert!(detail(&day, bad).is_some(), "{bad}");
+        }
+        let id = param("name = 'i'\ntype = 'uuid'").unwrap();
+        assert!(detail(&id, "\"0190f3a0-0000-7000-8000-000000000000\"").is_none() && detail(&id, "\"x\"").is_some());
         let choice = param("name = 'c'\ntype = 'text'\nvalues = ['a', 'b']\nnullable = true").unwrap();
         assert!(detail(&choice, "\"a\"").is_none() && detail(&choice, "null").is_none());
         assert!(detail(&choice, "\"c\"").unwrap().1.contains("one of \"a\", \"b\""));

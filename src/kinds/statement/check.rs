@@ -99,7 +99,6 @@ fn each_sql(session: &mut Session, statement: &Statement) -> Result<Checked, Wor
     let mut may_have_made = false;
     for sql in &statement.sql {
         let look = rolled_back(session, |session| look(session, statement, sql, &params));
-        may_have_made |= !is_planned(&sql.text);
         match look {
             Ok(plan) => checked.plans.extend(plan),
             Err(error) => {
@@ -112,6 +111,7 @@ fn each_sql(session: &mut Session, statement: &Statement) -> Result<Checked, Wor
                 checked.findings.push(finding(line, uncertain, error)?);
             }
         }
+        may_have_made |= !is_planned(&sql.text);
     }
     Ok(checked)
 }

@@ -212,8 +212,9 @@ fn ways_in_that_lead_nowhere_or_through_something() {
     let said = of_queue(&queue.dsn.clone().with("port", &free), &[]);
     said.has("queue", "unreachable", "error", "(refused)", "");
     assert_eq!((said.status, &said.report("queue")["facts"]["failure"]), (4, &json!("refused")));
-    let said = of_queue(&queue.dsn.clone().with("password", "wrong"), &[]);
-    said.has("queue", "unreachable", "error", "(password_wrong)", "");
+    // A socket that isn't there is known at once, and no time is spent on it.
+    let nowhere = queue.dsn.clone().with("host", "/nowhere").with("connect_timeout", "60");
+    of_queue(&nowhere, &[]).has("queue", "unreachable", "error", "(refused)", "");
     let silent = Proxy::before(&queue.dsn);
     silent.set(Mode::Blackhole);
     let said = of_queue(&silent.dsn(&queue.dsn).with("connect_timeout", "1"), &[]);
@@ -221,6 +222,13 @@ fn ways_in_that_lead_nowhere_or_through_something() {
     let steps = said.report("queue")["steps"].as_array().unwrap().clone();
     let login = steps.iter().find(|step| step["name"] == "login").unwrap();
     assert!(login["ms"].as_f64().unwrap() >= 900.0, "where it hung: {steps:?}");
+    // The next address has its turn when one stays silent.
+    let port = |dsn: &Dsn| dsn.get("port").unwrap().to_owned();
+    let hosts = silent.dsn(&queue.dsn).with("host", "127.0.0.1,127.0.0.1").with("connect_timeout", "1");
+    let hosts = hosts.clone().with("port", &format!("{},{}", port(&hosts), port(&queue.dsn)));
+    of_queue(&hosts, &[]).has_not("queue", "unreachable");
+    let said = of_queue(&queue.dsn.clone().with("password", "wrong"), &[]);
+    said.has("queue", "unreachable", "error", "(password_wrong)", "");
     // A server that is too old says so in its first words.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
@@ -261,6 +269,15 @@ fn ways_in_that_lead_nowhere_or_through_something() {
     let target =
         Database { dsn: target.dsn.with("port", trusting.superuser().get("port").unwrap()), ..trusting.work() };
     let dsn = target.superuser.clone().with("user", "slowlane_demo").with("options", "");
+    // What is set on a session that is shared would be set for others.
+    let untouched = |pooler: &Pooler| {
+        let mut session = Session::connect(&pooler.dsn(&dsn)).unwrap();
+        for name in ["default_transaction_read_only", "statement_timeout", "search_path"] {
+            let value =
+                session.query("SELECT setting = reset_val FROM pg_settings WHERE name = $1", &[Some(name)]).unwrap();
+            assert_eq!(value.get(0, 0), Some("t"), "{name}");
+        }
+    };
     for (pooling, code, severity) in
         [(Pooling::Transactions, "pooler", "error"), (Pooling::Sessions, "pooler_sessions", "info")]
     {
@@ -268,6 +285,9 @@ fn ways_in_that_lead_nowhere_or_through_something() {
         eventually("the server trusts", || Session::connect(&dsn.clone().with("password", "")).is_ok());
         let said = of_target(&queue.dsn, &pooler.dsn(&dsn), &[]);
         said.has("target", code, severity, "a pooler is in between", "");
+        if pooling == Pooling::Transactions {
+            untouched(&pooler);
+        }
     }
 }
 
@@ -281,7 +301,17 @@ fn roles_that_may_too_much_or_too_little() {
         dsn.clone().with("user", name)
     };
     let bare = user(&queue.dsn, "bare");
-    queue.run("GRANT USAGE ON SCHEMA slowlane TO bare; GRANT SELECT ON ALL TABLES IN SCHEMA slowlane TO bare");
+    queue.run(&format!("GRANT CONNECT ON DATABASE {} TO bare", queue.name()));
+    of_queue(&bare, &[]).has(
+        "queue",
+        "role_too_weak",
+        "error",
+        "may not use the schema",
+        "GRANT USAGE ON SCHEMA slowlane",
+    );
+    queue.run("GRANT USAGE ON SCHEMA slowlane TO bare");
+    of_queue(&bare, &[]).has("queue", "role_too_weak", "error", "may not read the tables", "ON ALL TABLES IN SCHEMA");
+    queue.run("GRANT SELECT ON ALL TABLES IN SCHEMA slowlane TO bare");
     let said = of_queue(&bare, &[]);
     said.has(
         "queue",
@@ -306,7 +336,7 @@ fn roles_that_may_too_much_or_too_little() {
     for words in [
         "import: the work role may make no temporary table",
         "maintain: the work role owns no table",
-        "refresh: the work role owns no materialized view",
+        "refresh: the work role may refresh no materialized view: it owns none",
     ] {
         assert!(texts.contains(words), "{words}: {texts}");
     }
@@ -326,7 +356,7 @@ fn roles_that_may_too_much_or_too_little() {
         (
             "REVOKE pg_read_server_files FROM weak; ALTER ROLE weak SUPERUSER",
             "is a superuser",
-            "ALTER ROLE \"weak\" NOSUPERUSER",
+            "CREATE ROLE \"default_work\" LOGIN",
         ),
     ] {
         target.run(sql);
@@ -389,7 +419,14 @@ fn days_and_migrations_that_are_missing_or_too_many() {
     ));
     let said = of_queue(&queue.dsn, &[]);
     said.has("queue", "partitions_missing", "warning", "ready for 1 beyond today (missing of: attempts, job_log)", "");
-    said.has("queue", "partitions_left", "info", &format!("slowlane.job_log_{}", day(7)), "DROP TABLE");
+    said.has("queue", "partitions_left", "info", &format!("slowlane.job_log_{}", day(7)), "ATTACH PARTITION");
+    // What it says mends both.
+    let back = said.finding("queue", "partitions_left")["sql"][0].as_str().unwrap().to_owned();
+    queue.run(&back);
+    slowlane::queue::partitions::ensure(&mut queue.service()).unwrap();
+    let said = of_queue(&queue.dsn, &[]);
+    said.has_not("queue", "partitions_missing");
+    said.has_not("queue", "partitions_left");
     queue.run(&format!("DROP TABLE slowlane.result_parts_{}", day(0)));
     of_queue(&queue.dsn, &[]).has("queue", "partitions_missing", "error", "ready for 0", "");
     queue.run("INSERT INTO slowlane.__diesel_schema_migrations (version) VALUES ('99990101000000')");
@@ -500,6 +537,16 @@ fn what_has_been_open_for_long_and_what_else_only_time_shows() {
         "which no worker runs any more",
         &format!("pg_terminate_backend({})", orphan.backend_pid()),
     );
+    // One of a job's is told as what it is.
+    let mut busy =
+        Session::connect(&named.clone().with("application_name", "slowlane:00000000-0000-7000-8000-000000000002:1"))
+            .unwrap();
+    busy.execute_batch("BEGIN; SELECT pg_current_xact_id()").unwrap();
+    let said = of_target(&queue.dsn, &target.dsn, &[]);
+    said.has("target", "old_transaction", "info", "00000000-0000-7000-8000-000000000002", "");
+    let pid = busy.backend_pid();
+    drop(busy);
+    eventually("it is gone", || target.count(&format!("SELECT count(*) FROM pg_locks WHERE pid = {pid}")) == 0);
     // A job of that name that runs has no orphan.
     queue.run(
         "INSERT INTO slowlane.workers (id, hostname, pid, version, threads, kinds, queues, started_at, beat_at)
@@ -515,6 +562,26 @@ fn what_has_been_open_for_long_and_what_else_only_time_shows() {
     let said = of_queue(&queue.dsn, &[]);
     said.has("queue", "not_looked_at", "info", "prepared transactions: permission denied", "");
     said.has("queue", "old_transaction", "error", "", "pg_terminate_backend");
+}
+
+#[test]
+fn a_session_that_is_lost_while_it_looks_is_no_good_news() {
+    let postgres = healthy();
+    let queue = postgres.queue();
+    queue.run(
+        "INSERT INTO slowlane.queues VALUES ('default', now(), E'red \\x1b[31m\\nerror unreachable: no', now());
+         SET allow_system_table_mods = on; UPDATE pg_proc SET proname = 'real_function' WHERE proname = 'pg_options_to_table';
+         CREATE FUNCTION pg_catalog.pg_options_to_table(text[], OUT option_name text, OUT option_value text) RETURNS SETOF record LANGUAGE sql
+             AS $$ SELECT 'a', pg_terminate_backend(pg_backend_pid())::text $$",
+    );
+    let said = of_queue(&queue.dsn, &[]);
+    assert_eq!(said.status, 4);
+    said.has("queue", "unreachable", "error", "the session was lost while looking at autovacuum settings", "");
+    // Others' words move no cursor and begin no line.
+    queue.run("SET allow_system_table_mods = on; DROP FUNCTION pg_catalog.pg_options_to_table; UPDATE pg_proc SET proname = 'pg_options_to_table' WHERE proname = 'real_function'");
+    let output = command(Some(&queue.dsn), None).args(["--only", "queue"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("red \\u{1b}[31m\\nerror unreachable: no") && !text.contains('\u{1b}'), "{text}");
 }
 
 #[test]
@@ -638,6 +705,21 @@ fn the_role_that_its_sql_makes_is_the_right_one() {
     assert_eq!(app.ended(&changed)["state"], "succeeded", "{}", app.job(&changed));
     let outside = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT * FROM pg_authid"}}));
     assert_eq!(app.ended(&outside)["error"]["code"], "permission_denied");
+    // One that is somebody else's already is left as it is.
+    for (user, sql) in [("chief", "CREATE ROLE chief LOGIN SUPERUSER"), ("slowlane_queue", "SELECT 1")] {
+        target.run(sql);
+        let theirs = target.dsn.clone().with("user", user).with("dbname", queue.name());
+        let output = command(Some(&queue.dsn), Some(&theirs)).args(["--role-sql", "default"]).output().unwrap();
+        let mut psql = queue.program("psql", &queue.superuser);
+        psql.args([
+            "-q",
+            "-c",
+            std::str::from_utf8(&output.stdout).unwrap().split("ON_ERROR_STOP on\n").last().unwrap(),
+        ]);
+        let refused = psql.output().unwrap();
+        assert!(String::from_utf8(refused.stderr).unwrap().contains("name a role of its own"), "{user}");
+    }
+    assert_eq!(target.text("SELECT rolsuper FROM pg_roles WHERE rolname = 'chief'"), "t");
     // For a target that is declared read_only it grants reading alone.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("slowlane.toml");

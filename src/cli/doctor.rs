@@ -12,6 +12,7 @@ use crate::cli::{Failure, Sources, dsn_reader};
 use crate::config::{self, Config, ConfigError, File, TargetConfig};
 use crate::db::pool::{Manager, Purpose};
 use crate::db::targets::CONNECTIONS_BESIDE;
+use crate::doctor::connect;
 use crate::doctor::queue::QueueSettings;
 use crate::doctor::target::{Examined, FromQueue};
 use crate::doctor::{self, Connections, Finding, FindingCode, Report, Severity, Subject};
@@ -83,7 +84,7 @@ impl Doctor {
         }
         for (name, target) in targets.iter().filter(|(name, _)| wanted(name)) {
             reports.push(match target {
-                Ok(target) => look_at(&examined(name, target, needs.connections(&target.dsn)), queue.as_ref().ok()),
+                Ok(target) => look_at(&examined(name, target, needs.connections(&target.dsn)), queue.as_ref()),
                 Err(error) => refused(Subject::Target, Some(name), error),
             });
         }
@@ -119,11 +120,15 @@ struct Needs<'c> {
 }
 
 /// Host and port, as the string has them.
-type Place = (Option<String>, Option<String>);
+type Place = (Option<String>, String);
 
 fn place(dsn: &Dsn) -> Place {
-    let said = |keyword: &str| dsn.get(keyword).map(str::to_owned);
-    (said("host").or_else(|| said("hostaddr")), said("port"))
+    let said = |keyword: &str| dsn.get(keyword).filter(|value| !value.is_empty());
+    let host = said("host").or(said("hostaddr")).map(|host| match host {
+        "localhost" | "::1" => "127.0.0.1".to_owned(),
+        host => host.to_owned(),
+    });
+    (host, said("port").unwrap_or("5432").to_owned())
 }
 
 impl<'c> Needs<'c> {
@@ -167,16 +172,18 @@ fn examined<'t>(name: &'t str, target: &'t TargetConfig, connections: Connection
         statements_only: target.statements_only,
         allow_unsafe_role: target.allow_unsafe_role,
         connections,
+        session_name: connect::NAME,
     }
 }
 
-fn look_at(target: &Examined<'_>, queue: Option<&Dsn>) -> Report {
-    // What the queue can't say is said of the queue itself.
+fn look_at(target: &Examined<'_>, queue: Result<&Dsn, &ConfigError>) -> Report {
     let purpose = Purpose { name: "doctor", statement_timeout: PATIENCE };
-    let from_queue = queue
-        .and_then(|queue| Manager::queue(queue, &purpose).open().ok())
-        .and_then(|mut connection| FromQueue::read(&mut connection, target.name).ok());
-    doctor::target::examine(target, from_queue.as_ref())
+    let ask = |queue: &Dsn| FromQueue::read(&mut Manager::queue(queue, &purpose).open()?, target.name);
+    let from_queue = match queue {
+        Ok(queue) => ask(queue).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    doctor::target::examine(target, from_queue.as_ref().map_err(String::as_str), &|| true)
 }
 
 /// A connection string that can't be used at all.
@@ -246,13 +253,26 @@ fn print(report: &Report, out: &mut impl Write, paint: &Paint) -> io::Result<()>
             Severity::Warning => ("warning", "33"),
             Severity::Info => ("info", "36"),
         };
-        writeln!(out, "  {} {}: {}", paint.of(colour, word), paint.of("1", finding.code.as_str()), finding.detail)?;
-        writeln!(out, "    {}", finding.fix)?;
+        let code = paint.of("1", finding.code.as_str());
+        writeln!(out, "  {} {code}: {}", paint.of(colour, word), harmless(&finding.detail))?;
+        writeln!(out, "    {}", harmless(&finding.fix))?;
         for sql in &finding.sql {
-            writeln!(out, "      {sql};")?;
+            writeln!(out, "      {};", harmless(sql))?;
         }
     }
     writeln!(out)
+}
+
+/// Names and reasons are others' words: none of them moves the cursor or begins a line.
+fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// Plain facts on a few lines, and tables for what there are many of.
@@ -260,7 +280,7 @@ fn print_facts(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let mut line = String::new();
     for (name, value) in &report.facts {
         let fact = match value {
-            Value::String(text) => format!("{name} {}", if text.is_empty() { "-" } else { text }),
+            Value::String(text) => format!("{name} {}", if text.is_empty() { "-".to_owned() } else { harmless(text) }),
             Value::Number(_) | Value::Bool(_) => format!("{name} {value}"),
             _ => continue,
         };

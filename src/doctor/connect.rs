@@ -33,10 +33,13 @@ pub fn explain(report: &mut Report, dsn: &Dsn) {
     }
 }
 
-/// Opens a session by `dsn`, notes each step, and looks for a pooler in between. `None` when none came about: then a finding
-/// says why.
-pub fn connect(report: &mut Report, dsn: &Dsn) -> Option<Session> {
-    let dsn = dsn.clone().for_connecting().with("application_name", "slowlane doctor");
+/// The name of the doctor's sessions where nobody gives them another.
+pub const NAME: &str = "slowlane doctor";
+
+/// Opens a session by `dsn`, notes each step, and looks for a pooler in between. `None` when there is none that more could be
+/// asked of: then a finding says why.
+pub fn connect(report: &mut Report, dsn: &Dsn, name: &str) -> Option<Session> {
+    let dsn = dsn.clone().for_connecting().with("application_name", name);
     let trace = pq::trace_connect(&dsn);
     report.steps = trace.steps.iter().map(|(name, took)| Step { name, ms: ms(*took) }).collect();
     let mut session = match trace.outcome {
@@ -56,13 +59,26 @@ pub fn connect(report: &mut Report, dsn: &Dsn) -> Option<Session> {
         return None;
     }
     let began = Instant::now();
-    if let Err(error) = session.execute_batch(SETUP) {
+    if let Err(error) = session.query("SELECT 1", &[]) {
         // A pooler logs in where it leads to with the first statement.
         unreachable(report, &dsn, ConnectFailure::of(&error.message));
         return None;
     }
     report.steps.push(Step { name: "first_statement", ms: ms(began.elapsed()) });
-    pooler(report, &dsn, &mut session);
+    // Before anything is set: what is set on a session that is shared would be set for others.
+    if !pooler(report, &dsn, &mut session) {
+        return None;
+    }
+    if let Err(error) = session.execute_batch(SETUP) {
+        let detail = format!("the session could not be set up: {error}");
+        report.find(Finding::new(
+            FindingCode::Unreachable,
+            Severity::Error,
+            detail,
+            "see the server's log, and run it again",
+        ));
+        return None;
+    }
     encryption(report, &dsn, &mut session);
     Some(session)
 }
@@ -77,7 +93,8 @@ fn unreachable(report: &mut Report, dsn: &Dsn, failure: ConnectFailure) {
     report.find(Finding::new(code, Severity::Error, failure.explain(dsn), failure.text()));
 }
 
-fn pooler(report: &mut Report, dsn: &Dsn, session: &mut Session) {
+/// The session is one that stays: more may be asked of it.
+fn pooler(report: &mut Report, dsn: &Dsn, session: &mut Session) -> bool {
     match sessions::in_between(dsn, session) {
         Ok(sessions::InBetween::Nothing) => report.fact("pooler", "none"),
         Ok(sessions::InBetween::KeepsSessions) => {
@@ -92,17 +109,20 @@ fn pooler(report: &mut Report, dsn: &Dsn, session: &mut Session) {
             let failure = ConnectFailure::Pooler;
             let detail = "a pooler is in between that gives each transaction another session";
             report.find(Finding::new(FindingCode::Pooler, Severity::Error, detail, failure.text()));
+            return false;
         }
         Err(error) => {
-            let detail = format!("could not look for a pooler in between: {error}");
+            let detail = format!("could not look for a pooler in between, and nothing more is looked at: {error}");
             let fix = "run it again; where nothing else helps, connect to the server itself";
-            report.find(Finding::new(FindingCode::NotLookedAt, Severity::Info, detail, fix));
+            report.find(Finding::new(FindingCode::NotLookedAt, Severity::Warning, detail, fix));
+            return false;
         }
     }
+    true
 }
 
 fn encryption(report: &mut Report, dsn: &Dsn, session: &mut Session) {
-    let mut look = Look { session, report };
+    let mut look = Look::new(session, report, &|| true);
     let sql = "SELECT s.ssl, s.version, s.cipher, a.client_addr IS NOT NULL,
                       coalesce(a.client_addr << '127.0.0.0/8' OR a.client_addr = '::1' OR a.client_addr = inet_server_addr(), true)
                  FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) WHERE s.pid = pg_backend_pid()";

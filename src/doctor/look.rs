@@ -5,10 +5,17 @@ use serde_json::Value;
 use crate::doctor::report::{Finding, FindingCode, Report, Severity};
 use crate::pq::{Rows, Session};
 
+/// Whether the examination may go on.
+pub type MayGoOn<'g> = &'g dyn Fn() -> bool;
+
 /// A session that is asked, and the report of what it says.
 pub(super) struct Look<'l> {
     pub session: &'l mut Session,
     pub report: &'l mut Report,
+    /// Asked before each look.
+    pub may_go_on: MayGoOn<'l>,
+    /// The session was lost: nothing more is asked.
+    lost: bool,
 }
 
 /// The rows of an answer, by column names of ours.
@@ -33,17 +40,38 @@ impl Answer {
 }
 
 impl Look<'_> {
+    /// Looks by a session.
+    pub fn new<'l>(session: &'l mut Session, report: &'l mut Report, may_go_on: MayGoOn<'l>) -> Look<'l> {
+        Look { session, report, may_go_on, lost: false }
+    }
+
     /// Asks; what can't be asked becomes a finding. `what` completes "could not look at …".
     pub fn ask(&mut self, what: &str, sql: &str, params: &[Option<&str>]) -> Option<Answer> {
-        match self.session.query(sql, params) {
-            Ok(rows) => Some(Answer(rows)),
-            Err(error) => {
-                let detail = format!("could not look at {what}: {error}");
-                let fix = "the role may lack a right, or the server be busy: run it again, or as another role";
-                self.find(FindingCode::NotLookedAt, Severity::Info, detail, fix);
-                None
-            }
+        if self.lost || !(self.may_go_on)() {
+            return None;
         }
+        let error = match self.session.query(sql, params) {
+            Ok(rows) => return Some(Answer(rows)),
+            Err(error) => error,
+        };
+        if self.session.is_broken() {
+            self.lost = true;
+            let detail =
+                format!("the session was lost while looking at {what}, and nothing more is looked at: {error}");
+            let fix = "see the server's log for why it ended the session, and run it again";
+            self.find(FindingCode::Unreachable, Severity::Error, detail, fix);
+            return None;
+        }
+        // A right that is missing is one thing; a server that doesn't answer is another.
+        let denied = error.sqlstate.as_deref() == Some("42501");
+        let severity = if denied { Severity::Info } else { Severity::Warning };
+        let detail = format!("could not look at {what}: {error}");
+        let fix = match denied {
+            true => "grant the role what it lacks, or run it as another role",
+            false => "the server may be busy: run it again",
+        };
+        self.find(FindingCode::NotLookedAt, severity, detail, fix);
+        None
     }
 
     /// Adds a finding without SQL.

@@ -25,9 +25,19 @@ const INDEX_FACTOR: i64 = 8;
 const IN_DOUBT: i64 = 600;
 /// Groups of jobs and the like that are named.
 const NAMED: usize = 5;
-/// What the migration sets on `jobs`: without it dead rows of claims pile up.
-const JOBS_OPTIONS: [&str; 3] =
-    ["autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=1000", "autovacuum_vacuum_cost_delay=0"];
+/// So many are worth a word, however lately they were vacuumed.
+const MANY_DEAD_ROWS: i64 = 1_000_000;
+/// What the migration sets: without it dead rows of claims and of checkpoints pile up.
+const OPTIONS: [(&str, [&str; 3]); 2] = [
+    (
+        "jobs",
+        ["autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=1000", "autovacuum_vacuum_cost_delay=0"],
+    ),
+    (
+        "job_checkpoints",
+        ["autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=1000", "autovacuum_vacuum_cost_delay=0"],
+    ),
+];
 
 /// What the settings say of the queue.
 #[derive(Clone, Copy, Debug)]
@@ -42,8 +52,8 @@ pub struct QueueSettings {
 pub fn examine(dsn: &Dsn, settings: QueueSettings) -> Report {
     let mut report = Report::new(Subject::Queue, None);
     connect::explain(&mut report, dsn);
-    if let Some(mut session) = connect::connect(&mut report, dsn) {
-        let mut look = Look { session: &mut session, report: &mut report };
+    if let Some(mut session) = connect::connect(&mut report, dsn, connect::NAME) {
+        let mut look = Look::new(&mut session, &mut report, &|| true);
         let has_schema = schema(&mut look);
         let processes = if has_schema { workers(&mut look) } else { 0 };
         server::look(&mut look, settings.connections, processes);
@@ -62,26 +72,56 @@ pub fn examine(dsn: &Dsn, settings: QueueSettings) -> Report {
 
 /// The schema is one that this build can look at.
 fn schema(look: &mut Look<'_>) -> bool {
-    let sql = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' AND
-                      (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on',
-                      to_regclass('slowlane.__diesel_schema_migrations') IS NOT NULL, current_user, current_database()";
+    let sql = "SELECT pg_is_in_recovery(), (SELECT reset_val FROM pg_settings WHERE name = 'default_transaction_read_only') = 'on',
+                      current_user, current_database(),
+                      (SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = 'slowlane')";
     let Some(answer) = look.ask("the schema", sql, &[]) else { return false };
-    let database = answer.text(0, 3).to_owned();
-    look.fact("role", answer.text(0, 2));
+    let (role, database) = (answer.text(0, 2).to_owned(), answer.text(0, 3).to_owned());
+    look.fact("role", role.clone());
     look.fact("database", database.clone());
-    if answer.is(0, 0) {
-        let detail = "the server only reads: it is a standby, or its sessions are read-only by default, and no job can be accepted";
+    if answer.is(0, 0) || answer.is(0, 1) {
+        let why = if answer.is(0, 0) { "it is a standby" } else { "its sessions are read-only by default" };
+        let detail = format!("the server only reads ({why}), and no job can be accepted");
         let fix = "connect to the primary: name all hosts and target_session_attrs=read-write";
         look.find(FindingCode::QueueReadOnly, Severity::Error, detail, fix);
     }
-    let fix = "run `slowlane migrate up` with a login of the schema's owner";
-    if !answer.is(0, 1) {
-        let detail = format!("the database {database} has no schema slowlane, or this role may not see it");
-        look.find(FindingCode::MigrationsPending, Severity::Error, detail, fix);
+    let migrate = "run `slowlane migrate up` with a login of the schema's owner";
+    match answer.text(0, 4) {
+        "t" => {}
+        "f" => {
+            let detail = format!("the role {role} may not use the schema slowlane, and nothing more can be looked at");
+            let fix = "run `slowlane migrate up --service-role` with its name, or as the owner:";
+            let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
+            look.report.find(finding.sql(format!("GRANT USAGE ON SCHEMA slowlane TO {}", identifier(&role))));
+            return false;
+        }
+        _ => {
+            let detail = format!("the database {database} has no schema slowlane");
+            look.find(FindingCode::MigrationsPending, Severity::Error, detail, migrate);
+            return false;
+        }
+    }
+    let table = "slowlane.__diesel_schema_migrations";
+    let sql = "SELECT to_regclass($1) IS NOT NULL, coalesce(has_table_privilege(to_regclass($1), 'SELECT'), false)";
+    let Some(answer) = look.ask("the table of migrations", sql, &[Some(table)]) else { return false };
+    if !answer.is(0, 0) {
+        let detail = "the schema slowlane has no migrations";
+        look.find(FindingCode::MigrationsPending, Severity::Error, detail, migrate);
         return false;
     }
-    let sql = "SELECT version FROM slowlane.__diesel_schema_migrations ORDER BY version";
-    let Some(answer) = look.ask("applied migrations", sql, &[]) else { return false };
+    if !answer.is(0, 1) {
+        let detail = format!(
+            "the role {role} may not read the tables of the schema slowlane, and nothing more can be looked at"
+        );
+        let fix = "run `slowlane migrate up --service-role` with its name, or as the owner:";
+        let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
+        let grant =
+            format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA slowlane TO {}", identifier(&role));
+        look.report.find(finding.sql(grant));
+        return false;
+    }
+    let sql = format!("SELECT version FROM {table} ORDER BY version");
+    let Some(answer) = look.ask("applied migrations", &sql, &[]) else { return false };
     let applied = (0..answer.len()).map(|row| answer.text(row, 0).to_owned()).collect();
     let Ok(status) = migrations::compared(applied) else { return false };
     look.fact("migrations", json!({"applied": status.applied, "pending": status.pending, "unknown": status.unknown}));
@@ -92,7 +132,7 @@ fn schema(look: &mut Look<'_>) -> bool {
     }
     if !status.pending.is_empty() {
         let detail = format!("the schema lacks migrations: {}", status.pending.join(", "));
-        look.find(FindingCode::MigrationsPending, Severity::Error, detail, fix);
+        look.find(FindingCode::MigrationsPending, Severity::Error, detail, migrate);
     }
     status.is_current()
 }
@@ -114,18 +154,24 @@ fn language(look: &mut Look<'_>) {
 
 /// What the service's role may do. The owner's and a superuser's may do too much.
 fn role(look: &mut Look<'_>) {
-    let sql = "WITH t AS (SELECT c.oid, c.relname FROM pg_class c WHERE c.relnamespace = 'slowlane'::regnamespace
-                             AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition AND c.relname !~ '^__diesel')
-               SELECT current_user, r.rolsuper, r.rolcreaterole, j.relowner = r.oid, pg_get_userbyid(j.relowner),
-                      pg_has_role(j.relowner, 'MEMBER'),
-                      coalesce((SELECT string_agg(relname, ', ' ORDER BY relname) FROM t
-                                 WHERE NOT has_table_privilege(oid, 'SELECT')
-                                    OR relname <> 'all_attempts' AND NOT (has_table_privilege(oid, 'INSERT')
-                                       AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE'))), ''),
-                      pg_has_role(j.relowner, 'USAGE')
-                 FROM pg_roles r, pg_class j WHERE r.rolname = current_user AND j.oid = 'slowlane.jobs'::regclass";
-    let Some(answer) = look.ask("the role's rights", sql, &[]) else { return };
+    // From 16 on each membership says itself what it is for; before, the role does.
+    let each = look.session.server_version() >= 160_000;
+    let acts = if each { "SET" } else { "MEMBER" };
+    let sql = format!(
+        "WITH t AS (SELECT c.oid, c.relname FROM pg_class c WHERE c.relnamespace = 'slowlane'::regnamespace
+                       AND c.relkind IN ('r', 'p', 'v') AND NOT c.relispartition AND c.relname !~ '^__diesel')
+         SELECT current_user, r.rolsuper, r.rolcreaterole, j.relowner = r.oid, pg_get_userbyid(j.relowner),
+                pg_has_role(j.relowner, '{acts}'),
+                coalesce((SELECT string_agg(relname, ', ' ORDER BY relname) FROM t
+                           WHERE NOT has_table_privilege(oid, 'SELECT')
+                              OR relname <> 'all_attempts' AND NOT (has_table_privilege(oid, 'INSERT')
+                                 AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE'))), ''),
+                pg_has_role(j.relowner, 'USAGE')
+           FROM pg_roles r, pg_class j WHERE r.rolname = current_user AND j.oid = 'slowlane.jobs'::regclass"
+    );
+    let Some(answer) = look.ask("the role's rights", &sql, &[]) else { return };
     let (role, owner) = (identifier(answer.text(0, 0)), answer.text(0, 4).to_owned());
+    let member = identifier(&owner);
     let strong = match () {
         () if answer.is(0, 1) => Some("is a superuser"),
         () if answer.is(0, 2) => Some("may create roles"),
@@ -137,10 +183,19 @@ fn role(look: &mut Look<'_>) {
         let detail = format!(
             "the role of the service {what}: a mistake, or whoever gets hold of its password, can change the schema itself"
         );
-        let fix = "use a role of its own that is a member of the owner with NOINHERIT, and grant it what `slowlane migrate up` grants";
-        let finding = Finding::new(FindingCode::RoleTooStrong, Severity::Warning, detail, fix);
-        let made = format!("CREATE ROLE slowlane_queue LOGIN NOINHERIT IN ROLE {}", identifier(&owner));
-        look.report.find(finding.sql(made));
+        let inherits = !(answer.is(0, 1) || answer.is(0, 2) || answer.is(0, 3));
+        let (fix, sql) = match (inherits, each) {
+            (true, true) => (
+                "let it act as the owner only where it says so",
+                format!("GRANT {member} TO {role} WITH INHERIT FALSE, SET TRUE"),
+            ),
+            (true, false) => ("let it act as the owner only where it says so", format!("ALTER ROLE {role} NOINHERIT")),
+            (false, _) => (
+                "use a role of its own that is a member of the owner with NOINHERIT, and run `slowlane migrate up --service-role` with its name",
+                format!("CREATE ROLE slowlane_service LOGIN NOINHERIT IN ROLE {member}"),
+            ),
+        };
+        look.report.find(Finding::new(FindingCode::RoleTooStrong, Severity::Warning, detail, fix).sql(sql));
     }
     let lacking = answer.text(0, 6);
     if !lacking.is_empty() {
@@ -157,22 +212,25 @@ fn role(look: &mut Look<'_>) {
         let detail = format!(
             "the role of the service may not act as the owner {owner}: it can neither make nor drop days of history"
         );
-        let fix = "make it a member of the owner; with NOINHERIT it acts as the owner only where it says so";
+        let fix = "make it a member of the owner that acts as the owner only where it says so";
         let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
-        look.report.find(finding.sql(format!("GRANT {} TO {role}", identifier(&owner))));
+        look.report.find(match each {
+            true => finding.sql(format!("GRANT {member} TO {role} WITH INHERIT FALSE, SET TRUE")),
+            false => finding.sql(format!("ALTER ROLE {role} NOINHERIT")).sql(format!("GRANT {member} TO {role}")),
+        });
     }
 }
 
 fn tables(look: &mut Look<'_>, store_bytes: i64) {
     let sql = "SELECT regexp_replace(c.relname, '_[0-9]{8}$', ''), sum(pg_total_relation_size(c.oid))::bigint,
                       sum(coalesce(s.n_live_tup, 0))::bigint, sum(coalesce(s.n_dead_tup, 0))::bigint,
-                      max(greatest(s.last_autovacuum, s.last_vacuum))::text, bool_or(c.relpersistence = 'u')
+                      max(greatest(s.last_autovacuum, s.last_vacuum))::text, bool_or(c.relpersistence = 'u'),
+                      coalesce(max(greatest(s.last_autovacuum, s.last_vacuum)) > clock_timestamp() - interval '10 minutes', false)
                  FROM pg_class c LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
                 WHERE c.relnamespace = 'slowlane'::regnamespace AND c.relkind = 'r' AND c.relname !~ '^__diesel'
                 GROUP BY 1 ORDER BY 2 DESC";
     let Some(answer) = look.ask("the sizes of tables", sql, &[]) else { return };
     let mut facts = Map::new();
-    let mut stored = 0_i64;
     for row in 0..answer.len() {
         let (name, size) = (answer.text(row, 0), answer.number(row, 1).unwrap_or(0));
         let (live, dead) = (answer.number(row, 2).unwrap_or(0), answer.number(row, 3).unwrap_or(0));
@@ -181,10 +239,9 @@ fn tables(look: &mut Look<'_>, store_bytes: i64) {
             name.to_owned(),
             json!({"bytes": size, "live_rows": live, "dead_rows": dead, "vacuumed_at": some(vacuumed)}),
         );
-        if ["result_parts", "upload_parts"].contains(&name) {
-            stored = stored.saturating_add(size);
-        }
-        if dead >= DEAD_ROWS && dead > live {
+        // A busy queue has as many between two vacuums, and they go.
+        let goes = answer.is(row, 6) && dead < MANY_DEAD_ROWS;
+        if dead >= DEAD_ROWS && dead > live && !goes {
             let since =
                 if vacuumed.is_empty() { "never vacuumed".to_owned() } else { format!("last vacuumed {vacuumed}") };
             let detail = format!(
@@ -204,6 +261,17 @@ fn tables(look: &mut Look<'_>, store_bytes: i64) {
         }
     }
     look.fact("tables", Value::Object(facts));
+    store(look, store_bytes);
+    autovacuum_settings(look);
+}
+
+/// How full the store is, counted as accepting counts it.
+fn store(look: &mut Look<'_>, store_bytes: i64) {
+    let sql = "SELECT ((SELECT coalesce(sum(pg_total_relation_size(inhrelid)), 0) FROM pg_inherits
+                         WHERE inhparent = 'slowlane.result_parts'::regclass)
+                     + (SELECT coalesce(sum(bytes), 0) FROM slowlane.uploads))::bigint";
+    let stored = look.ask("the store of results", sql, &[]).and_then(|answer| answer.number(0, 0));
+    let Some(stored) = stored else { return };
     look.fact("stored_bytes", stored);
     if store_bytes > 0 && stored.saturating_mul(5) >= store_bytes.saturating_mul(4) {
         let detail = format!(
@@ -214,22 +282,32 @@ fn tables(look: &mut Look<'_>, store_bytes: i64) {
         let fix = "delete results that are no longer needed, give them a shorter result_ttl_ms, or raise result_store_bytes with the disk";
         look.find(FindingCode::StoreFilling, Severity::Warning, detail, fix);
     }
-    let sql =
-        "SELECT coalesce(array_to_string(reloptions, ' '), '') FROM pg_class WHERE oid = 'slowlane.jobs'::regclass";
-    let Some(answer) = look.ask("autovacuum settings of the queue's tables", sql, &[]) else { return };
-    look.fact("jobs_options", answer.text(0, 0));
-    let given: Vec<&str> = answer.text(0, 0).split(' ').collect();
-    let lacking: Vec<&str> = JOBS_OPTIONS.into_iter().filter(|option| !given.contains(option)).collect();
-    if !lacking.is_empty() || given.contains(&"autovacuum_enabled=false") {
-        let detail = "slowlane.jobs has lost the autovacuum settings of its migration: by the server's own it is vacuumed late, and the dead \
-                      rows of claims pile up";
+}
+
+/// What the migration sets on tables that change most is still so.
+fn autovacuum_settings(look: &mut Look<'_>) {
+    for (table, wanted) in OPTIONS {
+        let sql = "SELECT coalesce((SELECT string_agg(option_name || '=' || option_value, ' ') FROM pg_options_to_table(reloptions)), ''),
+                          EXISTS (SELECT FROM pg_options_to_table(reloptions)
+                                   WHERE option_name = 'autovacuum_enabled' AND NOT option_value::boolean)
+                     FROM pg_class WHERE oid = to_regclass($1)";
+        let name = format!("slowlane.{table}");
+        let Some(answer) = look.ask("autovacuum settings of the queue's tables", sql, &[Some(&name)]) else { return };
+        look.fact(&format!("{table}_options"), answer.text(0, 0));
+        let given: Vec<&str> = answer.text(0, 0).split(' ').collect();
+        if wanted.iter().all(|option| given.contains(option)) && !answer.is(0, 1) {
+            continue;
+        }
+        let detail = format!(
+            "{name} has lost the autovacuum settings of its migration: by the server's own it is vacuumed late, and dead rows pile up"
+        );
         let finding =
             Finding::new(FindingCode::AutovacuumSettings, Severity::Warning, detail, "set them again, as the owner");
-        let options = JOBS_OPTIONS.map(|option| option.replacen('=', " = ", 1)).join(", ");
+        let options: Vec<String> = wanted.iter().map(|option| option.replacen('=', " = ", 1)).collect();
         look.report.find(
             finding
-                .sql("ALTER TABLE slowlane.jobs RESET (autovacuum_enabled)")
-                .sql(format!("ALTER TABLE slowlane.jobs SET ({options})")),
+                .sql(format!("ALTER TABLE {name} RESET (autovacuum_enabled)"))
+                .sql(format!("ALTER TABLE {name} SET ({})", options.join(", "))),
         );
     }
 }
@@ -239,8 +317,10 @@ fn some(text: &str) -> Option<&str> {
 }
 
 fn indexes(look: &mut Look<'_>) {
-    let sql = "SELECT i.relname, t.relname, pg_relation_size(i.oid), greatest(i.reltuples, 0)::bigint, x.indisvalid
+    // An index that no vacuum has been at says nothing of its entries: then those of its table are as many at most.
+    let sql = "SELECT i.relname, t.relname, pg_relation_size(i.oid), greatest(i.reltuples, s.n_live_tup, 0)::bigint, x.indisvalid
                  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_class t ON t.oid = x.indrelid
+                 LEFT JOIN pg_stat_all_tables s ON s.relid = t.oid
                 WHERE t.relnamespace = 'slowlane'::regnamespace AND i.relkind = 'i' ORDER BY 3 DESC LIMIT 200";
     let Some(answer) = look.ask("the sizes of indexes", sql, &[]) else { return };
     let mut facts = Map::new();
@@ -293,7 +373,9 @@ fn days(look: &mut Look<'_>) {
         look.find(FindingCode::PartitionsMissing, severity, detail, fix);
     }
     let sql = format!(
-        "SELECT c.relname, i.inhdetachpending IS NOT NULL, left(c.relname, -9) FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+        "SELECT c.relname, i.inhdetachpending IS NOT NULL, left(c.relname, -9),
+                slowlane.first_id_of(to_date(right(c.relname, 8), 'YYYYMMDD')), slowlane.first_id_of(to_date(right(c.relname, 8), 'YYYYMMDD') + 1)
+           FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
           WHERE c.relnamespace = 'slowlane'::regnamespace AND c.relkind = 'r' AND left(c.relname, -9) IN ({tables})
             AND c.relname ~ '_[0-9]{{8}}$' AND i.inhdetachpending IS NOT FALSE ORDER BY 1 LIMIT 20"
     );
@@ -301,14 +383,18 @@ fn days(look: &mut Look<'_>) {
     for row in (0..answer.len()).take(NAMED) {
         let (name, table) = (answer.text(row, 0), answer.text(row, 2));
         let detail = format!(
-            "the day slowlane.{name} was taken out of {table} and is still there: something interrupted it, or holds it"
+            "the day slowlane.{name} was taken out of {table} and is still there: what is in it isn't seen any more"
         );
-        let fix = "a process that runs jobs drops it at its next try; by hand, as the owner:";
+        let fix = "past its retention, a process that runs jobs drops it; one of these days is taken back by it. To have it back by hand, as the owner:";
         let mut finding = Finding::new(FindingCode::PartitionsLeft, Severity::Info, detail, fix);
         if answer.is(row, 1) {
             finding = finding.sql(format!("ALTER TABLE slowlane.{table} DETACH PARTITION slowlane.{name} FINALIZE"));
         }
-        look.report.find(finding.sql(format!("DROP TABLE slowlane.{name}")));
+        look.report.find(finding.sql(format!(
+            "ALTER TABLE slowlane.{table} ATTACH PARTITION slowlane.{name} FOR VALUES FROM ('{}') TO ('{}')",
+            answer.text(row, 3),
+            answer.text(row, 4)
+        )));
     }
 }
 
@@ -316,17 +402,15 @@ fn days(look: &mut Look<'_>) {
 fn workers(look: &mut Look<'_>) -> usize {
     let sql = "SELECT w.id, w.hostname, w.pid, w.beat_at >= clock_timestamp() - $1::int * interval '1 second',
                       extract(epoch FROM clock_timestamp() - w.beat_at)::bigint,
-                      (SELECT count(*) FROM slowlane.jobs j WHERE j.worker_id = w.id AND j.state = 'running')
-                 FROM slowlane.workers w ORDER BY w.started_at LIMIT 1000";
+                      (SELECT count(*) FROM slowlane.jobs j WHERE j.worker_id = w.id AND j.state = 'running') AS running
+                 FROM slowlane.workers w ORDER BY running DESC, w.started_at LIMIT 1000";
     let dead_after = DEAD_AFTER.as_secs().to_string();
     let Some(answer) = look.ask("the workers", sql, &[Some(&dead_after)]) else { return 0 };
     let alive = (0..answer.len()).filter(|row| answer.is(*row, 3)).count();
     look.fact("workers_alive", i64::try_from(alive).unwrap_or(0));
-    for row in (0..answer.len()).filter(|row| !answer.is(*row, 3)).take(NAMED) {
+    let holds = |row: &usize| !answer.is(*row, 3) && answer.number(*row, 5).unwrap_or(0) > 0;
+    for row in (0..answer.len()).filter(holds).take(NAMED) {
         let running = answer.number(row, 5).unwrap_or(0);
-        if running == 0 {
-            continue;
-        }
         let detail = format!(
             "the process {} on {} hasn't beaten for {} and holds {running} jobs: nobody has taken them over",
             answer.text(row, 2),

@@ -20,10 +20,14 @@ pub fn script(target: &Examined<'_>) -> String {
         (false, false) => "-- Jobs read and change rows. Narrow it to the schemas and tables that jobs are for.",
     };
     let sequences = match writes {
-        true => format!(
-            "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};\nALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT USAGE ON SEQUENCES TO {role};\n"
-        ),
+        true => format!("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};\n"),
         false => String::new(),
+    };
+    let of_sequences = match writes {
+        true => {
+            "\n        EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA public GRANT USAGE ON SEQUENCES TO %I', r, work);"
+        }
+        false => "",
     };
     let more = match writes && !target.statements_only {
         true => format!(
@@ -40,18 +44,38 @@ pub fn script(target: &Examined<'_>) -> String {
         "-- The work role of slowlane's target {name}: run it as a superuser, connected to the database {plain}:
 --   slowlane doctor --role-sql {name} | psql -d {plain}
 -- A password is set apart, so that it stands in no file and no log:  \\password {user}
+\\set ON_ERROR_STOP on
 
-DO $do$ BEGIN
-    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {quoted}) THEN
-        CREATE ROLE {role} LOGIN;
+DO $do$ DECLARE
+    work CONSTANT text := {quoted};
+    r text;
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = work) THEN
+        EXECUTE format('CREATE ROLE %I LOGIN', work);
     END IF;
-    -- What a server's operator has to have granted by hand, and a job must not have.
+    -- A role that is somebody else's already isn't made a work role: name another one in the target's connection string.
+    IF work = current_user OR EXISTS (SELECT FROM pg_roles WHERE rolname = work AND (rolsuper OR rolreplication))
+        OR EXISTS (SELECT FROM pg_database WHERE datname = current_database() AND pg_get_userbyid(datdba) = work)
+        OR EXISTS (SELECT FROM pg_namespace WHERE nspname = 'slowlane' AND (pg_get_userbyid(nspowner) = work OR pg_has_role(work, nspowner, 'MEMBER')))
+    THEN
+        RAISE EXCEPTION '% is a superuser, this database''s owner or one of slowlane''s own: name a role of its own in the target''s connection string', work;
+    END IF;
+    -- What slowlane refuses: rights over the server's files and sessions, and those of superusers.
+    FOR r IN SELECT g.rolname FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+              WHERE m.member = (SELECT oid FROM pg_roles WHERE rolname = work) AND (g.rolsuper OR g.rolname IN
+                    ('pg_read_server_files', 'pg_write_server_files', 'pg_execute_server_program', 'pg_signal_backend')) LOOP
+        EXECUTE format('REVOKE %I FROM %I', r, work);
+    END LOOP;
     IF EXISTS (SELECT FROM pg_namespace WHERE nspname = 'slowlane') THEN
-        REVOKE ALL ON SCHEMA slowlane FROM {role};
+        EXECUTE format('REVOKE ALL ON SCHEMA slowlane FROM %I', work);
     END IF;
+    -- Tables that their owners make later.
+    FOR r IN SELECT current_user UNION SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class
+              WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm') LOOP
+        EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA public GRANT {rights} ON TABLES TO %I', r, work);{of_sequences}
+    END LOOP;
 END $do$;
-ALTER ROLE {role} NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS;
-REVOKE pg_read_server_files, pg_write_server_files, pg_execute_server_program, pg_signal_backend FROM {role};
+ALTER ROLE {role} NOCREATEDB NOCREATEROLE NOBYPASSRLS;
 
 -- TEMPORARY is for imports with on_conflict.
 GRANT CONNECT, TEMPORARY ON DATABASE {base} TO {role};
@@ -59,7 +83,6 @@ GRANT CONNECT, TEMPORARY ON DATABASE {base} TO {role};
 {change}
 GRANT USAGE ON SCHEMA public TO {role};
 GRANT {rights} ON ALL TABLES IN SCHEMA public TO {role};
-ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT {rights} ON TABLES TO {role};
 {sequences}{more}
 -- A job's sort can't fill the disk; and no session of it is ended by a timeout that is meant for people.
 ALTER ROLE {role} SET temp_file_limit = '20GB';

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::doctor::look::{Look, identifier, literal, span};
 use crate::doctor::report::{Finding, FindingCode, Severity, Subject};
+use crate::queue::job::MAX_TIMEOUT_MS;
 
 /// A difference of clocks that is worth a word, and one that breaks things.
 const CLOCK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3_600));
@@ -34,7 +35,7 @@ pub(super) fn look(look: &mut Look<'_>, connections: Connections, processes: usi
     clock(look);
     durability(look, queue);
     slots(look, connections, processes);
-    timeouts(look);
+    timeouts(look, queue);
     vacuum(look, queue);
     oldest_transactions(look, queue, sees_all);
     prepared_transactions(look);
@@ -125,7 +126,8 @@ fn durability(look: &mut Look<'_>, queue: bool) {
 fn slots(look: &mut Look<'_>, connections: Connections, processes: usize) {
     let sql = "SELECT current_setting('max_connections')::int,
             current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0),
-            (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND application_name !~ '^slowlane( |:|$)'),
+            (SELECT count(*) FROM pg_stat_activity
+              WHERE (backend_type = 'client backend' OR backend_type IS NULL AND usename IS NOT NULL) AND application_name !~ '^slowlane( |:|$)'),
             rolconnlimit, rolname, datconnlimit, datname
        FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()";
     let Some(answer) = look.ask("connection slots", sql, &[]) else { return };
@@ -169,7 +171,7 @@ fn slots(look: &mut Look<'_>, connections: Connections, processes: usize) {
     }
 }
 
-fn timeouts(look: &mut Look<'_>) {
+fn timeouts(look: &mut Look<'_>, queue: bool) {
     // As the role and the database have them, and not as this session was set.
     let sql = "SELECT name, reset_val::bigint, session_user FROM pg_settings
                 WHERE name IN ('idle_session_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout',
@@ -179,23 +181,29 @@ fn timeouts(look: &mut Look<'_>) {
         let (name, value, role) =
             (answer.text(row, 0).to_owned(), answer.number(row, 1).unwrap_or(0), answer.text(row, 2).to_owned());
         look.fact(&name, value);
-        // Each session of slowlane's has limits of its own for statements and locks.
-        let replaced = ["statement_timeout", "lock_timeout"].contains(&name.as_str());
-        if value == 0 || replaced || (name != "transaction_timeout" && value >= IDLE_MS) {
+        // Each session of slowlane's has limits of its own for statements and locks, and the queue's for idle transactions.
+        let replaced = ["statement_timeout", "lock_timeout"].contains(&name.as_str())
+            || (queue && name == "idle_in_transaction_session_timeout");
+        let (enough, severity, cost) = match (name.as_str(), queue) {
+            ("transaction_timeout", true) => (IDLE_MS, Severity::Error, "it ends transactions of the queue"),
+            ("transaction_timeout", false) => (
+                MAX_TIMEOUT_MS,
+                Severity::Error,
+                "it ends the transactions of jobs that run longer, whatever their timeout_ms",
+            ),
+            ("idle_in_transaction_session_timeout", _) => {
+                let cost = "it ends a job's session while its worker waits for the queue before a COMMIT";
+                (IDLE_MS, Severity::Warning, cost)
+            }
+            _ => {
+                (IDLE_MS, Severity::Warning, "it ends sessions that lie in a pool, which are opened again for each job")
+            }
+        };
+        if value == 0 || replaced || value >= enough {
             continue;
         }
-        let (severity, cost) = match name.as_str() {
-            "transaction_timeout" => {
-                (Severity::Error, "it ends the transactions of jobs that run longer, whatever their timeout_ms")
-            }
-            "idle_in_transaction_session_timeout" => {
-                (Severity::Warning, "it ends a job's session while its worker waits for the queue before a COMMIT")
-            }
-            _ => (Severity::Warning, "it ends sessions that lie in a pool, which are opened again for each job"),
-        };
         let detail = format!("{name} is {value} ms for this role: {cost}");
-        let fix = "set it to 0, or to a minute and more, for this role";
-        let finding = Finding::new(FindingCode::IdleTimeout, severity, detail, fix);
+        let finding = Finding::new(FindingCode::IdleTimeout, severity, detail, "set it to 0 for this role");
         look.report.find(finding.sql(format!("ALTER ROLE {} SET {name} = 0", identifier(&role))));
     }
 }
@@ -210,6 +218,9 @@ fn vacuum(look: &mut Look<'_>, queue: bool) {
     setting(look, "autovacuum_naptime");
 }
 
+/// What a transaction of another database costs.
+const ELSEWHERE: &str = "it keeps dead rows of its own database, and of the catalogs that all databases share";
+
 /// What keeps vacuum from taking dead rows away.
 fn cost(queue: bool) -> &'static str {
     match queue {
@@ -222,13 +233,13 @@ fn cost(queue: bool) -> &'static str {
 
 fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
     let sql = "SELECT a.pid, coalesce(a.usename, ''), coalesce(a.application_name, ''), coalesce(a.state, ''), coalesce(a.datname, ''),
-                      extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.backend_start))::bigint,
-                      greatest(age(a.backend_xmin), age(a.backend_xid)), a.backend_type,
-                      coalesce(a.client_addr::text, 'this machine')
+                      extract(epoch FROM clock_timestamp() - a.xact_start)::bigint,
+                      greatest(age(a.backend_xmin), age(a.backend_xid)), coalesce(a.client_addr::text, 'this machine'),
+                      coalesce(a.datname = current_database(), true)
                  FROM pg_stat_activity a
                 WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
-                  AND a.backend_type IN ('client backend', 'walsender')
-                ORDER BY 6 DESC NULLS LAST LIMIT 20";
+                  AND a.xact_start IS NOT NULL AND a.backend_type = 'client backend'
+                ORDER BY a.xact_start LIMIT 20";
     let Some(answer) = look.ask("open transactions", sql, &[]) else { return };
     look.fact("oldest_transaction_s", answer.number(0, 5).unwrap_or(0));
     for row in (0..answer.len()).take(NAMED) {
@@ -238,22 +249,39 @@ fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
         }
         let (pid, user, name, state) =
             (answer.text(row, 0), answer.text(row, 1), answer.text(row, 2), answer.text(row, 3));
-        let severity = match seconds >= OPEN.1 && queue {
-            true => Severity::Error,
-            false => Severity::Warning,
+        // A job may run for hours, as its caller wanted: what that costs is worth knowing.
+        let job = name.strip_prefix("slowlane:").and_then(|rest| rest.split(':').next());
+        // What is open in another database keeps no row of this one's.
+        let here = answer.is(row, 8);
+        let severity = match (job, queue) {
+            (Some(_), false) => Severity::Info,
+            _ if !here => Severity::Info,
+            (None, true) if seconds >= OPEN.1 => Severity::Error,
+            _ => Severity::Warning,
         };
         let detail = format!(
             "process {pid} of role {user} ({}, {state}, from {}, database {}) has had a transaction open for {}, {} transactions long: {}",
             if name.is_empty() { "no application_name" } else { name },
-            answer.text(row, 8),
+            answer.text(row, 7),
             answer.text(row, 4),
             span(seconds),
             answer.text(row, 6),
-            cost(queue)
+            if here { cost(queue) } else { ELSEWHERE }
         );
-        let fix = "have its application end it, or end the session; idle_in_transaction_session_timeout keeps it from happening again";
-        let finding = Finding::new(FindingCode::OldTransaction, severity, detail, fix);
-        look.report.find(finding.sql(format!("SELECT pg_terminate_backend({pid})")));
+        let finding = match job {
+            Some(job) => {
+                let fix = format!(
+                    "it is a job: let it end, or POST /v1/jobs/{job}/cancel; a backfill does the same in short transactions"
+                );
+                Finding::new(FindingCode::OldTransaction, severity, detail, fix)
+            }
+            None => {
+                let fix = "have its application end it, or end the session; idle_in_transaction_session_timeout keeps it from happening again";
+                let finding = Finding::new(FindingCode::OldTransaction, severity, detail, fix);
+                finding.sql(format!("SELECT pg_terminate_backend({pid})"))
+            }
+        };
+        look.report.find(finding);
     }
     let login = look.ask("the role's name", "SELECT session_user", &[]);
     if let Some(login) = login.filter(|_| !sees_all) {
@@ -266,7 +294,7 @@ fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
 }
 
 fn prepared_transactions(look: &mut Look<'_>) {
-    let sql = "SELECT gid, owner, database, extract(epoch FROM clock_timestamp() - prepared)::bigint
+    let sql = "SELECT gid, owner, database, extract(epoch FROM clock_timestamp() - prepared)::bigint, database = current_database()
                  FROM pg_prepared_xacts ORDER BY prepared LIMIT 20";
     let Some(answer) = look.ask("prepared transactions", sql, &[]) else { return };
     look.fact("prepared_transactions", i64::try_from(answer.len()).unwrap_or(0));
@@ -284,25 +312,29 @@ fn prepared_transactions(look: &mut Look<'_>) {
             span(seconds)
         );
         let fix = "ask its transaction manager what it is to be; rolled back in its database by its role";
-        let finding = Finding::new(FindingCode::PreparedTransaction, Severity::Error, detail, fix);
+        let severity = if answer.is(row, 4) { Severity::Error } else { Severity::Info };
+        let finding = Finding::new(FindingCode::PreparedTransaction, severity, detail, fix);
         look.report.find(finding.sql(format!("ROLLBACK PREPARED {}", literal(gid))));
     }
 }
 
 fn replication_slots(look: &mut Look<'_>) {
+    // Slots that are kept in step with a primary's (Postgres 17) are never active, and stay.
     let sql = "SELECT slot_name, slot_type, pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
-                          ELSE pg_current_wal_lsn() END, restart_lsn)::bigint, xmin IS NOT NULL OR catalog_xmin IS NOT NULL
-                 FROM pg_replication_slots WHERE NOT active ORDER BY 3 DESC NULLS LAST LIMIT 20";
+                          ELSE pg_current_wal_lsn() END, restart_lsn)::bigint, xmin IS NOT NULL OR catalog_xmin IS NOT NULL,
+                      wal_status = 'lost'
+                 FROM pg_replication_slots s
+                WHERE NOT active AND NOT coalesce((to_jsonb(s)->>'synced')::boolean, false) ORDER BY 3 DESC NULLS LAST LIMIT 20";
     let Some(answer) = look.ask("replication slots", sql, &[]) else { return };
     for row in (0..answer.len()).take(NAMED) {
         let name = answer.text(row, 0);
         let kept = answer.number(row, 2).unwrap_or(0);
         let rows = if answer.is(row, 3) { ", and dead rows that vacuum can't take away" } else { "" };
-        let detail = format!(
-            "nobody reads from the {} replication slot {name}: it keeps {} of WAL on the disk{rows}",
-            answer.text(row, 1),
-            crate::doctor::look::bytes(kept)
-        );
+        let costs = match answer.is(row, 4) {
+            true => "it has lost the WAL that its reader would need, and is good for nothing any more".to_owned(),
+            false => format!("it keeps {} of WAL on the disk{rows}", crate::doctor::look::bytes(kept)),
+        };
+        let detail = format!("nobody reads from the {} replication slot {name}: {costs}", answer.text(row, 1));
         let fix = "bring its reader back, or drop the slot";
         let finding = Finding::new(FindingCode::ReplicationSlot, Severity::Warning, detail, fix);
         look.report.find(finding.sql(format!("SELECT pg_drop_replication_slot({})", literal(name))));

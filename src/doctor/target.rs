@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::db::roles::DEMO_LOAD_LOCK;
 use crate::db::{DbError, targets};
 use crate::doctor::connect;
-use crate::doctor::look::{Look, identifier, literal};
+use crate::doctor::look::{Look, MayGoOn, identifier};
 use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
 use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
@@ -39,6 +39,8 @@ pub struct Examined<'t> {
     pub allow_unsafe_role: bool,
     /// Connections that one process may open.
     pub connections: Connections,
+    /// The `application_name` of the session that looks.
+    pub session_name: &'t str,
 }
 
 /// What only the queue knows of a target.
@@ -75,9 +77,9 @@ impl FromQueue {
             #[diesel(sql_type = BigInt)]
             count: i64,
         }
-        let running = diesel::sql_query("SELECT id, lease FROM jobs WHERE target = $1 AND state = 'running'")
-            .bind::<Text, _>(target)
-            .load::<Running>(connection)?;
+        // Of every target: two of them may be the same database.
+        let running =
+            diesel::sql_query("SELECT id, lease FROM jobs WHERE state = 'running'").load::<Running>(connection)?;
         // The latest of each table: history may be long, and somebody waits for the answer.
         let names = |table: &str| {
             format!(
@@ -103,12 +105,21 @@ impl FromQueue {
     }
 }
 
-/// Looks at a target. Without the queue's word nothing is said of what was left behind by jobs.
-pub fn examine(target: &Examined<'_>, from_queue: Option<&FromQueue>) -> Report {
+/// Looks at a target, for as long as `may_go_on` says yes. Without the queue's word nothing is said of what was left behind by
+/// jobs, but why there is none.
+pub fn examine(target: &Examined<'_>, from_queue: Result<&FromQueue, &str>, may_go_on: MayGoOn<'_>) -> Report {
     let mut report = Report::new(Subject::Target, Some(target.name));
     connect::explain(&mut report, target.dsn);
-    if let Some(mut session) = connect::connect(&mut report, target.dsn) {
-        let mut look = Look { session: &mut session, report: &mut report };
+    if let Err(why) = from_queue {
+        let detail = format!(
+            "could not ask the queue for running jobs and processes, so sessions that nobody needs aren't told: {why}"
+        );
+        let fix = "see what is said of the queue, and run it again";
+        report.find(Finding::new(FindingCode::NotLookedAt, Severity::Warning, detail, fix));
+    }
+    let from_queue = from_queue.ok();
+    if let Some(mut session) = connect::connect(&mut report, target.dsn, target.session_name) {
+        let mut look = Look::new(&mut session, &mut report, may_go_on);
         server::look(&mut look, target.connections, from_queue.map_or(1, |queue| queue.processes));
         read_only(&mut look, target);
         too_strong(&mut look, target);
@@ -158,14 +169,14 @@ fn too_strong(look: &mut Look<'_>, target: &Examined<'_>) {
         if target.allow_unsafe_role { "allow_unsafe_role lets it" } else { "slowlane refuses it at the start" };
     let detail = format!("the work role {what}, and whoever may submit a job can do all that it may; {allowed}");
     let fix = format!(
-        "use a role of its own: `slowlane doctor --role-sql {}` prints the SQL; or take the right away:",
+        "name a role of its own in the connection string, and make it by what `slowlane doctor --role-sql {}` prints; or take the right away",
         target.name
     );
     let mut finding = Finding::new(FindingCode::RoleTooStrong, severity, detail, fix);
-    if rights.superuser {
-        finding = finding.sql(format!("ALTER ROLE {role} NOSUPERUSER"));
-    }
-    if rights.creates_roles {
+    // Whose superuser it is isn't known here: taking that right away may lock everybody out.
+    if rights.superuser || rights.may_become_superuser {
+        finding = finding.sql(format!("CREATE ROLE {} LOGIN", identifier(&format!("{}_work", target.name))));
+    } else if rights.creates_roles {
         finding = finding.sql(format!("ALTER ROLE {role} NOCREATEROLE"));
     }
     for group in rights.memberships.split(", ").filter(|group| !group.is_empty()) {
@@ -178,8 +189,16 @@ fn too_strong(look: &mut Look<'_>, target: &Examined<'_>) {
 }
 
 fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
-    let sql = "WITH t AS (
-                   SELECT c.oid, c.relkind, pg_has_role(c.relowner, 'USAGE') AS owned FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    // From 17 on a table can be maintained by others than its owner.
+    let newer = look.session.server_version() >= 170_000;
+    let owned = match newer {
+        true => {
+            "(pg_has_role(c.relowner, 'USAGE') OR c.relkind IN ('r', 'p', 'm') AND has_table_privilege(c.oid, 'MAINTAIN'))"
+        }
+        false => "pg_has_role(c.relowner, 'USAGE')",
+    };
+    let sql = format!("WITH t AS (
+                   SELECT c.oid, c.relkind, {owned} AS owned FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
                       AND n.nspname NOT IN ('information_schema', 'slowlane') AND has_schema_privilege(n.oid, 'USAGE'))
                SELECT count(*) FILTER (WHERE has_table_privilege(oid, 'SELECT') OR has_any_column_privilege(oid, 'SELECT')),
@@ -191,8 +210,8 @@ fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
                       EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
                                WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
                                  AND n.nspname NOT IN ('information_schema', 'slowlane'))
-                 FROM t";
-    let Some(answer) = look.ask("what the role may do for each kind", sql, &[]) else { return };
+                 FROM t");
+    let Some(answer) = look.ask("what the role may do for each kind", &sql, &[]) else { return };
     let number = |column| answer.number(0, column).unwrap_or(0);
     let (reads, changes, inserts, owns, views) = (number(0), number(1), number(2), number(3), number(4));
     let temporary = answer.is(0, 5);
@@ -234,17 +253,14 @@ fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
         weak(Severity::Info, "import", "may make no temporary table, which on_conflict needs", &[grant]);
     }
     if owns == 0 {
-        weak(
-            Severity::Info,
-            "maintain",
-            "owns no table: on Postgres 17 and newer MAINTAIN will do for vacuum, analyze and reindex",
-            &[format!(
-                "GRANT pg_maintain TO {role} -- Postgres 17 and newer; before, make it a member of the tables' owner"
-            )],
-        );
+        let (lacks, grant) = match newer {
+            true => ("may maintain no table", vec![format!("GRANT pg_maintain TO {role}")]),
+            false => ("owns no table, and before Postgres 17 only an owner may maintain one", Vec::new()),
+        };
+        weak(Severity::Info, "maintain", lacks, &grant);
     }
     if number(8) > 0 && views == 0 {
-        weak(Severity::Info, "refresh", "owns no materialized view", &[]);
+        weak(Severity::Info, "refresh", "may refresh no materialized view: it owns none", &[]);
     }
 }
 
@@ -314,7 +330,7 @@ fn invalid_indexes(look: &mut Look<'_>, from_queue: Option<&FromQueue>) {
 fn staging(look: &mut Look<'_>) {
     let sql = format!(
         "SELECT n.nspname FROM pg_namespace n
-                WHERE n.nspname ~ '^slowlane_demo_[0-9a-f]{{32}}$' AND obj_description(n.oid, 'pg_namespace') IS NOT NULL
+                WHERE n.nspname ~ '^slowlane_demo_[0-9a-f]{{32}}$' AND obj_description(n.oid, 'pg_namespace') LIKE 'slowlane demo load%'
                   AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.granted
                         AND (l.classid::bigint << 32 | l.objid::bigint) = {DEMO_LOAD_LOCK}
                         AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
@@ -351,9 +367,8 @@ fn orphans(look: &mut Look<'_>, queue: &FromQueue) {
                 .map(|event| format!(", waits for {event}"))
                 .unwrap_or_default()
         );
-        let fix = "it is ended when its job is taken over; by hand, as the same role:";
+        let fix = "it is ended when its job is taken over, unless it is a job of another slowlane that works here too; by hand, as the same role:";
         let finding = Finding::new(FindingCode::OrphanedSession, Severity::Warning, detail, fix);
-        look.report
-            .find(finding.sql(format!("SELECT pg_terminate_backend({pid}) -- {}", literal(answer.text(row, 1)))));
+        look.report.find(finding.sql(format!("SELECT pg_terminate_backend({pid})")));
     }
 }

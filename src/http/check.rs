@@ -3,7 +3,6 @@
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use crate::http::asking::ask_a_worker;
-use crate::http::operate::target_not_found;
 use crate::http::problem::{Code, FieldError, Problem};
 use crate::http::{State, strict_json, submit};
 use crate::kinds::CHECK;
@@ -19,7 +18,9 @@ pub(super) async fn check(
     let body = body.map_err(|error| submit::unreadable(&error))?;
     let queue = queue(&request, &body)?;
     if !shared.targets.contains_key(name.as_str()) {
-        return Err(target_not_found());
+        let known: Vec<&str> = shared.targets.keys().map(String::as_str).collect();
+        return Err(Problem::new(Code::TargetNotFound, "this server has no target of this name")
+            .field("name", format!("expected one of: {}", known.join(", "))));
     }
     let default = || shared.queues.iter().find(|queue| *queue == "default").or(shared.queues.first()).cloned();
     let args = RawJson::of(&serde_json::json!({})).map_err(|error| Problem::internal(&error))?;

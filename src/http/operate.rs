@@ -301,7 +301,7 @@ pub(super) async fn pause(
     check_queue(&shared, &name).await?;
     let (asked, why) = (name.clone(), reason.clone());
     shared.doorway.run(move |connection| queues::pause(connection, &asked, why.as_deref())).await?;
-    log::info!(queue = name.as_str(), reason = reason.unwrap_or_default(); "a queue is paused");
+    log::info!(queue:? = name.as_str(), reason:? = reason.unwrap_or_default(); "a queue is paused");
     wait_for_claims(&shared).await?;
     changed(&shared, name.into_inner()).await
 }
@@ -340,7 +340,7 @@ pub(super) async fn resume(
     check_queue(&shared, &name).await?;
     let asked = name.clone();
     if shared.doorway.run(move |connection| queues::resume(connection, &asked)).await? {
-        log::info!(queue = name.as_str(); "a queue is served again");
+        log::info!(queue:? = name.as_str(); "a queue is served again");
         // Nothing of it was claimed, so nobody is past any of its jobs: a word is enough to have them looked for.
         shared.signals.look_again();
     }
@@ -413,7 +413,7 @@ pub(super) async fn targets(request: HttpRequest, shared: State) -> Result<HttpR
     Ok(HttpResponse::Ok().json(Targets { targets, looked_at: Time(overview.at) }))
 }
 
-pub(super) fn target_not_found() -> Problem {
+fn target_not_found() -> Problem {
     Problem::new(Code::TargetNotFound, "there is no such target")
         .field("name", "expected a target that GET /v1/targets lists")
 }

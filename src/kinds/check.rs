@@ -35,8 +35,13 @@ impl Work for Check {
             read_only: settings.read_only,
             statements_only: settings.statements_only,
             allow_unsafe_role: settings.allow_unsafe_role,
+            // What else of this process goes to the same server is known to whoever has all of its settings.
             connections: Connections { here: target.size().saturating_add(CONNECTIONS_BESIDE), beside: 0 },
+            // Whoever ends the sessions of this attempt ends this one too.
+            session_name: &ctx.lease().application_name(),
         };
-        Ok(examine(&examined, Some(&from_queue)))
+        let report = examine(&examined, Ok(&from_queue), &|| ctx.check().is_ok());
+        ctx.check()?;
+        Ok(report)
     }
 }

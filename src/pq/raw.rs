@@ -143,7 +143,12 @@ impl Conn {
         let mut wants = pq::PostgresPollingStatusType::PGRES_POLLING_WRITING;
         loop {
             // SAFETY: the connection lives.
-            entered(unsafe { pq::PQstatus(conn.as_ptr()) });
+            let (status, socket) = unsafe { (pq::PQstatus(conn.as_ptr()), pq::PQsocket(conn.as_ptr())) };
+            entered(status);
+            // Such as a socket that isn't there: then there is nothing to wait for.
+            if status == pq::ConnStatusType::CONNECTION_BAD || socket < 0 {
+                return Err(Progress::Failed(conn.error_message()));
+            }
             let (reads, writes) = match wants {
                 pq::PostgresPollingStatusType::PGRES_POLLING_READING => (1, 0),
                 pq::PostgresPollingStatusType::PGRES_POLLING_WRITING => (0, 1),
@@ -151,8 +156,13 @@ impl Conn {
                 _ => return Err(Progress::Failed(conn.error_message())),
             };
             // SAFETY: the connection lives; the socket is its own.
-            if unsafe { pq::PQsocketPoll(pq::PQsocket(conn.as_ptr()), reads, writes, until) } <= 0 {
-                return Err(Progress::TimedOut);
+            match unsafe { pq::PQsocketPoll(socket, reads, writes, until) } {
+                1.. => {}
+                // A signal came, such as one that has something read again.
+                code if code < 0 && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {
+                    continue;
+                }
+                _ => return Err(Progress::TimedOut),
             }
             // SAFETY: the connection lives and is ours.
             wants = unsafe { pq::PQconnectPoll(conn.as_ptr()) };

@@ -12,7 +12,7 @@ use crate::pq::raw::{Conn, Progress};
 use crate::pq::resolve::with_addresses;
 use crate::pq::session::{Session, connect_failure};
 
-/// What came of connecting, and how long each step took. Of several addresses the steps of all are added up.
+/// What came of connecting, and how long each step took. Of several addresses the steps of all that were tried are added up.
 pub struct Trace {
     /// In the order in which they began: `resolve`, `connect`, `tls`, `login`, `startup`, `session_attributes`.
     pub steps: Vec<(&'static str, Duration)>,
@@ -20,8 +20,8 @@ pub struct Trace {
     pub outcome: Result<Session, ConnectFailure>,
 }
 
-/// Connects as [`Session::connect`] does, for at most the string's `connect_timeout` for each address, 5 s where it says
-/// nothing.
+/// Connects as [`Session::connect`] does: to one address after the other, to each for at most the string's `connect_timeout`,
+/// 5 s where it says nothing.
 pub fn trace_connect(dsn: &Dsn) -> Trace {
     let began = Instant::now();
     let resolved = with_addresses(&dsn.clone().with_default("connect_timeout", "5"));
@@ -30,13 +30,49 @@ pub fn trace_connect(dsn: &Dsn) -> Trace {
     Trace { steps, outcome }
 }
 
+/// libpq would wait for the first address for ever when it is asked step by step, so each has a string of its own.
+fn each_address(dsn: &Dsn) -> Vec<Dsn> {
+    let list = |keyword: &str| -> Vec<&str> { dsn.get(keyword).map_or(Vec::new(), |text| text.split(',').collect()) };
+    let (hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+    let count = hosts.len().max(addresses.len());
+    if count < 2 {
+        return vec![dsn.clone()];
+    }
+    let lists = [("host", hosts), ("hostaddr", addresses), ("port", ports)];
+    let one = |n: usize| {
+        lists.iter().fold(dsn.clone(), |dsn, (keyword, values)| match values.get(n).or(values.first()) {
+            Some(value) => dsn.with(keyword, value),
+            None => dsn,
+        })
+    };
+    (0..count).map(one).collect()
+}
+
 fn connect(dsn: &Dsn, steps: &mut Vec<(&'static str, Duration)>) -> Result<Session, ConnectFailure> {
-    let given = |keyword: &str| dsn.get(keyword).unwrap_or_default();
-    let seconds = given("connect_timeout").trim().parse::<u64>().ok().filter(|seconds| *seconds > 0).unwrap_or(60);
-    let addresses = given("host").split(',').count().max(given("hostaddr").split(',').count());
-    let patience = Duration::from_secs(seconds.saturating_mul(u64::try_from(addresses).unwrap_or(1)));
+    let mut failures = Vec::new();
+    let addresses = each_address(dsn);
+    // Any will do where none is what would be liked better.
+    let prefers = dsn.get("target_session_attrs") == Some("prefer-standby") && addresses.len() > 1;
+    let again = addresses.iter().map(|dsn| dsn.clone().with("target_session_attrs", "any")).filter(|_| prefers);
+    let first = addresses.iter().map(|dsn| match prefers {
+        true => dsn.clone().with("target_session_attrs", "standby"),
+        false => dsn.clone(),
+    });
+    for dsn in first.chain(again) {
+        match connect_to(&dsn, steps) {
+            Ok(session) => return Ok(session),
+            Err(raw) => failures.push(raw),
+        }
+    }
+    Err(connect_failure(dsn, &failures.join("\n")))
+}
+
+/// One address. The error is libpq's raw text.
+fn connect_to(dsn: &Dsn, steps: &mut Vec<(&'static str, Duration)>) -> Result<Session, String> {
+    let timeout = dsn.get("connect_timeout").and_then(|text| text.trim().parse::<u64>().ok());
+    let patience = Duration::from_secs(timeout.filter(|seconds| *seconds > 0).unwrap_or(60));
     let line = Line::new(dsn.get("application_name").unwrap_or("slowlane"), Patience::Endless);
-    let conninfo = CString::new(dsn.conninfo().expose()).map_err(|_| ConnectFailure::Other)?;
+    let conninfo = CString::new(dsn.conninfo().expose()).map_err(|_| String::new())?;
     let mut current: Option<(&'static str, Instant)> = None;
     let mut enter = |step: Option<&'static str>| {
         if step == current.map(|(name, _)| name) {
@@ -54,8 +90,9 @@ fn connect(dsn: &Dsn, steps: &mut Vec<(&'static str, Duration)>) -> Result<Sessi
     enter(None);
     match outcome {
         Ok(conn) => Ok(Session { conn }),
-        Err(Progress::TimedOut) => Err(ConnectFailure::TimedOut),
-        Err(Progress::Failed(raw)) => Err(connect_failure(dsn, &raw)),
+        // What libpq itself says of it where it keeps the time.
+        Err(Progress::TimedOut) => Err("timeout expired".to_owned()),
+        Err(Progress::Failed(raw)) => Err(raw),
     }
 }
 

@@ -107,10 +107,15 @@ fn today(connection: &mut PgConnection) -> Result<NaiveDate, DbError> {
 }
 
 fn missing_days(connection: &mut PgConnection, first: NaiveDate, days: u64) -> Result<Vec<NaiveDate>, DbError> {
-    let rows = diesel::sql_query(
+    // Of each table: one alone may have been dropped, or taken out.
+    let tables = TABLES.map(|table| format!("'{table}'")).join(", ");
+    let rows = diesel::sql_query(format!(
         "SELECT d::date AS day FROM generate_series($1::date, $1::date + $2::int - 1, interval '1 day') d
-          WHERE to_regclass('slowlane.finished_jobs_' || to_char(d, 'YYYYMMDD')) IS NULL ORDER BY 1",
-    )
+          WHERE EXISTS (SELECT FROM unnest(ARRAY[{tables}]) AS t(name)
+              WHERE NOT EXISTS (SELECT FROM pg_inherits i
+                  WHERE i.inhrelid = to_regclass('slowlane.' || t.name || '_' || to_char(d, 'YYYYMMDD')) AND NOT i.inhdetachpending))
+          ORDER BY 1"
+    ))
     .bind::<Date, _>(first)
     .bind::<BigInt, _>(i64::try_from(days).unwrap_or(i64::MAX))
     .load::<DayRow>(connection)?;

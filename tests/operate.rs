@@ -32,7 +32,7 @@ fn nothing_of_a_paused_queue_begins_and_what_runs_goes_on() {
     assert_eq!(paused.status, 200);
     let paused = paused.json();
     assert_eq!((&paused["name"], &paused["paused_reason"]), (&json!("default"), &json!("a new index is built")));
-    assert_eq!(paused["jobs"]["running"], 1);
+    assert_eq!(queue(&app, "default")["jobs"]["running"], 1);
     // It accepts as ever, and others are served.
     let waiting = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT 1"}}));
     let elsewhere = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT 1"}, "queue": "other"}));
@@ -70,7 +70,12 @@ fn a_pause_survives_restarts_and_holds_for_every_process() {
     eventually("the other process has looked", || self::queue(&first, "default")["served_by"]["workers"] == 2);
     assert_eq!(first.job(&id)["state"], "queued");
     // Whoever resumes it wakes the others.
+    let mut hints = first.queue.session();
+    hints.execute_batch("LISTEN slowlane").unwrap();
     first.post("/v1/queues/default/resume", &json!({}));
+    let woken = std::iter::from_fn(|| hints.wait_notification(Duration::from_secs(5)).unwrap());
+    let mut woken = woken.map(|hint| hint.payload);
+    assert!(woken.any(|payload| payload.contains(r#""message":{"ready":[]}"#)), "nobody was told");
     assert_eq!(second.client.ended(&id)["state"], "succeeded");
 }
 

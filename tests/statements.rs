@@ -298,17 +298,24 @@ fn a_backfill_does_not_go_on_as_another_statement() {
     fs::write(folder.path().join("fill.sql"), FILL.replace("batch_rows = 2", "batch_rows = 2\n-- max_rate = 1"))
         .unwrap();
     let app = app(folder.path());
-    let id = app.submit(&statement("fill", &json!({"word": "same"})));
+    let mut job = statement("fill", &json!({"word": "same"}));
+    job["max_attempts"] = json!(2);
+    let id = app.submit(&job);
     eventually("a batch is done", || app.target.count("SELECT count(*) FROM public.t WHERE name = 'same'") > 0);
     assert_eq!(app.post(&format!("/v1/jobs/{id}/pause"), &json!({})).status, 202);
     eventually("it is paused", || app.job(&id)["state"] == "paused");
     let version = app.job(&id)["statement"]["version"].clone();
-    fs::write(folder.path().join("fill.sql"), FILL).unwrap();
+    // Not even as another kind.
+    let other = "-- kind = 'execute'\n-- [[params]]\n-- name = 'word'\n-- type = 'text'\nDELETE FROM t WHERE name = $1";
+    fs::write(folder.path().join("fill.sql"), other).unwrap();
     app.post("/v1/statements/reload", &json!({}));
     assert_eq!(app.post(&format!("/v1/jobs/{id}/resume"), &json!({})).status, 202);
+    // It is tried again: another process may have the right one.
     let job = app.ended(&id);
+    assert_eq!(job["attempt"], 2);
     assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("statement_changed")), "{job}");
     assert_eq!(job["statement"]["version"], version, "nothing of the other one ran");
+    assert_eq!(app.target.count("SELECT count(*) FROM public.t"), 5);
     // A query has nothing to go on from: it has no pause.
     let late = app
         .post("/v1/jobs", &json!({"kind": "statement", "args": {"name": "late"}, "run_at": "2100-01-01T00:00:00Z"}))
@@ -452,7 +459,7 @@ fn a_folder_is_checked_before_it_is_used() {
     let (status, out, err) = check(&target, good.path(), &[]);
     assert_eq!(status, Some(0), "{out}{err}");
     assert!(
-        out.contains("4 saved statements") && out.contains("ok     late (query on default, planned at a cost of"),
+        out.contains("4 saved statements") && out.contains("ok      late (query on default, planned at a cost of"),
         "{out}"
     );
 
@@ -472,6 +479,11 @@ fn a_folder_is_checked_before_it_is_used() {
         ("j.sql", "-- kind = 'query'\nDELETE FROM t"),
         ("k.sql", "-- kind = 'query'\n-- timeout = 'x'\nSELECT 1"),
         ("l.sql", "-- kind = 'query'\n-- [[params]]\n-- name = 'x'\n-- type = 'no_such_type'\nSELECT $1"),
+        ("m.sql", "-- kind = 'execute'\n\nSET LOCAL work_mem = '1MB';\n-- a note\nDELETE FROM made_by_nobody"),
+        ("n.sql", "-- kind = 'query'\nWITH d AS (DELETE FROM t RETURNING id) SELECT * FROM d"),
+        ("o.sql", "-- kind = 'query'\nSELECT * FROM t FOR UPDATE"),
+        ("p.sql", "-- kind = 'execute'\nCREATE INDEX CONCURRENTLY i ON t (name)"),
+        ("q.sql", "-- kind = 'execute'\nSELECT id INTO kept FROM t;\nSELECT * FROM kept"),
     ]);
     let (status, out, err) = check(&target, bad.path(), &["--json"]);
     assert_eq!(status, Some(4), "{out}{err}");
@@ -504,6 +516,11 @@ fn a_folder_is_checked_before_it_is_used() {
         ("i", false, Value::Null, Value::Null, Value::Null),
         ("j", false, json!(2), json!("statement_not_allowed"), json!(false)),
         ("l", false, json!(5), json!("invalid_parameter"), json!(false)),
+        ("m", false, json!(5), json!("sql_error"), json!(false)),
+        ("n", false, json!(2), json!("read_only"), json!(false)),
+        ("o", false, json!(2), json!("read_only"), json!(false)),
+        ("p", false, json!(2), json!("statement_not_allowed"), json!(false)),
+        ("q", true, json!(3), json!("sql_error"), json!(true)),
     ];
     for (found, expected) in found.iter().zip(&expected) {
         let (name, valid, line, code, uncertain) = expected;
@@ -513,6 +530,49 @@ fn a_folder_is_checked_before_it_is_used() {
     assert_eq!(report["statements"][8]["unknown_target"], true);
     assert_eq!(report["broken"][0]["file"], "k.sql");
     assert_eq!(target.count("SELECT count(*) FROM public.t"), 5, "something was run");
+    assert_eq!(report["statements"][3]["unplanned"], json!([2]), "{report}");
+    // What only may stand in the way is told apart, and so is what can't run where nothing can be written.
+    let perhaps = folder(&[("d.sql", "-- kind = 'execute'\nCREATE TABLE made (a int);\nINSERT INTO made VALUES (1)")]);
+    let (status, out, _) = check(&target, perhaps.path(), &[]);
+    assert!(
+        status == Some(3) && out.contains("perhaps d (execute") && out.contains("of line 2 only the syntax"),
+        "{out}"
+    );
+    let settings = folder(&[(
+        "slowlane.toml",
+        "[targets.default]\ndsn_env = 'TARGET_URL'\nread_only = true\n[targets.away]\ndsn_env = 'NOT_SET'\n",
+    )]);
+    let mut reading = program();
+    reading
+        .args(["statements", "check", "--json", "--config"])
+        .arg(settings.path().join("slowlane.toml"))
+        .arg(good.path());
+    let output = reading.env("TARGET_URL", target.dsn.to_url().expose()).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let valid: Vec<(&str, bool)> = report["statements"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| (s["name"].as_str().unwrap(), s["valid"].as_bool().unwrap()))
+        .collect();
+    assert_eq!(valid, [("change", false), ("fill", false), ("late", true), ("view", false)], "{report}");
+    assert_eq!(report["statements"][0]["findings"][0]["error"]["code"], "read_only");
+    // One target that can't be asked takes nothing from the others.
+    let two = folder(&[
+        ("a.sql", "-- kind = 'query'\nSELECT 1"),
+        ("b.sql", "-- kind = 'query'\n-- target = 'away'\nSELECT 1"),
+    ]);
+    let mut asking = program();
+    asking.args(["statements", "check", "--config"]).arg(settings.path().join("slowlane.toml")).arg(two.path());
+    let output = asking.env("TARGET_URL", target.dsn.to_url().expose()).output().unwrap();
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.code() == Some(1)
+            && out.contains("ok      a")
+            && out.contains("FAILED  b")
+            && out.contains("NOT_SET is not set"),
+        "{out}"
+    );
     // What can't be found out is neither.
     assert_eq!(check(&target, Path::new("/nowhere"), &[]).0, Some(1));
 }
@@ -543,9 +603,10 @@ fn the_page_has_every_key_of_a_header_and_of_a_parameter() {
 fn the_demos_statements_can_be_used() {
     let demo = Postgres::shared().demo();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/statements");
+    // One makes a table and fills it: before its first run, the check can't know that the second would find it.
     let (status, out, err) = check(&demo, &folder, &[]);
-    assert_eq!(status, Some(0), "{out}{err}");
-    assert!(out.contains("3 saved statements"), "{out}");
+    assert_eq!(status, Some(3), "{out}{err}");
+    assert!(out.contains("perhaps report_delays") && out.contains("3 saved statements"), "{out}");
     let app = TestApp::on(Postgres::shared().queue(), demo, |config| config.statements = Some(folder));
     let late = run(&app, "late_flights", &json!({"month": 7, "carrier": "UA", "minutes": 300}));
     assert_eq!(late["state"], "succeeded", "{late}");

@@ -11,7 +11,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::cli::{Failure, Sources, dsn_reader};
-use crate::config::{Connections, TargetConfig};
+use crate::config::{ConfigError, Connections, TargetConfig};
 use crate::db::sessions;
 use crate::kinds::WorkError;
 use crate::kinds::statement::{self, check};
@@ -28,7 +28,8 @@ pub enum Statements {
 /// The arguments of `slowlane statements check`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Exit status: 0 when every statement can be used, 4 when one can't, 1 when that could not be found out."
+    after_help = "Exit status: 0 when every statement can be used, 3 when it is uncertain of one, 4 when one can't, 1 when a target \
+                        could not be asked."
 )]
 pub struct Check {
     #[command(flatten)]
@@ -69,25 +70,28 @@ struct Looked<'l> {
     valid: bool,
     /// The settings don't name its target.
     unknown_target: bool,
+    /// Its target could not be asked, for this reason.
+    not_asked: Option<String>,
     #[serde(flatten)]
     checked: check::Checked,
 }
 
-/// The sessions with the targets, opened when they are first needed.
+/// The sessions with the targets, opened when they are first needed, or why there is none.
 struct Targets {
-    configured: BTreeMap<String, TargetConfig>,
-    open: BTreeMap<String, Session>,
+    configured: BTreeMap<String, Result<TargetConfig, ConfigError>>,
+    open: BTreeMap<String, Result<Session, String>>,
 }
 
 impl Targets {
-    /// `None` for a target that the settings don't name.
-    fn session(&mut self, name: &str) -> Result<Option<&mut Session>, Failure> {
-        let Some(target) = self.configured.get(name) else { return Ok(None) };
-        if !self.open.contains_key(name) {
-            let session = sessions::open_alone(&target.dsn, "slowlane statements check");
-            self.open.insert(name.to_owned(), session.map_err(|error| format!("target {name}: {error}"))?);
-        }
-        Ok(self.open.get_mut(name))
+    /// A session, and whether it can only read. `None` for a target that the settings don't name.
+    fn session(&mut self, name: &str) -> Option<Result<(&mut Session, bool), String>> {
+        let target = match self.configured.get(name)? {
+            Ok(target) => target,
+            Err(error) => return Some(Err(error.to_string())),
+        };
+        let open = || sessions::open_alone(&target.dsn, "slowlane statements check").map_err(|error| error.to_string());
+        let session = self.open.entry(name.to_owned()).or_insert_with(open);
+        Some(session.as_mut().map(|session| (session, target.read_only)).map_err(|error| error.clone()))
     }
 }
 
@@ -110,11 +114,11 @@ impl Check {
         )?;
         let set = statement::open(&folder)?;
         let loaded = set.loaded();
-        let configured = self.connections.targets(&file, dsn_reader(config.dsn_strict))?;
+        let configured = self.connections.each_target(&file, dsn_reader(config.dsn_strict))?;
         let mut targets = Targets { configured, open: BTreeMap::new() };
         let mut statements = Vec::new();
         for saved in loaded.statements.values() {
-            statements.push(look(&mut targets, saved)?);
+            statements.push(look(&mut targets, saved));
         }
         let report = Report {
             folder: folder.display().to_string(),
@@ -129,7 +133,7 @@ impl Check {
         };
         match written {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
-            _ => Ok(ExitCode::from(if report.valid { 0 } else { 4 })),
+            _ => Ok(ExitCode::from(report.status())),
         }
     }
 }
@@ -141,54 +145,90 @@ fn broken(loaded: &Loaded) -> Vec<BrokenFile<'_>> {
         .collect()
 }
 
-fn look<'l>(targets: &mut Targets, saved: &'l Statement) -> Result<Looked<'l>, Failure> {
-    let checked = match targets.session(&saved.target)? {
-        None => None,
-        Some(session) => Some(check::check(session, saved).map_err(|error| match error {
-            WorkError::Retry(error) | WorkError::Unavailable(error) => format!("target {}: {error}", saved.target),
-            _ => format!("target {} could not be asked", saved.target),
-        })?),
-    };
-    Ok(Looked {
+fn look<'l>(targets: &mut Targets, saved: &'l Statement) -> Looked<'l> {
+    let asked = targets.session(&saved.target);
+    let unknown_target = asked.is_none();
+    let checked = asked.unwrap_or(Err(String::new())).and_then(|(session, read_only)| {
+        check::check(session, saved, read_only).map_err(|error| match error {
+            WorkError::Retry(error) | WorkError::Unavailable(error) => error.to_string(),
+            _ => "it could not be asked".to_owned(),
+        })
+    });
+    Looked {
         name: &saved.name,
         file: &saved.file,
         kind: saved.kind.as_str(),
         target: &saved.target,
         version: &saved.version,
-        valid: checked.as_ref().is_some_and(check::Checked::is_valid),
-        unknown_target: checked.is_none(),
+        valid: checked.as_ref().is_ok_and(check::Checked::is_valid),
+        unknown_target,
+        not_asked: checked.as_ref().err().filter(|_| !unknown_target).cloned(),
         checked: checked.unwrap_or_default(),
-    })
+    }
+}
+
+impl Looked<'_> {
+    /// Something may stand in its way.
+    fn is_uncertain(&self) -> bool {
+        self.valid && !self.checked.findings.is_empty()
+    }
 }
 
 impl Report<'_> {
+    fn status(&self) -> u8 {
+        match () {
+            () if !self.broken.is_empty() => 4,
+            () if self.statements.iter().any(|looked| !looked.valid && looked.not_asked.is_none()) => 4,
+            () if self.statements.iter().any(|looked| looked.not_asked.is_some()) => 1,
+            () if self.statements.iter().any(Looked::is_uncertain) => 3,
+            () => 0,
+        }
+    }
+
     fn print(&self, out: &mut impl Write) -> io::Result<()> {
         for looked in &self.statements {
-            let word = if looked.valid { "ok" } else { "FAILED" };
+            let word = match looked.valid {
+                true if looked.is_uncertain() => "perhaps",
+                true => "ok",
+                false => "FAILED",
+            };
             let cost: f64 = looked.checked.plans.iter().filter_map(|plan| plan.estimated_cost).sum();
             let planned = if looked.checked.plans.is_empty() {
                 String::new()
             } else {
                 format!(", planned at a cost of {cost:.0}")
             };
-            writeln!(out, "{word:6} {} ({} on {}{planned})", looked.name, looked.kind, looked.target)?;
+            writeln!(out, "{word:7} {} ({} on {}{planned})", looked.name, looked.kind, looked.target)?;
             if looked.unknown_target {
-                writeln!(out, "       {}: the settings name no target {}", looked.file, looked.target)?;
+                writeln!(out, "        {}: the settings name no target {}", looked.file, looked.target)?;
+            }
+            if let Some(why) = &looked.not_asked {
+                writeln!(out, "        the target {} could not be asked: {why}", looked.target)?;
+            }
+            if !looked.checked.unplanned.is_empty() {
+                let lines: Vec<String> = looked.checked.unplanned.iter().map(ToString::to_string).collect();
+                writeln!(out, "        {}: of line {} only the syntax was looked at", looked.file, lines.join(", "))?;
             }
             for finding in &looked.checked.findings {
                 let perhaps = if finding.uncertain { "perhaps: " } else { "" };
-                writeln!(out, "       {}:{}: {perhaps}{}", looked.file, finding.line, finding.error)?;
+                writeln!(out, "        {}:{}: {perhaps}{}", looked.file, finding.line, finding.error)?;
                 for more in finding.error.detail.iter().chain(&finding.error.hint) {
-                    writeln!(out, "         {more}")?;
+                    writeln!(out, "          {more}")?;
                 }
             }
         }
         for broken in &self.broken {
-            writeln!(out, "FAILED {}:{}: {}", broken.file, broken.line, broken.message)?;
+            writeln!(out, "FAILED  {}:{}: {}", broken.file, broken.line, broken.message)?;
         }
         let failed = self.statements.iter().filter(|looked| !looked.valid).count() + self.broken.len();
+        let uncertain = self.statements.iter().filter(|looked| looked.is_uncertain()).count();
+        let of_all = format!("{} saved statements in {}", self.statements.len(), self.folder);
         match failed {
-            0 => writeln!(out, "{} saved statements in {}: all can be used", self.statements.len(), self.folder),
+            0 if uncertain == 0 => writeln!(out, "{of_all}: all can be used"),
+            0 => writeln!(
+                out,
+                "{of_all}: nothing stands in their way for certain; of {uncertain} it can't be known before they run"
+            ),
             n => writeln!(out, "{n} of {} in {} can't be used", self.statements.len() + self.broken.len(), self.folder),
         }
     }

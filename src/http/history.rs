@@ -170,10 +170,11 @@ async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<NewJob, Problem> {
     // What this process no longer knows can't run again.
     submit::check_names(shared, &job)?;
     // Nor can its caller ask for less time than it had, when its saved statement has less by now.
-    if let Some(longest) = shared.registry.longest_ms(&job.kind, &job.args.0) {
-        job.timeout_ms = job.timeout_ms.min(longest);
+    let named = shared.registry.named(&job.kind, &job.args.0);
+    if let Some(statement) = named.statement() {
+        job.timeout_ms = job.timeout_ms.min(statement.timeout_ms);
     }
-    submit::check_statement(shared, &job)?;
+    submit::check_statement(&job, &named)?;
     Ok(job)
 }
 

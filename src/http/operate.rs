@@ -1,6 +1,7 @@
 //! `GET /v1/workers`, `/v1/targets` and `/v1/queues`, and pausing and resuming a queue: what an operator looks at and does.
 //!
-//! All of the lists come from one look at the database, at most once a second. None holds a secret.
+//! What counts jobs comes from one look at the database, at most once a second; what is done to a queue is answered without
+//! it, however deep the queue is. None holds a secret.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::http::problem::{Code, FieldError, Problem};
@@ -20,6 +22,8 @@ use crate::queue::{JobState, job};
 
 /// How old a look may be that answers a request.
 const FRESH: Duration = Duration::from_secs(1);
+/// How long a look that somebody else takes is waited for.
+const TURN: Duration = Duration::from_secs(5);
 /// How long a pause waits for claims that began before it: longer than one may take.
 const CLAIMS_END_WITHIN: Duration = Duration::from_secs(12);
 /// The pauses between two looks whether they have ended: the first, and the longest.
@@ -27,25 +31,29 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 /// States of unfinished jobs.
 const UNFINISHED: [JobState; 4] = [JobState::Scheduled, JobState::Queued, JobState::Running, JobState::Paused];
 
-/// The last look. Whoever comes while one is being taken waits for it.
+/// The last look, and when it was taken; `None` in the place of one that failed. Whoever comes while one is being taken waits for
+/// it.
 #[derive(Default)]
-pub(super) struct LastLook(Mutex<Option<(Instant, Arc<Overview>)>>);
+pub(super) struct LastLook(Mutex<Option<(Instant, Option<Arc<Overview>>)>>);
 
 async fn look(shared: &Shared) -> Result<Arc<Overview>, Problem> {
-    let mut last = shared.last_look.0.lock().await;
+    let busy = || Problem::new(Code::DatabaseBusy, "the jobs could not be counted in time; try again shortly");
+    let mut last = timeout(TURN, shared.last_look.0.lock()).await.map_err(|_| busy())?;
     if let Some((at, overview)) = last.as_ref()
         && at.elapsed() < FRESH
     {
-        return Ok(Arc::clone(overview));
+        return overview.clone().ok_or_else(busy);
     }
-    let overview = Arc::new(shared.doorway.run(overview::look).await?);
-    *last = Some((Instant::now(), Arc::clone(&overview)));
-    Ok(overview)
+    let looked = shared.doorway.run(overview::look).await.map(Arc::new);
+    *last = Some((Instant::now(), looked.as_ref().ok().cloned()));
+    Ok(looked?)
 }
 
 /// The next request sees what was changed just now.
 async fn forget(shared: &Shared) {
-    *shared.last_look.0.lock().await = None;
+    if let Ok(mut last) = timeout(TURN, shared.last_look.0.lock()).await {
+        *last = None;
+    }
 }
 
 /// How many jobs are in each state, those included of which there is none.
@@ -140,15 +148,15 @@ struct Workers<'w> {
 
 pub(super) async fn workers(request: HttpRequest, shared: State) -> Result<HttpResponse, Problem> {
     no_parameters(&request)?;
-    let overview = look(&shared).await?;
-    let workers = overview.workers.iter().map(WorkerResource::of).collect();
-    Ok(HttpResponse::Ok().json(Workers { workers, looked_at: Time(overview.at) }))
+    let (at, workers) = shared.doorway.run(overview::workers_now).await?;
+    let workers = workers.iter().map(WorkerResource::of).collect();
+    Ok(HttpResponse::Ok().json(Workers { workers, looked_at: Time(at) }))
 }
 
 pub(super) async fn worker(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let id = jobs::parse_id(&id)?;
-    let overview = look(&shared).await?;
-    match overview.workers.iter().find(|worker| worker.id == id) {
+    let (_, workers) = shared.doorway.run(overview::workers_now).await?;
+    match workers.iter().find(|worker| worker.id == id) {
         Some(worker) => Ok(HttpResponse::Ok().json(WorkerResource::of(worker))),
         None => Err(Problem::new(Code::WorkerNotFound, format!("there is no worker {id}, or it is long dead"))
             .field("id", "expected the id of a worker")),
@@ -244,11 +252,24 @@ pub(super) async fn queue(shared: State, name: web::Path<String>) -> Result<Http
     Ok(HttpResponse::Ok().json(QueueResource::of(&overview, name.into_inner())))
 }
 
-/// The queue as it is now, after something was said of it.
-async fn changed(shared: &Shared, name: String) -> Result<HttpResponse, Problem> {
+/// What is said of a queue now, after something was.
+#[derive(Serialize)]
+struct SaidOfQueue<'q> {
+    name: &'q str,
+    paused_at: Option<Time>,
+    paused_reason: Option<&'q str>,
+}
+
+async fn changed(shared: &Shared, name: &str) -> Result<HttpResponse, Problem> {
     forget(shared).await;
-    let overview = look(shared).await?;
-    Ok(HttpResponse::Ok().json(QueueResource::of(&overview, name)))
+    let asked = name.to_owned();
+    let row = shared.doorway.run(move |connection| queues::one(connection, &asked)).await?;
+    let row = row.as_ref();
+    Ok(HttpResponse::Ok().json(SaidOfQueue {
+        name,
+        paused_at: row.and_then(|row| row.paused_at).map(Time),
+        paused_reason: row.and_then(|row| row.paused_reason.as_deref()),
+    }))
 }
 
 async fn check_queue(shared: &Shared, name: &str) -> Result<(), Problem> {
@@ -303,7 +324,7 @@ pub(super) async fn pause(
     shared.doorway.run(move |connection| queues::pause(connection, &asked, why.as_deref())).await?;
     log::info!(queue:? = name.as_str(), reason:? = reason.unwrap_or_default(); "a queue is paused");
     wait_for_claims(&shared).await?;
-    changed(&shared, name.into_inner()).await
+    changed(&shared, &name).await
 }
 
 /// Waits until nothing can begin any more by a claim that didn't see the pause. No event of the server's tells of the end of
@@ -344,7 +365,7 @@ pub(super) async fn resume(
         // Nothing of it was claimed, so nobody is past any of its jobs: a word is enough to have them looked for.
         shared.signals.look_again();
     }
-    changed(&shared, name.into_inner()).await
+    changed(&shared, &name).await
 }
 
 #[derive(Serialize)]

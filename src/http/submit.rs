@@ -15,7 +15,7 @@ use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members, escape};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
-use crate::kinds::{CHECK, Registry, STATEMENT, UploadArg};
+use crate::kinds::{CHECK, Named, Registry, STATEMENT, UploadArg};
 use crate::queue::accept::{Accept, AcceptError, Accepted};
 use crate::queue::job::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
@@ -195,14 +195,14 @@ pub(super) fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(NewJob,
     }
     let mut fields = Fields { members, errors: Vec::new() };
     fields.refuse_unknown();
-    let job = fields.read(&shared.registry);
+    let (job, named) = fields.read(&shared.registry);
     let Fields { errors, .. } = fields;
     if !errors.is_empty() {
         return Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors));
     }
     check_names(shared, &job)?;
-    check_statement(shared, &job)?;
-    let upload = shared.registry.check_and_find_upload(&job.kind, &job.args.0).map_err(|refused| {
+    check_statement(&job, &named)?;
+    let upload = shared.registry.check_as(&named, &job.kind, &job.args.0).map_err(|refused| {
         let errors = refused.errors.into_iter();
         let errors = errors.map(|e| FieldError { pointer: format!("/args{}", e.pointer), detail: e.detail }).collect();
         Problem::new(Code::InvalidArgs, format!("the arguments are not valid for {}", job.kind)).fields(errors)
@@ -235,19 +235,14 @@ pub(super) fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> 
 }
 
 /// What a saved statement says of the job that runs it: there is one, it runs on its own target, and no longer than it may.
-pub(super) fn check_statement(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
-    if let Some(name) = shared.registry.unknown_statement(&job.kind, &job.args.0) {
-        let loaded = shared.registry.loaded();
-        let known: Vec<&str> = loaded.iter().flat_map(|loaded| loaded.statements.keys().map(String::as_str)).collect();
-        let expected = match known.as_slice() {
-            [] => "expected the name of a saved statement, of which there is none".to_owned(),
-            known => format!("expected one of: {}", known.join(", ")),
-        };
+pub(super) fn check_statement(job: &NewJob, named: &Named) -> Result<(), Problem> {
+    if let Named::Unknown(name, refused) = named {
+        let expected = refused.errors.first().map_or_else(String::new, |error| error.detail.clone());
         return Err(Problem::new(Code::UnknownStatement, format!("there is no saved statement {name}"))
             .field("/args/name", expected)
             .hint("a file that can't be used is listed as broken by GET /v1/statements"));
     }
-    let Some(statement) = shared.registry.statement(&job.kind, &job.args.0) else { return Ok(()) };
+    let Some(statement) = named.statement() else { return Ok(()) };
     let mut errors = Vec::new();
     let mut wrong = |pointer: &str, detail: String| errors.push(FieldError { pointer: pointer.to_owned(), detail });
     if job.target != statement.target {
@@ -272,12 +267,13 @@ struct Fields<'m, 'b> {
 }
 
 impl<'b> Fields<'_, 'b> {
-    fn read(&mut self, registry: &Registry) -> NewJob {
+    /// The job, and its saved statement: looked up once, so that all that is checked is checked against one state of the set.
+    fn read(&mut self, registry: &Registry) -> (NewJob, Named) {
         let (kind, args) = (self.kind(), self.args());
-        // A saved statement has defaults of its own.
-        let statement = registry.statement(&kind, &args.0);
-        let statement = statement.as_deref();
-        NewJob {
+        let named = registry.named(&kind, &args.0);
+        // It has defaults of its own.
+        let statement = named.statement();
+        let job = NewJob {
             target: self.name("target", statement.map(|statement| statement.target.as_str())),
             queue: self.name("queue", statement.map(|statement| statement.queue.as_str())),
             priority: self.integer("priority", DEFAULT_PRIORITY, 0, MAX_PRIORITY),
@@ -295,7 +291,8 @@ impl<'b> Fields<'_, 'b> {
             upload: None,
             kind,
             args,
-        }
+        };
+        (job, named)
     }
 
     fn refuse_unknown(&mut self) {

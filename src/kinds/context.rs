@@ -27,6 +27,7 @@ use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::progress::{Progress, Report};
 use crate::queue::{ErrorCode, JobError, Lease};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
+use crate::statements::Statement;
 use crate::uploads::{self, Upload};
 
 /// Between two tries to reach the queue.
@@ -193,9 +194,10 @@ impl<'a> WorkContext<'a> {
     }
 
     /// Notes which version of a saved statement this attempt runs.
-    pub(super) fn note_statement(&self, version: &str) -> Result<(), WorkError> {
+    pub(super) fn note_statement(&self, statement: &Statement) -> Result<(), WorkError> {
         let lease = &self.job.lease;
-        let noted = self.ask_the_queue(|connection| claim::note_statement(connection, lease, version))?;
+        let (version, longest_ms) = (statement.version.as_str(), statement.timeout_ms);
+        let noted = self.ask_the_queue(|connection| claim::note_statement(connection, lease, version, longest_ms))?;
         self.held(noted)
     }
 

@@ -336,6 +336,27 @@ struct Entry {
     run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
 }
 
+/// What a job names as its saved statement.
+#[derive(Clone, Debug)]
+pub enum Named {
+    /// Nothing: it is of another kind, or its arguments can't be read.
+    Other,
+    /// One that there isn't: its name, and what was expected.
+    Unknown(String, CheckError),
+    /// This one.
+    Statement(Arc<Statement>),
+}
+
+impl Named {
+    /// The statement, where there is one.
+    pub fn statement(&self) -> Option<&Statement> {
+        match self {
+            Named::Statement(statement) => Some(statement),
+            _ => None,
+        }
+    }
+}
+
 /// The list of kinds that a process knows: it accepts and claims jobs of these, and of no others.
 ///
 /// ```
@@ -410,11 +431,14 @@ impl Registry {
         statement::named(statements, args).ok()
     }
 
-    /// The name that a job gives to its saved statement, where there is none of it.
-    pub fn unknown_statement(&self, kind: &str, args: &RawValue) -> Option<String> {
-        match statement::named(self.statements_of(kind)?, args) {
-            Err(statement::Unresolved::Unknown(name, _)) => Some(name),
-            _ => None,
+    /// What a job names as its saved statement, by the set that is in effect at this moment.
+    pub fn named(&self, kind: &str, args: &RawValue) -> Named {
+        let Some(statements) = self.statements_of(kind) else { return Named::Other };
+        match statement::named(statements, args) {
+            Ok(statement) => Named::Statement(statement),
+            Err(statement::Unresolved::Unknown(name, refused)) => Named::Unknown(name, refused),
+            // What is wrong with the arguments is said where they are checked.
+            Err(statement::Unresolved::Refused(_)) => Named::Other,
         }
     }
 
@@ -517,13 +541,25 @@ impl Registry {
     /// # Errors
     /// Each argument that is refused.
     pub fn check_and_find_upload(&self, kind: &str, args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
+        self.check_as(&self.named(kind, args), kind, args)
+    }
+
+    /// As [`Registry::check_and_find_upload`], of a job whose saved statement was looked up before.
+    ///
+    /// # Errors
+    /// Each argument that is refused.
+    pub fn check_as(&self, named: &Named, kind: &str, args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
         let unknown = || CheckError { errors: vec![ArgError::new("", "there is no such kind")] };
-        let Some(statements) = self.statements_of(kind) else {
-            return (self.kinds.get(kind).ok_or_else(unknown)?.check)(args);
-        };
-        let resolved = statement::resolve(statements, args)?;
-        let entry = self.kinds.get(resolved.statement.kind.as_str()).ok_or_else(unknown)?;
-        (entry.check)(&resolved.args).map_err(|refused| resolved.translated(refused))
+        match named {
+            Named::Unknown(_, refused) => Err(refused.clone()),
+            Named::Statement(statement) => {
+                let resolved = statement::Resolved::of(Arc::clone(statement), args)?;
+                let entry = self.kinds.get(statement.kind.as_str()).ok_or_else(unknown)?;
+                (entry.check)(&resolved.args).map_err(|refused| resolved.translated(refused))
+            }
+            Named::Other if self.statements_of(kind).is_some() => Err(statement::unreadable(args)),
+            Named::Other => (self.kinds.get(kind).ok_or_else(unknown)?.check)(args),
+        }
     }
 
     /// A job of a kind and with arguments that come from elsewhere, both checked, with every default, and with

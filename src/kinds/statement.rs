@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use crate::kinds::context::WorkContext;
 use crate::kinds::{ArgError, CheckError, Work, WorkError, backfill, execute, query, refresh};
 use crate::queue::{ErrorCode, JobError};
-use crate::statements::{InnerKind, Statement, Statements, UnreadableFolder, ValueError};
+use crate::statements::{Statement, Statements, UnreadableFolder, ValueError};
 
 /// The kind of saved statements.
 pub const STATEMENT: &str = "statement";
@@ -86,10 +86,12 @@ impl From<Unresolved> for CheckError {
 
 /// Looks up what a job with these arguments runs.
 pub(super) fn resolve(statements: &Statements, args: &RawValue) -> Result<Resolved, Unresolved> {
-    let job = parsed(args).map_err(Unresolved::Refused)?;
-    let statement = find(statements, &job.name)?;
-    let args = statement.arguments(&job.params).map_err(|errors| Unresolved::Refused(of_values(errors)))?;
-    Ok(Resolved { statement, args })
+    Resolved::of(named(statements, args)?, args).map_err(Unresolved::Refused)
+}
+
+/// What is wrong with arguments that can't be read.
+pub(super) fn unreadable(args: &RawValue) -> CheckError {
+    parsed(args).err().unwrap_or(CheckError { errors: vec![ArgError::new("", "expected name and params")] })
 }
 
 /// The statement that a job with these arguments names.
@@ -120,6 +122,12 @@ fn of_values(errors: Vec<ValueError>) -> CheckError {
 }
 
 impl Resolved {
+    /// The arguments of a job for its statement.
+    pub fn of(statement: Arc<Statement>, args: &RawValue) -> Result<Resolved, CheckError> {
+        let args = statement.arguments(&parsed(args)?.params).map_err(of_values)?;
+        Ok(Resolved { statement, args })
+    }
+
     /// What the kind refuses, as the job's caller knows it.
     pub fn translated(&self, refused: CheckError) -> CheckError {
         let pointer = |error: &ArgError| {
@@ -152,12 +160,14 @@ pub(super) fn begin(statements: &Statements, args: &RawValue, ctx: &WorkContext<
         let message = format!("the saved statement {} runs on the target {} only", statement.name, statement.target);
         return fail(ErrorCode::InvalidArgs, message);
     }
-    let resumed = statement.kind == InnerKind::Backfill && ctx.checkpoint::<IgnoredAny>()?.is_some();
-    if resumed && ctx.statement_version().is_some_and(|version| version != statement.version) {
+    // Whatever the file says that it is now: what has a checkpoint goes on as what it began as.
+    let other = ctx.statement_version().is_some_and(|version| version != statement.version);
+    if other && ctx.checkpoint::<IgnoredAny>()?.is_some() {
         let message = format!("the saved statement {} was changed while this job was under way", statement.name);
-        let error = JobError::new(ErrorCode::StatementChanged, message);
-        return Err(WorkError::Fail(error.with_hint("look at what was done, and submit what is left as a new job")));
+        let error = JobError::new(ErrorCode::StatementChanged, message).retryable();
+        let hint = "put the file back as it was, or look at what was done and submit what is left as a new job";
+        return Err(WorkError::Retry(error.with_hint(hint)));
     }
-    ctx.note_statement(&statement.version)?;
+    ctx.note_statement(statement)?;
     Ok(resolved)
 }

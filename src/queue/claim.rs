@@ -259,13 +259,20 @@ pub fn sweep(connection: &mut PgConnection, queues: &[String], positions: &mut P
     Ok(())
 }
 
-/// Notes which version of a saved statement the attempt runs, before anything of it runs. `false` when the lease is lost.
+/// Notes which version of a saved statement the attempt runs, before anything of it runs, and the time that it has at most.
+/// `false` when the lease is lost.
 ///
 /// # Errors
 /// When the database fails.
-pub fn note_statement(connection: &mut PgConnection, lease: &Lease, version: &str) -> Result<bool, DbError> {
+pub fn note_statement(
+    connection: &mut PgConnection,
+    lease: &Lease,
+    version: &str,
+    longest_ms: i64,
+) -> Result<bool, DbError> {
     let changed = prepared(
-        "UPDATE jobs SET statement_version = $4, version = version + 1
+        "UPDATE jobs SET statement_version = $4, version = version + 1, timeout_ms = least(timeout_ms, $5),
+                deadline_at = least(deadline_at, started_at + $5 * interval '1 millisecond')
           WHERE id = $1 AND lease = $2 AND worker_id = $3 AND state = 'running'
             AND EXISTS (SELECT FROM workers w WHERE w.id = $3)",
     )
@@ -273,6 +280,7 @@ pub fn note_statement(connection: &mut PgConnection, lease: &Lease, version: &st
     .bind::<BigInt, _>(lease.number)
     .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
     .bind::<Text, _>(version)
+    .bind::<BigInt, _>(longest_ms)
     .execute(connection)?;
     Ok(changed == 1)
 }

@@ -1,6 +1,6 @@
 //! What an operator looks at: who serves, what waits where, and what nobody serves.
 //!
-//! Reads every unfinished job: for a look every second, not for each request.
+//! What counts jobs reads every unfinished one: for a look every second, not for each request.
 
 use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
@@ -200,6 +200,15 @@ pub fn look(connection: &mut PgConnection) -> Result<Overview, DbError> {
         let jobs = rows.into_iter().filter_map(group).collect();
         Ok(Overview { at, workers, jobs, queues: queues::all(connection)? })
     })
+}
+
+/// The processes that run jobs, and the database's clock. Reads no job that doesn't run.
+///
+/// # Errors
+/// When the database fails.
+pub fn workers_now(connection: &mut PgConnection) -> Result<(DateTime<Utc>, Vec<Worker>), DbError> {
+    let at = diesel::sql_query("SELECT clock_timestamp() AS at").get_result::<Clock>(connection)?.at;
+    Ok((at, workers(connection, at)?))
 }
 
 fn workers(connection: &mut PgConnection, at: DateTime<Utc>) -> Result<Vec<Worker>, DbError> {

@@ -142,7 +142,7 @@ pub fn resume(
             return Ok(read::job(connection, id)?.map_or(ResumeOutcome::NotFound, ResumeOutcome::AlreadyFinished));
         };
         let outcome = match now.state.as_str() {
-            _ if !resumable(&now.kind, &now.args.0) => ResumeOutcome::NotResumable,
+            // Whether it can go on is for whoever claims it to say: a saved statement may be known elsewhere.
             "paused" => {
                 // One clock for both: it is either queued or scheduled.
                 let columns = "state = CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
@@ -150,6 +150,7 @@ pub fn resume(
                 change(connection, id, columns)?;
                 ResumeOutcome::Resumed
             }
+            _ if !resumable(&now.kind, &now.args.0) => ResumeOutcome::NotResumable,
             _ if now.asked => {
                 change(connection, id, "pause_requested_at = NULL")?;
                 ResumeOutcome::Withdrawn

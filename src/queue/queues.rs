@@ -12,7 +12,8 @@ use crate::db::{DbError, prepared};
 
 /// The longest reason for a pause, in characters.
 pub const MAX_REASON_CHARS: usize = 512;
-/// What the connections that claim are for: `slowlane`, a blank and this are their `application_name`.
+/// What the connections that claim are for: `slowlane`, a blank and this are their `application_name`, to which a pooler may
+/// add something.
 pub const CLAIMERS: &str = "control";
 
 /// What was said of a queue.
@@ -68,6 +69,15 @@ pub fn all(connection: &mut PgConnection) -> Result<Vec<QueueRow>, DbError> {
     Ok(dsl::queues.order(dsl::name).select(QueueRow::as_select()).load(connection)?)
 }
 
+/// What was said of one queue.
+///
+/// # Errors
+/// When the database fails.
+pub fn one(connection: &mut PgConnection, name: &str) -> Result<Option<QueueRow>, DbError> {
+    use crate::db::schema::queues::dsl;
+    Ok(dsl::queues.find(name).select(QueueRow::as_select()).first(connection).optional()?)
+}
+
 /// Somebody knows a queue of this name: a job waits or runs in it, a process serves it, or it was paused before.
 ///
 /// # Errors
@@ -104,7 +114,7 @@ pub fn claims_in_flight(connection: &mut PgConnection) -> Result<Vec<String>, Db
            FROM pg_locks l JOIN pg_stat_activity a USING (pid)
           WHERE l.locktype = 'relation' AND l.relation = 'slowlane.jobs'::regclass AND l.mode = 'RowExclusiveLock'
             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            AND l.pid <> pg_backend_pid() AND a.application_name = 'slowlane ' || $1",
+            AND l.pid <> pg_backend_pid() AND starts_with(a.application_name, 'slowlane ' || $1)",
     )
     .bind::<Text, _>(CLAIMERS)
     .load::<Transaction>(connection)?;

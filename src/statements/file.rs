@@ -22,6 +22,8 @@ pub const MAX_FILE_BYTES: u64 = 256 * 1024;
 const RELOAD: &str = "reload";
 /// The most parameters.
 const MAX_PARAMS: usize = 100;
+/// The most bytes of values that all statements of a file together are given: 16 MiB.
+const MAX_VALUES_BYTES: usize = 16 << 20;
 /// Digits of a version.
 const VERSION_DIGITS: usize = 12;
 
@@ -107,6 +109,13 @@ pub struct Sql {
     pub line: usize,
     /// Its text.
     pub text: String,
+}
+
+impl Sql {
+    /// A value may be named in it.
+    fn uses_values(&self) -> bool {
+        self.text.contains('$')
+    }
 }
 
 /// A saved statement.
@@ -219,7 +228,16 @@ impl Statement {
     /// # Errors
     /// Each value that is missing, unknown or refused.
     pub fn arguments(&self, given: &BTreeMap<String, Box<RawValue>>) -> Result<Box<RawValue>, Vec<ValueError>> {
-        Ok(self.with_values(&params::values(&self.params, given)?))
+        let values = params::values(&self.params, given)?;
+        let bytes: usize = values.iter().map(|value| value.get().len()).sum();
+        let uses = self.sql.iter().filter(|sql| sql.uses_values()).count();
+        if bytes.saturating_mul(uses) > MAX_VALUES_BYTES {
+            let most = MAX_VALUES_BYTES / uses.max(1);
+            let detail =
+                format!("expected at most {most} bytes of values: each of {uses} statements is given all of them");
+            return Err(vec![ValueError { pointer: String::new(), detail }]);
+        }
+        Ok(self.with_values(&values))
     }
 
     /// The same with NULL for each value: enough to have a kind look at the rest, and a server at the types.
@@ -241,8 +259,10 @@ impl Statement {
                 members.push(format!("\"sql\":{},\"params\":{values}", json(text)));
             }
             InnerKind::Execute => {
-                // Each is given all of the values: a type that is named need not be used.
-                let each = self.sql.iter().map(|sql| format!("{{\"sql\":{},\"params\":{values}}}", json(&sql.text)));
+                // Each that may use one is given all of the values: a type that is named need not be used.
+                let given = |sql: &Sql| if sql.uses_values() { values.as_str() } else { "[]" };
+                let each =
+                    self.sql.iter().map(|sql| format!("{{\"sql\":{},\"params\":{}}}", json(&sql.text), given(sql)));
                 members.push(format!("\"statements\":[{}]", each.collect::<Vec<_>>().join(",")));
             }
             InnerKind::Backfill => members.push(format!("\"params\":{values}")),
@@ -360,7 +380,7 @@ fn key_lines(header: &str) -> BTreeMap<String, usize> {
     let mut params = 0;
     for (n, line) in header.lines().enumerate() {
         let (line, number) = (line.trim(), n + 1);
-        if line.starts_with("[[params]]") {
+        if line.split_whitespace().collect::<String>().starts_with("[[params]]") {
             lines.entry("params".to_owned()).or_insert(number);
             lines.insert(format!("params.{params}"), number);
             params += 1;
@@ -427,7 +447,16 @@ SELECT * FROM flights
         assert_eq!((statement.name.as_str(), statement.sql.len()), ("clean_up", 2));
         assert_eq!((statement.sql[0].line, statement.sql[1].line, statement.line_of("/statements/1/sql")), (5, 7, 7));
         let args: Value = serde_json::from_str(statement.arguments_without_values().get()).unwrap();
-        assert_eq!(args["statements"][1]["params"], serde_json::json!([{"type": "int", "value": null}]));
+        assert_eq!(args["statements"][0]["params"], serde_json::json!([{"type": "int", "value": null}]));
+        assert_eq!(args["statements"][1]["params"], serde_json::json!([]), "it names none");
+        let many = format!(
+            "-- kind = 'execute'\n-- [[params]]\n-- name = 'a'\n-- type = 'text'\n{}",
+            "SELECT $1;".repeat(900)
+        );
+        let statement = Statement::read("many.sql", &many).unwrap();
+        let long = RawValue::from_string(format!("\"{}\"", "x".repeat(20_000))).unwrap();
+        let refused = statement.arguments(&BTreeMap::from([("a".to_owned(), long)])).unwrap_err();
+        assert!(refused[0].detail.contains("at most 18641 bytes"), "{refused:?}");
     }
 
     #[test]

@@ -6,11 +6,13 @@
 //! | file | what it has |
 //! | --- | --- |
 //! | [`mod@file`] | one file: its header, and what of it becomes a kind's arguments |
+//! | `decimal` | numbers compared as they are written |
 //! | [`params`] | parameters: types, bounds, values, JSON Schema |
 //! | `split` | where one statement of a file ends and the next begins |
 //! | [`set`] | the folder, read whole; what stays when a file breaks |
 //! | [`reload`] | the thread that reads the folder again |
 
+mod decimal;
 pub mod file;
 pub mod params;
 pub mod reload;

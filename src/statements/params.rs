@@ -1,10 +1,9 @@
 //! Parameters of a saved statement: what a value may be, and the JSON Schema that says so.
 //!
-//! A value keeps the literal that its caller wrote: numbers are compared as they are written, and no float comes in between but
-//! to compare one that is no integer. Types are names of Postgres' own; what this file knows of them decides which JSON
+//! A value keeps the literal that its caller wrote, and numbers are compared as they are written. Types are names of Postgres' own; what this file knows of them decides which JSON
 //! stands for a value, and a type that it doesn't know takes a string, as Postgres reads it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use chrono::NaiveDate;
 use regex::Regex;
@@ -13,10 +12,14 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use crate::statements::decimal::Decimal;
+
 /// The longest `pattern`, in bytes.
 const MAX_PATTERN_BYTES: usize = 1_000;
 /// The most memory of a compiled pattern.
 const PATTERN_SIZE: usize = 1 << 20;
+/// Unknown parameters of a call that are named.
+const MAX_UNKNOWN: usize = 20;
 /// The most `values` of a parameter.
 const MAX_VALUES: usize = 1_000;
 
@@ -100,12 +103,35 @@ pub struct Param {
 /// What a value, or each element of an array, may be.
 #[derive(Clone, Debug, Default)]
 struct Bounds {
-    minimum: Option<Value>,
-    maximum: Option<Value>,
+    minimum: Option<Bound>,
+    maximum: Option<Bound>,
     length: (Option<u64>, Option<u64>),
     pattern: Option<Regex>,
-    values: Option<Vec<Value>>,
+    values: Option<Values>,
     items: (Option<u64>, Option<u64>),
+}
+
+/// A number that a value is compared with.
+#[derive(Clone, Debug)]
+struct Bound {
+    shown: Value,
+    number: Decimal,
+}
+
+/// The only values that are taken.
+#[derive(Clone, Debug)]
+struct Values {
+    shown: Vec<Value>,
+    texts: HashSet<String>,
+    numbers: HashSet<Decimal>,
+}
+
+impl Values {
+    fn of(shown: Vec<Value>) -> Values {
+        let texts = shown.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        let numbers = shown.iter().filter_map(|value| Decimal::read(&value.to_string())).collect();
+        Values { shown, texts, numbers }
+    }
 }
 
 /// The type without `[]`, and what stands for it. The words are those of Postgres' grammar and catalog.
@@ -116,7 +142,7 @@ fn shape_of(type_name: &str) -> Shape {
         "smallint" | "int2" => Shape::Integer(i64::from(i16::MIN), i64::from(i16::MAX)),
         "integer" | "int" | "int4" => Shape::Integer(i64::from(i32::MIN), i64::from(i32::MAX)),
         "bigint" | "int8" => Shape::Integer(i64::MIN, i64::MAX),
-        "numeric" | "decimal" | "real" | "float4" | "double precision" | "float8" => Shape::Number,
+        "numeric" | "decimal" | "dec" | "real" | "float4" | "double precision" | "float8" | "float" => Shape::Number,
         "boolean" | "bool" => Shape::Boolean,
         "json" | "jsonb" => Shape::Json,
         "uuid" => Shape::Text(Some("uuid")),
@@ -172,10 +198,11 @@ impl Param {
                 return wrong(&format!("{key} doesn't go with the type {}", entry.type_name));
             }
         }
-        let number = |key: &str, value: Option<toml::Value>| match value.map(json_of).transpose() {
-            Ok(Some(value)) if value.is_number() => Ok(Some(value)),
-            Ok(None) => Ok(None),
-            _ => Err(format!("params.{name}: {key}: expected a number")),
+        let number = |key: &str, value: Option<toml::Value>| {
+            let Some(value) = value else { return Ok(None) };
+            let shown = json_of(value).ok().filter(Value::is_number);
+            let bound = shown.and_then(|shown| Some(Bound { number: Decimal::read(&shown.to_string())?, shown }));
+            bound.map(Some).ok_or_else(|| format!("params.{name}: {key}: expected a number"))
         };
         let (minimum, maximum) = (number("minimum", entry.minimum)?, number("maximum", entry.maximum)?);
         let pattern = entry.pattern.map(|text| compiled(name, &text)).transpose()?;
@@ -189,7 +216,7 @@ impl Param {
             maximum,
             length: (entry.min_length, entry.max_length),
             pattern,
-            values,
+            values: values.map(Values::of),
             items: (entry.min_items, entry.max_items),
         };
         let (description, nullable) = (entry.description, entry.nullable);
@@ -203,7 +230,7 @@ impl Param {
             nullable,
             bounds,
         };
-        for value in param.bounds.values.iter().flatten() {
+        for value in param.bounds.values.iter().flat_map(|values| &values.shown) {
             let checked = param.check_scalar(&raw(value), "").map_err(|error| error.detail);
             checked.map_err(|detail| format!("params.{name}: values: {value}: {detail}"))?;
         }
@@ -277,15 +304,21 @@ impl Param {
             return wrong(format!("expected {}", self.words()));
         }
         let bounds = &self.bounds;
+        // Compared only where something is to be compared with.
+        let number = || Decimal::read(text);
         if let Some(minimum) = &bounds.minimum
-            && compare(text, minimum).is_lt()
+            && number().is_none_or(|number| number < minimum.number)
         {
-            return wrong(format!("expected {minimum} or more"));
+            return wrong(format!("expected {} or more", minimum.shown));
         }
         if let Some(maximum) = &bounds.maximum
-            && compare(text, maximum).is_gt()
+            && number().is_none_or(|number| number > maximum.number)
         {
-            return wrong(format!("expected {maximum} or less"));
+            return wrong(format!("expected {} or less", maximum.shown));
+        }
+        let mut known = true;
+        if let Some(values) = bounds.values.as_ref().filter(|_| !matches!(self.shape, Shape::Text(_))) {
+            known = number().is_some_and(|number| values.numbers.contains(&number));
         }
         if matches!(self.shape, Shape::Text(_)) {
             let Ok(content) = serde_json::from_str::<String>(text) else {
@@ -294,13 +327,14 @@ impl Param {
             if content.contains('\0') {
                 return wrong("expected a text without \\u0000, which Postgres can't store".to_owned());
             }
+            known = bounds.values.as_ref().is_none_or(|values| values.texts.contains(&content));
             let length = u64::try_from(content.chars().count()).unwrap_or(u64::MAX);
             if let Some(what) = outside(length, bounds.length) {
                 return wrong(format!("expected {what} characters"));
             }
             let formed = match self.shape {
-                Shape::Text(Some("uuid")) => Uuid::try_parse(&content).is_ok(),
-                Shape::Text(Some("date")) => NaiveDate::parse_from_str(&content, "%Y-%m-%d").is_ok(),
+                Shape::Text(Some("uuid")) => content.len() == 36 && Uuid::try_parse(&content).is_ok(),
+                Shape::Text(Some("date")) => is_date(&content),
                 _ => true,
             };
             if !formed {
@@ -312,11 +346,9 @@ impl Param {
                 return wrong(format!("expected a text that matches {pattern}"));
             }
         }
-        if let Some(values) = &bounds.values
-            && !values.iter().any(|known| same(text, known))
-        {
-            let known: Vec<String> = values.iter().map(Value::to_string).collect();
-            return wrong(format!("expected one of {}", known.join(", ")));
+        if let Some(values) = bounds.values.as_ref().filter(|_| !known) {
+            let shown: Vec<String> = values.shown.iter().map(Value::to_string).collect();
+            return wrong(format!("expected one of {}", shown.join(", ")));
         }
         Ok(())
     }
@@ -338,7 +370,8 @@ impl Param {
     fn scalar_schema(&self) -> Map<String, Value> {
         let mut schema = Map::new();
         let mut put = |key: &str, value: Value| drop(schema.insert(key.to_owned(), value));
-        let (mut minimum, mut maximum) = (self.bounds.minimum.clone(), self.bounds.maximum.clone());
+        let shown = |bound: &Option<Bound>| bound.as_ref().map(|bound| bound.shown.clone());
+        let (mut minimum, mut maximum) = (shown(&self.bounds.minimum), shown(&self.bounds.maximum));
         match self.shape {
             Shape::Integer(least, most) => {
                 put("type", json!("integer"));
@@ -360,7 +393,7 @@ impl Param {
             bound.into_iter().for_each(|bound| put(key, json!(bound)));
         }
         self.bounds.pattern.iter().for_each(|pattern| put("pattern", json!(pattern.as_str())));
-        self.bounds.values.iter().for_each(|values| put("enum", json!(values)));
+        self.bounds.values.iter().for_each(|values| put("enum", json!(values.shown)));
         schema
     }
 
@@ -426,7 +459,8 @@ pub fn values(
             Err(error) => errors.push(error),
         }
     }
-    for name in given.keys().filter(|name| !params.iter().any(|param| param.name == **name)) {
+    let unknown = given.keys().filter(|name| !params.iter().any(|param| param.name == **name));
+    for name in unknown.take(MAX_UNKNOWN) {
         let known: Vec<&str> = params.iter().map(|param| param.name.as_str()).collect();
         let detail = match known.as_slice() {
             [] => "unknown parameter; the statement has none".to_owned(),
@@ -455,20 +489,14 @@ fn outside(number: u64, bounds: (Option<u64>, Option<u64>)) -> Option<String> {
     }
 }
 
-/// Whole numbers are compared as such; others as the doubles that they are next to.
-fn compare(literal: &str, bound: &Value) -> std::cmp::Ordering {
-    if let (Ok(number), Some(bound)) = (literal.parse::<i64>(), bound.as_i64()) {
-        return number.cmp(&bound);
-    }
-    let (number, bound) = (literal.parse::<f64>().unwrap_or(f64::NAN), bound.as_f64().unwrap_or(f64::NAN));
-    number.total_cmp(&bound)
-}
-
-fn same(literal: &str, known: &Value) -> bool {
-    match known {
-        Value::String(known) => serde_json::from_str::<String>(literal).is_ok_and(|text| text == *known),
-        _ => compare(literal, known).is_eq(),
-    }
+/// As `2026-01-31`, and there is such a day: the server reads other forms as other days.
+fn is_date(text: &str) -> bool {
+    let formed = text.len() == 10
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(n, byte)| if n == 4 || n == 7 { byte == b'-' } else { byte.is_ascii_digit() });
+    formed && NaiveDate::parse_from_str(text, "%Y-%m-%d").is_ok()
 }
 
 fn raw(value: &Value) -> Box<RawValue> {
@@ -523,9 +551,17 @@ mod tests {
         let amount = param("name = 'x'\ntype = 'numeric(10,2)'\nminimum = 0.5").unwrap();
         assert_eq!(detail(&amount, "12345678901234567890.12"), None);
         assert!(detail(&amount, "0.4").is_some() && detail(&amount, "-1e400").is_some());
+        let least = param("name = 'x'\ntype = 'numeric'\nmaximum = 100\nvalues = [0.1, 100]").unwrap();
+        assert!(detail(&least, "100.0").is_none() && detail(&least, "1e-1").is_none());
+        assert!(detail(&least, "100.000000000000001").is_some() && detail(&least, "0.1000000000000000055").is_some());
+        let case = param("name = 'x'\ntype = 'text'\npattern = '(?i)^\\p{L}a$'").unwrap();
+        assert!(detail(&case, "\"üA\"").is_none() && detail(&case, "\"1a\"").is_some());
+        let urn = param("name = 'x'\ntype = 'uuid'").unwrap();
+        assert!(detail(&urn, "\"urn:uuid:0190f3a0-0000-7000-8000-000000000000\"").is_some());
+        assert!(detail(&param("name = 'x'\ntype = 'float(8)'\nminimum = 0").unwrap(), "1.5").is_none());
         let day = param("name = 'd'\ntype = 'date'").unwrap();
         assert_eq!(detail(&day, "\"2026-02-28\""), None);
-        for bad in ["\"2026-02-30\"", "\"tomorrow\"", "\"28.2.2026\"", "20260228"] {
+        for bad in ["\"2026-02-30\"", "\"tomorrow\"", "\"28.2.2026\"", "20260228", "\"01-02-03\"", "\"+2026-1-01\""] {
             assert!(detail(&day, bad).is_some(), "{bad}");
         }
         let id = param("name = 'i'\ntype = 'uuid'").unwrap();

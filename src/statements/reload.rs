@@ -2,10 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::statements::set::{Loaded, Statements};
+
+/// How long whoever asks waits: a folder may lie on a disk that doesn't answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What came of a look, or why there was none.
 pub type Reloaded = Result<Arc<Loaded>, String>;
@@ -41,7 +45,10 @@ impl Reloader {
         const DIED: &str = "the thread that reads saved statements has ended";
         let (answer, outcome) = oneshot::channel();
         self.0.send(Some(answer)).map_err(|_| DIED.to_owned())?;
-        outcome.await.unwrap_or_else(|_| Err(DIED.to_owned()))
+        match tokio::time::timeout(PATIENCE, outcome).await {
+            Ok(outcome) => outcome.unwrap_or_else(|_| Err(DIED.to_owned())),
+            Err(_) => Err(format!("the folder of saved statements is still being read after {} s", PATIENCE.as_secs())),
+        }
     }
 }
 

@@ -1,12 +1,12 @@
 //! Where one statement of a file ends and the next begins: at a `;` outside of quotes, comments and parentheses, as psql
 //! and the server's lexer (section 4.1 of the manual) have it. Knows no statement.
 
-/// The statements of a text, each with the line on which it begins (0 for the first line of the text), without those that are
-/// nothing but blanks and comments.
+/// The statements of a text, each with the line on which it begins, comments before it included (0 for the first line of the
+/// text), without those that are nothing but blanks and comments.
 pub(super) fn statements(text: &str) -> Vec<(usize, &str)> {
     let mut found = Vec::new();
     let (mut from, mut at) = (0, 0);
-    // Where something that is neither blank nor comment begins.
+    // Something stood there that is neither blank nor comment.
     let mut first: Option<usize> = None;
     let mut depth = 0_usize;
     // Within BEGIN ATOMIC … END of a function's body.
@@ -17,7 +17,7 @@ pub(super) fn statements(text: &str) -> Vec<(usize, &str)> {
         match token {
             Token::Blank => {}
             Token::End if depth == 0 && atomic == 0 => {
-                found.extend(first.take().map(|begin| (begin, text.get(from..at).unwrap_or_default())));
+                found.extend(first.take().map(|_| (from, text.get(from..at).unwrap_or_default())));
                 from = at + length;
                 words.clear();
             }
@@ -44,9 +44,10 @@ pub(super) fn statements(text: &str) -> Vec<(usize, &str)> {
         }
         at += length;
     }
-    found.extend(first.map(|begin| (begin, text.get(from..).unwrap_or_default())));
+    found.extend(first.map(|_| (from, text.get(from..).unwrap_or_default())));
     let line = |at: usize| text.get(..at).unwrap_or_default().matches('\n').count();
-    found.into_iter().map(|(begin, statement)| (line(begin), statement.trim())).collect()
+    let blanks = |statement: &str| statement.len() - statement.trim_start().len();
+    found.into_iter().map(|(from, statement)| (line(from + blanks(statement)), statement.trim())).collect()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

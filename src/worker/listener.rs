@@ -88,24 +88,31 @@ struct Carrier {
 impl Carrier {
     fn notify(&self, messages: &Receiver<Message>) {
         let mut pace = Pace::default();
+        let mut unsent = Outgoing::default();
         while !self.stop.is_set() {
-            let first = match messages.recv_timeout(Duration::from_secs(1)) {
-                Ok(first) => first,
+            let mut outgoing = std::mem::take(&mut unsent);
+            match messages.recv_timeout(Duration::from_secs(1)) {
+                Ok(first) => outgoing.add(first),
+                Err(RecvTimeoutError::Timeout) if outgoing.statements => {}
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
-            };
-            let mut outgoing = Outgoing::default();
-            outgoing.add(first);
+            }
             messages.try_iter().for_each(|message| outgoing.add(message));
-            self.send(outgoing);
+            // Of the others a loss is found out by looking; nobody looks for this one.
+            let statements = outgoing.statements;
+            if !self.send(outgoing) && statements {
+                unsent = Outgoing { statements, ..Outgoing::default() };
+            }
             self.stop.wait(pace.pause(Instant::now()));
         }
     }
 
-    fn send(&self, outgoing: Outgoing) {
+    /// `false` when not all of it was sent.
+    fn send(&self, outgoing: Outgoing) -> bool {
         let Ok(mut connection) = self.config.control.get() else {
-            return;
+            return false;
         };
+        let mut all = true;
         for message in outgoing.into_messages() {
             let Ok(payload) = serde_json::to_string(&Envelope { origin: self.origin, message }) else {
                 continue;
@@ -116,8 +123,10 @@ impl Carrier {
                 .execute(&mut *connection);
             if let Err(error) = sent {
                 log::debug!("a NOTIFY could not be sent; the others will poll: {error}");
+                all = false;
             }
         }
+        all
     }
 
     fn listen(&self) {
@@ -146,7 +155,8 @@ impl Carrier {
 
     /// What was missed while nobody listened is unknown.
     fn look_at_everything(&self) {
-        for message in [Message::Ready(Vec::new()), Message::Scheduled, Message::Changed(Vec::new())] {
+        let all = [Message::Ready(Vec::new()), Message::Scheduled, Message::Changed(Vec::new()), Message::Statements];
+        for message in all {
             self.config.signals.received(&message);
         }
     }

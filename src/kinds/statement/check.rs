@@ -4,13 +4,15 @@
 //! For a deployment that wants to know; needs a session, and neither a queue nor a job.
 
 use serde::Serialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::kinds::prepared::Prepared;
+use crate::kinds::sql::first_words;
 use crate::kinds::validate::{estimates, is_planned};
 use crate::kinds::{self, WorkError, backfill, query, refresh};
 use crate::pq::{PqError, Session};
-use crate::queue::{JobError, RawJson};
+use crate::queue::{ErrorCode, JobError, RawJson};
 use crate::statements::file::Sql;
 use crate::statements::{InnerKind, Statement};
 
@@ -48,6 +50,8 @@ pub struct Planned {
 pub struct Checked {
     /// What stands in its way.
     pub findings: Vec<Finding>,
+    /// The lines of statements of which the server says nothing before they run: only their syntax was looked at.
+    pub unplanned: Vec<usize>,
     /// Its plans, where the server plans anything.
     pub plans: Vec<Planned>,
 }
@@ -59,15 +63,16 @@ impl Checked {
     }
 }
 
-/// Looks at a statement by a session of its target's role.
+/// Looks at a statement by a session of its target's role. `read_only`: the target's sessions can only read.
 ///
 /// # Errors
 /// What says nothing about the statement: a lost connection.
-pub fn check(session: &mut Session, statement: &Statement) -> Result<Checked, WorkError> {
+pub fn check(session: &mut Session, statement: &Statement, read_only: bool) -> Result<Checked, WorkError> {
     let mut checked = Checked::default();
     let args = statement.arguments_without_values();
     let outcome = match statement.kind {
-        InnerKind::Query | InnerKind::Execute => return each_sql(session, statement),
+        InnerKind::Query | InnerKind::Execute => return each_sql(session, statement, read_only),
+        _ if read_only => Err(("", writes("the target is declared read_only, and this kind changes something"))),
         InnerKind::Refresh => kinds::read::<refresh::Refresh>(&args)
             .and_then(|refresh| refresh.look(session))
             .map_err(|error| ("/view", error)),
@@ -85,6 +90,10 @@ pub fn check(session: &mut Session, statement: &Statement) -> Result<Checked, Wo
     Ok(checked)
 }
 
+fn writes(why: &str) -> WorkError {
+    WorkError::Fail(JobError::new(ErrorCode::ReadOnly, why))
+}
+
 fn finding(line: usize, uncertain: bool, error: WorkError) -> Result<Finding, WorkError> {
     match error {
         WorkError::Fail(error) => Ok(Finding { line, uncertain, error }),
@@ -92,28 +101,66 @@ fn finding(line: usize, uncertain: bool, error: WorkError) -> Result<Finding, Wo
     }
 }
 
-fn each_sql(session: &mut Session, statement: &Statement) -> Result<Checked, WorkError> {
+fn each_sql(session: &mut Session, statement: &Statement, read_only: bool) -> Result<Checked, WorkError> {
     let mut checked = Checked::default();
     let params: Vec<Box<RawValue>> = nulls(statement);
-    // A statement that the server doesn't plan may make what a later one uses.
-    let mut may_have_made = false;
+    let reads = read_only || statement.kind == InnerKind::Query;
+    // What statements that came before may have made: their texts.
+    let mut made: Vec<String> = Vec::new();
     for sql in &statement.sql {
-        let look = rolled_back(session, |session| look(session, statement, sql, &params));
-        match look {
-            Ok(plan) => checked.plans.extend(plan),
+        let looked = not_in_a_transaction(statement, sql)
+            .map_or_else(|| rolled_back(session, |session| look(session, statement, sql, &params, reads)), Err);
+        match looked {
+            Ok(Some(plan)) => checked.plans.push(plan),
+            Ok(None) => checked.unplanned.push(sql.line),
             Err(error) => {
-                let state = match &error {
-                    WorkError::Fail(error) => error.sqlstate.clone(),
-                    _ => None,
-                };
-                let uncertain = may_have_made && state.is_some_and(|state| MAYBE_MADE.contains(&state.as_str()));
+                let uncertain = matches!(&error, WorkError::Fail(error) if may_be_made(error, &made));
                 let line = sql.line + lines_before(&sql.text, &error);
                 checked.findings.push(finding(line, uncertain, error)?);
             }
         }
-        may_have_made |= !is_planned(&sql.text);
+        if may_make(&sql.text) {
+            made.push(sql.text.to_lowercase());
+        }
     }
     Ok(checked)
+}
+
+/// A statement of this kind can leave something behind that a later one uses.
+fn may_make(sql: &str) -> bool {
+    let words = first_words(sql, 1);
+    let first = words.first().map(String::as_str).unwrap_or_default();
+    let into = ["SELECT", "WITH"].contains(&first) && sql.to_ascii_uppercase().contains("INTO");
+    ["CREATE", "ALTER", "DO", "CALL"].contains(&first) || into
+}
+
+/// What is missing is named by an earlier statement that may have made it; what a DO or a CALL makes isn't known.
+fn may_be_made(error: &JobError, made: &[String]) -> bool {
+    let missing = error.sqlstate.as_deref().is_some_and(|state| MAYBE_MADE.contains(&state));
+    let names: Vec<String> = error.message.split('"').skip(1).step_by(2).map(str::to_lowercase).collect();
+    let made_by = |text: &String| {
+        let unknown = ["DO", "CALL"].contains(&first_words(text, 1).first().map(String::as_str).unwrap_or_default());
+        unknown || names.is_empty() || names.iter().any(|name| text.contains(name.rsplit('.').next().unwrap_or(name)))
+    };
+    missing && made.iter().any(made_by)
+}
+
+/// What the server never runs in a transaction, and so not in an `execute`.
+fn not_in_a_transaction(statement: &Statement, sql: &Sql) -> Option<WorkError> {
+    let words = first_words(&sql.text, 6);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let alone = match words.as_slice() {
+        ["VACUUM", ..] | ["ALTER", "SYSTEM", ..] => true,
+        ["CREATE" | "DROP", "DATABASE" | "TABLESPACE" | "SUBSCRIPTION", ..] => true,
+        ["CREATE" | "DROP" | "REINDEX", rest @ ..] => rest.contains(&"CONCURRENTLY"),
+        _ => false,
+    };
+    (alone && statement.kind == InnerKind::Execute).then(|| {
+        let error = JobError::new(ErrorCode::StatementNotAllowed, "this statement can't run in a transaction");
+        WorkError::Fail(
+            error.with_hint("execute runs its statements in one; see the kind maintain for indexes and VACUUM"),
+        )
+    })
 }
 
 fn nulls(statement: &Statement) -> Vec<Box<RawValue>> {
@@ -158,6 +205,7 @@ fn look(
     statement: &Statement,
     sql: &Sql,
     params: &[Box<RawValue>],
+    reads: bool,
 ) -> Result<Option<Planned>, WorkError> {
     let prepared = Prepared::new(session, &sql.text, params).map_err(|error| error.or_server(WorkError::from))?;
     if statement.kind == InnerKind::Query {
@@ -166,9 +214,32 @@ fn look(
     if !is_planned(&sql.text) {
         return Ok(None);
     }
-    let plan = generic_plan(session, statement, &sql.text)?;
+    let plan = match generic_plan(session, statement, &sql.text) {
+        Ok(plan) => plan,
+        // A SELECT … INTO is no statement that can be prepared, and NULL no value of every type.
+        Err(error) if matches!(error.sqlstate.as_deref(), Some("26000" | "23502" | "23514")) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if reads && changes(&plan) {
+        return Err(writes("this statement changes rows or locks them, and runs where it can only read"));
+    }
     let (estimated_rows, estimated_cost) = estimates(&plan);
     Ok(Some(Planned { line: sql.line, estimated_rows, estimated_cost, plan }))
+}
+
+/// Something in the plan writes: an INSERT, UPDATE or DELETE in whatever place, or FOR UPDATE.
+fn changes(plan: &RawJson) -> bool {
+    fn any(value: &Value) -> bool {
+        match value {
+            Value::Object(members) => {
+                let node = members.get("Node Type").and_then(Value::as_str).unwrap_or_default();
+                ["ModifyTable", "LockRows"].contains(&node) || members.values().any(any)
+            }
+            Value::Array(items) => items.iter().any(any),
+            _ => false,
+        }
+    }
+    serde_json::from_str::<Value>(plan.text()).is_ok_and(|plan| any(&plan))
 }
 
 /// The plan that serves any values. That of NULLs alone would say nothing: the server knows that nothing equals NULL.

@@ -316,7 +316,7 @@ fn start_reloading(registry: &Registry, signals: &Signals) -> Result<Option<Relo
     let asked = reloader.clone();
     signals.on_hint(move |message| {
         if *message == Message::Statements {
-            asked.ask();
+            asked.hint();
         }
     });
     Ok(Some(reloader))

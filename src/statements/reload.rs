@@ -14,9 +14,19 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What came of a look, or why there was none.
 pub type Reloaded = Result<Arc<Loaded>, String>;
 
+/// Who wants the folder read.
+enum Asked {
+    /// An operator, by a signal.
+    Signal,
+    /// Another process, or a connection that may have missed it: mostly nothing has changed.
+    Hint,
+    /// A request, which waits.
+    Request(oneshot::Sender<Reloaded>),
+}
+
 /// The way to the thread. Cloning it is cheap; the thread ends with the last clone.
 #[derive(Clone)]
-pub struct Reloader(Sender<Option<oneshot::Sender<Reloaded>>>);
+pub struct Reloader(Sender<Asked>);
 
 impl Reloader {
     /// Starts the thread `slowlane-saved`.
@@ -30,9 +40,18 @@ impl Reloader {
         Ok(Reloader(sender))
     }
 
-    /// Has the folder read again, and waits for nothing.
+    /// Has the folder read again for an operator, and waits for nothing.
     pub fn ask(&self) {
-        if self.0.send(None).is_err() {
+        self.send(Asked::Signal);
+    }
+
+    /// Has the folder read again because it may have changed; the log says so only when it has.
+    pub fn hint(&self) {
+        self.send(Asked::Hint);
+    }
+
+    fn send(&self, asked: Asked) {
+        if self.0.send(asked).is_err() {
             log::error!("the thread that reads saved statements has ended");
         }
     }
@@ -44,7 +63,7 @@ impl Reloader {
     pub async fn reload(&self) -> Reloaded {
         const DIED: &str = "the thread that reads saved statements has ended";
         let (answer, outcome) = oneshot::channel();
-        self.0.send(Some(answer)).map_err(|_| DIED.to_owned())?;
+        self.0.send(Asked::Request(answer)).map_err(|_| DIED.to_owned())?;
         match tokio::time::timeout(PATIENCE, outcome).await {
             Ok(outcome) => outcome.unwrap_or_else(|_| Err(DIED.to_owned())),
             Err(_) => Err(format!("the folder of saved statements is still being read after {} s", PATIENCE.as_secs())),
@@ -52,19 +71,24 @@ impl Reloader {
     }
 }
 
-fn serve(statements: &Statements, asked: &Receiver<Option<oneshot::Sender<Reloaded>>>) {
+fn serve(statements: &Statements, asked: &Receiver<Asked>) {
     while let Ok(first) = asked.recv() {
         // One look answers all who asked before it.
-        let waiting: Vec<_> = std::iter::once(first).chain(asked.try_iter()).flatten().collect();
+        let all: Vec<Asked> = std::iter::once(first).chain(asked.try_iter()).collect();
+        let only_hints = all.iter().all(|asked| matches!(asked, Asked::Hint));
+        let before = statements.loaded();
         let outcome = statements.reload();
         match &outcome {
+            Ok(loaded) if only_hints && loaded.is_as(&before) => log::debug!("no saved statement has changed"),
             Ok(loaded) => say(loaded),
             Err(error) => log::error!("{error}; what was read before stays in effect"),
         }
         let outcome = outcome.map_err(|error| error.to_string());
-        for answer in waiting {
-            // Whoever asked has gone.
-            let _ = answer.send(outcome.clone());
+        for asked in all {
+            if let Asked::Request(answer) = asked {
+                // Whoever asked may have gone.
+                let _ = answer.send(outcome.clone());
+            }
         }
     }
 }

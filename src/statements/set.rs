@@ -47,6 +47,14 @@ impl Loaded {
     pub fn is_stale(&self, name: &str) -> bool {
         self.broken.iter().any(|broken| broken.stale.as_deref() == Some(name))
     }
+
+    /// It has the same statements and the same broken files as `other`.
+    pub fn is_as(&self, other: &Loaded) -> bool {
+        let versions = |loaded: &Loaded| -> Vec<(String, String)> {
+            loaded.statements.iter().map(|(name, statement)| (name.clone(), statement.version.clone())).collect()
+        };
+        self.broken == other.broken && versions(self) == versions(other)
+    }
 }
 
 /// The folder can't be read at all: what was in effect stays.

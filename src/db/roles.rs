@@ -10,6 +10,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
 
 use crate::db::DbError;
+use crate::pq::quote::{identifier, literal};
 
 /// Owns the schema `slowlane`.
 pub const OWNER: &str = "slowlane_owner";
@@ -40,14 +41,6 @@ pub struct Passwords {
 struct Present {
     #[diesel(sql_type = Bool)]
     present: bool,
-}
-
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 /// Makes roles and databases, as the cluster's superuser.

@@ -85,16 +85,6 @@ impl Look<'_> {
     }
 }
 
-/// A name as SQL has it.
-pub(super) fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A text as SQL has it.
-pub(super) fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
-
 /// Bytes for people.
 pub(super) fn bytes(count: i64) -> String {
     let (mut value, mut unit) = (count, "bytes");

@@ -4,10 +4,11 @@ use serde_json::{Map, Value, json};
 
 use crate::db::migrations;
 use crate::doctor::connect;
-use crate::doctor::look::{Look, bytes, identifier, span};
+use crate::doctor::look::{Look, bytes, span};
 use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
 use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
+use crate::pq::quote::identifier;
 use crate::queue::liveness::DEAD_AFTER;
 use crate::queue::partitions;
 

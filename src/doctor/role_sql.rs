@@ -1,7 +1,7 @@
 //! The SQL that makes the right work role for a target: what its jobs need, and nothing that would make slowlane refuse it.
 
-use crate::doctor::look::{identifier, literal};
 use crate::doctor::target::Examined;
+use crate::pq::quote::{identifier, literal};
 
 /// The script, for psql, with what it does said beside it. Names the role and the database of the target's connection string.
 pub fn script(target: &Examined<'_>) -> String {

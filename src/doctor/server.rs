@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::doctor::look::{Look, identifier, literal, span};
+use crate::doctor::look::{Look, span};
 use crate::doctor::report::{Finding, FindingCode, Severity, Subject};
+use crate::pq::quote::{identifier, literal};
 use crate::queue::job::MAX_TIMEOUT_MS;
 
 /// A difference of clocks that is worth a word, and one that breaks things.

@@ -11,10 +11,11 @@ use uuid::Uuid;
 use crate::db::roles::DEMO_LOAD_LOCK;
 use crate::db::{DbError, targets};
 use crate::doctor::connect;
-use crate::doctor::look::{Look, MayGoOn, identifier};
+use crate::doctor::look::{Look, MayGoOn};
 use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
 use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
+use crate::pq::quote::identifier;
 use crate::queue::liveness::DEAD_AFTER;
 
 /// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than they are.

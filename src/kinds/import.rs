@@ -21,6 +21,7 @@ use crate::kinds::context::WorkContext;
 use crate::kinds::params::ParamType;
 use crate::kinds::{ArgError, UploadArg, Work, WorkError, exactly_once};
 use crate::pq::Session;
+use crate::pq::quote::{identifiers, literal};
 use crate::queue::{ErrorCode, JobError};
 use crate::uploads::{ContentType, Upload};
 
@@ -39,7 +40,7 @@ pub use records::MAX_ROW_BYTES;
 use decode::Decoded;
 use load::{Form, Sink, Source};
 use records::Records;
-use table::{Conflict, Existing, Merged, Table, literal, quoted};
+use table::{Conflict, Existing, Merged, Table};
 
 /// The largest `reject_limit`.
 pub const MAX_REJECT_LIMIT: u64 = 10_000;
@@ -328,7 +329,7 @@ impl Import {
     }
 
     fn copy(&self, target: &str, columns: &[String]) -> String {
-        let columns = columns.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+        let columns = identifiers(columns);
         let options = match self.format {
             ImportFormat::Csv => format!(
                 "FORMAT csv, HEADER true, DELIMITER {}, NULL {}",

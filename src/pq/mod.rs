@@ -10,6 +10,7 @@ mod copy;
 mod error;
 mod failure;
 mod line;
+pub mod quote;
 mod raw;
 mod resolve;
 mod session;

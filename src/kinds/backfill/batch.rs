@@ -6,10 +6,11 @@
 use std::ffi::CString;
 
 use crate::kinds::WorkError;
-use crate::kinds::backfill::table::{Table, quoted};
+use crate::kinds::backfill::table::Table;
 use crate::kinds::backfill::{Backfill, InsertConflict};
 use crate::kinds::prepared::{Prepared, named_types};
 use crate::kinds::validate::{StatementPlan, plan_own};
+use crate::pq::quote::{identifier, identifiers};
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError};
 
@@ -48,17 +49,13 @@ fn enclosed(expression: &str) -> String {
     format!("((\n{expression}\n))")
 }
 
-fn list(names: &[String]) -> String {
-    names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")
-}
-
 impl Statements {
     /// Of `work` on `table` by `key`, tried on the server.
     pub fn new(session: &mut Session, work: &Backfill, table: &Table, key: &[String]) -> Result<Statements, WorkError> {
         try_expressions(session, work, table)?;
         let mut tail = "";
         let what = if let Some(set) = &work.set {
-            let assigned = set.iter().map(|(name, value)| format!("{} = {}", quoted(name), enclosed(value)));
+            let assigned = set.iter().map(|(name, value)| format!("{} = {}", identifier(name), enclosed(value)));
             format!("UPDATE {} SET {}", table.name, assigned.collect::<Vec<_>>().join(", "))
         } else if let Some(insert) = &work.insert_select {
             let into = Table::find(session, &insert.into)?;
@@ -71,7 +68,7 @@ impl Statements {
             format!(
                 "INSERT INTO {} ({}) {overriding}SELECT {select} FROM {}",
                 into.name,
-                list(&insert.columns),
+                identifiers(&insert.columns),
                 table.name
             )
         } else {
@@ -80,7 +77,7 @@ impl Statements {
         let condition = work.condition.as_deref().map(enclosed);
         let mut statements = Statements {
             table: table.name.clone(),
-            key: key.iter().map(|name| quoted(name)).collect(),
+            key: key.iter().map(|name| identifier(name)).collect(),
             what,
             condition,
             tail,

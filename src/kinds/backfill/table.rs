@@ -2,6 +2,7 @@
 
 use crate::kinds::WorkError;
 use crate::pq::Session;
+use crate::pq::quote::{identifier, text_array};
 use crate::queue::{ErrorCode, JobError};
 
 /// The first half of the advisory lock that a heavy writer of a table holds; the second is the table's oid.
@@ -31,17 +32,6 @@ fn fail<T>(code: ErrorCode, message: String, hint: &str) -> Result<T, WorkError>
     Err(WorkError::Fail(if hint.is_empty() { error } else { error.with_hint(hint) }))
 }
 
-/// A name as an identifier.
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// Names as the literal of an array.
-fn array(names: &[String]) -> String {
-    let element = |name: &String| format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""));
-    format!("{{{}}}", names.iter().map(element).collect::<Vec<_>>().join(","))
-}
-
 impl Table {
     /// Looks a name up as the session's `search_path` has it.
     pub fn find(session: &mut Session, name: &str) -> Result<Table, WorkError> {
@@ -69,7 +59,7 @@ impl Table {
         let oid = text(0);
         let columns = columns(session, &oid)?;
         let estimate = rows.get(0, 4).and_then(|rows| rows.parse().ok());
-        Ok(Table { name: format!("{}.{}", quoted(&text(1)), quoted(&text(2))), oid, estimate, columns })
+        Ok(Table { name: format!("{}.{}", identifier(&text(1)), identifier(&text(2))), oid, estimate, columns })
     }
 
     /// The columns `names`, all of which the table has and none of which it fills itself; `whose` says where the names come
@@ -164,7 +154,7 @@ impl Table {
                          WHERE a.attnum IS DISTINCT FROM i.indkey[w.n::int - 1] OR NOT o.opcdefault
                             OR i.indcollation[w.n::int - 1] <> a.attcollation
                             OR (i.indoption[w.n::int - 1] & 1) <> (i.indoption[0] & 1)))",
-            &[Some(&self.oid), Some(&array(key))],
+            &[Some(&self.oid), Some(&text_array(key))],
         )?;
         Ok(rows.get(0, 0) == Some("t"))
     }

@@ -4,6 +4,7 @@ use crate::kinds::WorkError;
 use crate::kinds::params::ParamType;
 use crate::kinds::prepared::classify;
 use crate::pq::Session;
+use crate::pq::quote::{identifier, identifiers, text_array};
 use crate::queue::log::cut;
 use crate::queue::{ErrorCode, JobError};
 
@@ -47,20 +48,6 @@ pub(super) enum Existing {
 
 fn fail<T>(code: ErrorCode, message: String) -> Result<T, WorkError> {
     Err(WorkError::Fail(JobError::new(code, message)))
-}
-
-/// A name as an identifier.
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A text as a literal, whatever `standard_conforming_strings` says.
-pub(super) fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
-}
-
-fn list(names: &[String]) -> String {
-    names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ")
 }
 
 impl Table {
@@ -110,7 +97,7 @@ impl Table {
         let columns = columns(session, &oid)?;
         Ok(Table {
             oid,
-            name: format!("{}.{}", quoted(&text(1)), quoted(&text(2))),
+            name: format!("{}.{}", identifier(&text(1)), identifier(&text(2))),
             bare_name: text(2),
             columns,
             may_split: text(4) == "t",
@@ -213,19 +200,13 @@ impl Table {
             nulls_are_equal,
             partitioned: self.partitioned,
             existing,
-            n: quoted(&n),
+            n: identifier(&n),
         })
     }
 
     /// Finds a unique index on exactly these columns that ON CONFLICT can use. Says whether its NULLs are equal.
     fn unique_index(&self, session: &mut Session, keys: &[String]) -> Result<bool, WorkError> {
-        let keys_array = format!(
-            "{{{}}}",
-            keys.iter()
-                .map(|key| format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\"")))
-                .collect::<Vec<_>>()
-                .join(",")
-        );
+        let keys_array = text_array(keys);
         let nulls = if session.server_version() >= 150_000 { "i.indnullsnotdistinct" } else { "false" };
         let rows = session.query(
             &format!(
@@ -296,7 +277,7 @@ impl Conflict {
 
     /// The table in which rows wait; it goes with the transaction.
     pub fn make_staging(&self, session: &mut Session) -> Result<(), WorkError> {
-        let columns = list(&self.columns);
+        let columns = identifiers(&self.columns);
         let bare = STAGING.trim_start_matches("pg_temp.");
         session.execute_batch(&format!(
             "CREATE TEMPORARY TABLE {bare} ON COMMIT DROP AS SELECT {columns} FROM {} WITH NO DATA;
@@ -313,7 +294,7 @@ impl Conflict {
 
     /// Brings what waits into the table.
     pub fn merge(&self, session: &mut Session) -> Result<Merged, crate::pq::PqError> {
-        let (table, columns, keys) = (&self.table, list(&self.columns), list(&self.keys));
+        let (table, columns, keys) = (&self.table, identifiers(&self.columns), identifiers(&self.keys));
         let overriding = if self.always { "OVERRIDING SYSTEM VALUE" } else { "" };
         if self.existing == Existing::Keep || self.set.is_empty() {
             let tag = session.command(&format!(
@@ -328,7 +309,7 @@ impl Conflict {
              ON CONFLICT ({keys}) DO UPDATE SET {}",
             self.last_ones(&columns, &keys),
             self.n,
-            self.set.iter().map(|name| format!("{0} = excluded.{0}", quoted(name))).collect::<Vec<_>>().join(", ")
+            self.set.iter().map(|name| format!("{0} = excluded.{0}", identifier(name))).collect::<Vec<_>>().join(", ")
         );
         let number = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         if self.partitioned {
@@ -353,7 +334,8 @@ impl Conflict {
         let apart = if self.nulls_are_equal {
             "NULL::bigint".to_owned()
         } else {
-            let nulls = self.keys.iter().map(|key| format!("{} IS NULL", quoted(key))).collect::<Vec<_>>().join(" OR ");
+            let nulls =
+                self.keys.iter().map(|key| format!("{} IS NULL", identifier(key))).collect::<Vec<_>>().join(" OR ");
             format!("CASE WHEN {nulls} THEN {} END", self.n)
         };
         let n = &self.n;
@@ -362,7 +344,7 @@ impl Conflict {
 
     fn count_existing(&self, columns: &str, keys: &str) -> String {
         let same = if self.nulls_are_equal { "IS NOT DISTINCT FROM" } else { "=" };
-        let same = self.keys.iter().map(|key| format!("t.{0} {same} s.{0}", quoted(key))).collect::<Vec<_>>();
+        let same = self.keys.iter().map(|key| format!("t.{0} {same} s.{0}", identifier(key))).collect::<Vec<_>>();
         format!(
             "SELECT count(*) FROM ({}) s WHERE EXISTS (SELECT FROM {} t WHERE {})",
             self.last_ones(columns, keys),

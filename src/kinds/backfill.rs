@@ -39,7 +39,7 @@ pub use size::MAX_BATCH_ROWS;
 use batch::{Batch, Statements, without_position};
 use guards::Watch;
 use size::{BatchSize, Pace};
-use table::Table;
+use table::{Key, Table};
 use tries::Attempted;
 
 /// `batch_rows` when the caller names none.
@@ -140,6 +140,8 @@ pub struct Backfilled {
 struct Cursor {
     /// The table's oid: one of the same name that was made since is another table.
     table: String,
+    /// Which columns the key is, and how they compare.
+    key: Vec<String>,
     /// The key behind which there is more to do. `None` before the first batch.
     after: Option<Vec<String>>,
     /// The last key when it began.
@@ -266,7 +268,7 @@ impl Backfill {
             return Err(table_busy(ctx, &table));
         }
         let key = table.key(session, self.key.as_deref())?;
-        self.check_columns(&table, &key)?;
+        self.check_columns(&table, &key.names)?;
         let mut watch = Watch::new(session, &self.guards, &table)?;
         let progress = Progress { ctx, phase: self.phase(), estimate: table.estimate };
         // Even to have the statement looked at takes a lock of the table for a moment.
@@ -274,7 +276,7 @@ impl Backfill {
         watch.pass(ctx, session, |reason| progress.tell(scanned, reason))?;
         let statements = Statements::new(session, self, &table, &key)?;
 
-        let Some(mut cursor) = begin(session, before, &table, &statements)? else {
+        let Some(mut cursor) = begin(session, before, &table, &key, &statements)? else {
             progress.end(0);
             return Ok(Backfilled { final_batch_rows: self.first_rows(), ..Backfilled::default() });
         };
@@ -326,10 +328,10 @@ impl Backfill {
     }
 
     /// The table and its key. An error comes with the argument that it is about.
-    fn find(&self, session: &mut Session) -> Result<(Table, Vec<String>), (&'static str, WorkError)> {
+    fn find(&self, session: &mut Session) -> Result<(Table, Key), (&'static str, WorkError)> {
         let table = Table::find(session, &self.table).map_err(|error| ("/table", error))?;
         let key = table.key(session, self.key.as_deref()).map_err(|error| ("/key", error))?;
-        self.check_columns(&table, &key).map_err(|error| ("/set", error))?;
+        self.check_columns(&table, &key.names).map_err(|error| ("/set", error))?;
         Ok((table, key))
     }
 
@@ -356,7 +358,7 @@ impl Backfill {
     }
 
     fn first_rows(&self) -> u64 {
-        self.batch_rows.unwrap_or(DEFAULT_BATCH_ROWS)
+        self.batch_rows.unwrap_or(DEFAULT_BATCH_ROWS).min(self.max_rate.unwrap_or(MAX_BATCH_ROWS))
     }
 
     fn target(&self) -> Duration {
@@ -389,19 +391,25 @@ fn begin(
     session: &mut Session,
     before: Option<Cursor>,
     table: &Table,
+    key: &Key,
     statements: &Statements,
 ) -> Result<Option<Cursor>, WorkError> {
+    let changed = |message: String| {
+        let hint = "look at what was done, and submit what is left as a new job";
+        Err(WorkError::Fail(JobError::new(ErrorCode::TableChanged, message).with_hint(hint)))
+    };
     match before {
-        Some(cursor) if cursor.table == table.oid => Ok(Some(cursor)),
-        Some(_) => {
-            let message = format!("{} is another table than the one that an earlier attempt worked on", table.name);
-            let hint = "look at what was done, and submit what is left as a new job";
-            Err(WorkError::Fail(JobError::new(ErrorCode::TableChanged, message).with_hint(hint)))
+        Some(cursor) if cursor.table == table.oid && cursor.key == key.shape => Ok(Some(cursor)),
+        Some(cursor) if cursor.table == table.oid => {
+            let key = key.names.join(", ");
+            changed(format!("the key of {} is {key} now, and an earlier attempt went by another one", table.name))
         }
+        Some(_) => changed(format!("{} is another table than the one that an earlier attempt worked on", table.name)),
         None => {
             let last = statements.last_key(session).map_err(without_position)?;
             let table = table.oid.clone();
-            Ok(last.map(|last| Cursor { table, after: None, last, complete: false, done: Backfilled::default() }))
+            let key = key.shape.clone();
+            Ok(last.map(|last| Cursor { table, key, after: None, last, complete: false, done: Backfilled::default() }))
         }
     }
 }

@@ -238,7 +238,7 @@ impl From<PqError> for WorkError {
             (_, Some("25P03" | "25P04")) => ErrorCode::ConnectionLost,
             // The server ended the session, or is about to end or to begin.
             (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => ErrorCode::ConnectionLost,
-            (PqErrorKind::Server, _) => ErrorCode::SqlError,
+            (PqErrorKind::Server | PqErrorKind::Usage, _) => ErrorCode::SqlError,
             _ => ErrorCode::ConnectionLost,
         };
         WorkError::of(JobError {

@@ -53,6 +53,11 @@ impl PqError {
         PqError::of(PqErrorKind::ConnectionLost, message)
     }
 
+    /// An answer that came, and that nothing can be done with.
+    pub fn unreadable(message: &str) -> PqError {
+        PqError::of(PqErrorKind::Usage, message)
+    }
+
     /// The same statement may well succeed on another try: lost connections, a server that starts or stops, no free
     /// slot, serialization failures, deadlocks, locks that were held too long.
     pub fn retryable(&self) -> bool {

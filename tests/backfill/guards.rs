@@ -90,6 +90,28 @@ fn sessions_that_wait_for_the_table_go_first() {
 }
 
 #[test]
+fn a_session_that_waits_for_a_row_goes_first() {
+    let app = TestApp::start();
+    table(&app.target, 100);
+    let mut holder = app.target.session();
+    holder.execute_batch("BEGIN; UPDATE public.rows SET name = 'x' WHERE id = 100").unwrap();
+    let target = app.target.clone();
+    let waiter = std::thread::spawn(move || {
+        let mut session = target.session();
+        session.execute_batch("SET lock_timeout = '60s'; UPDATE public.rows SET name = 'y' WHERE id = 100").unwrap();
+    });
+    // It waits for the transaction, and nothing says of which table.
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
+    eventually("somebody waits", || app.target.count(waiting) == 1);
+    let id = submit(&app, &guarded(&json!({"max_lock_waiters": 0})));
+    waits(&app, &id, "lock waiters on the table: 1");
+    assert_eq!(changed(&app.target), "0: 100");
+    holder.execute_batch("COMMIT").unwrap();
+    waiter.join().unwrap();
+    goes_on(&app, &id, 100);
+}
+
+#[test]
 fn a_standby_that_lags_is_waited_for() {
     let postgres = Postgres::start();
     let standby = Standby::of(&postgres);

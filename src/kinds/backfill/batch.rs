@@ -6,12 +6,12 @@
 use std::ffi::CString;
 
 use crate::kinds::WorkError;
-use crate::kinds::backfill::table::Table;
+use crate::kinds::backfill::table::{Key, Table};
 use crate::kinds::backfill::{Backfill, InsertConflict};
 use crate::kinds::prepared::{Prepared, named_types};
 use crate::kinds::validate::{StatementPlan, plan_own};
 use crate::pq::quote::{identifier, identifiers};
-use crate::pq::{PqError, Session};
+use crate::pq::{PqError, Rows, Session};
 use crate::queue::{ErrorCode, JobError};
 
 /// What stands before an expression where it is tried alone.
@@ -22,6 +22,8 @@ pub(super) struct Statements {
     table: String,
     /// The columns of the key, quoted.
     key: Vec<String>,
+    /// The schema of the operators by which they compare, where it has to be named.
+    operators: Option<String>,
     /// The statement up to its WHERE.
     what: String,
     /// The caller's condition.
@@ -51,7 +53,7 @@ fn enclosed(expression: &str) -> String {
 
 impl Statements {
     /// Of `work` on `table` by `key`, tried on the server.
-    pub fn new(session: &mut Session, work: &Backfill, table: &Table, key: &[String]) -> Result<Statements, WorkError> {
+    pub fn new(session: &mut Session, work: &Backfill, table: &Table, key: &Key) -> Result<Statements, WorkError> {
         try_expressions(session, work, table)?;
         let mut tail = "";
         let what = if let Some(set) = &work.set {
@@ -77,7 +79,8 @@ impl Statements {
         let condition = work.condition.as_deref().map(enclosed);
         let mut statements = Statements {
             table: table.name.clone(),
-            key: key.iter().map(|name| identifier(name)).collect(),
+            key: key.names.iter().map(|name| identifier(name)).collect(),
+            operators: key.operators.clone(),
             what,
             condition,
             tail,
@@ -100,6 +103,10 @@ impl Statements {
     /// The key compared with parameters from `$first` on.
     fn compared(&self, operator: &str, first: usize) -> String {
         let params = (0..self.key.len()).map(|n| format!("${}", first + n)).collect::<Vec<_>>().join(", ");
+        let operator = match &self.operators {
+            Some(schema) => format!("OPERATOR({schema}.{operator})"),
+            None => operator.to_owned(),
+        };
         format!("({}) {operator} ({params})", self.key.join(", "))
     }
 
@@ -121,11 +128,15 @@ impl Statements {
         let columns = self.key.join(", ");
         let sql = format!("SELECT {columns} FROM {} ORDER BY {} LIMIT 1", self.table, self.ordered("DESC"));
         let rows = session.query(&sql, &[])?;
-        Ok((!rows.is_empty()).then(|| self.values_of(&rows, 0)))
+        (!rows.is_empty()).then(|| self.values_of(&rows, 0)).transpose()
     }
 
-    fn values_of(&self, rows: &crate::pq::Rows, from: usize) -> Vec<String> {
-        (from..from + self.key.len()).map(|column| rows.get(0, column).unwrap_or_default().to_owned()).collect()
+    /// A key as the server wrote it. One that is NULL all the same, or no text at all, has no place to go on from.
+    fn values_of(&self, rows: &Rows, from: usize) -> Result<Vec<String>, PqError> {
+        let value = |column: usize| {
+            rows.get(0, column).map(str::to_owned).ok_or_else(|| PqError::unreadable("a key is NULL, or isn't UTF-8"))
+        };
+        (from..from + self.key.len()).map(value).collect()
     }
 
     /// Changes the first `rows` rows behind `after`, within the transaction that the session is in. Rows with equal keys come
@@ -189,7 +200,7 @@ impl Statements {
             after.unwrap_or_default().iter().chain(last).map(|key| Some(key.as_str())).collect();
         let found = session.query(&sql, &params)?;
         let count = found.get(0, 0).and_then(|count| count.parse().ok());
-        Ok(count.map(|count| (self.values_of(&found, 1), count)))
+        count.map(|count| Ok((self.values_of(&found, 1)?, count))).transpose()
     }
 }
 
@@ -210,8 +221,32 @@ fn try_expressions(session: &mut Session, work: &Backfill, table: &Table) -> Res
     let params = Params { count: work.params.len(), types: &types };
     for (pointer, expression) in expressions {
         try_expression(session, &pointer, expression, &from, params)?;
+        if pointer.starts_with("/insert_select") {
+            of_one_row(session, &pointer, expression, &table.name, params)?;
+        }
     }
     Ok(())
+}
+
+/// An expression of one row: in a WHERE the server takes no aggregate, no window and no set. In a SELECT it does, and a batch would
+/// insert something that depends on its size.
+fn of_one_row(
+    session: &mut Session,
+    pointer: &str,
+    expression: &str,
+    table: &str,
+    params: Params<'_>,
+) -> Result<(), WorkError> {
+    let all: String = (1..=params.count).map(|n| format!(", ${n}")).collect();
+    let sql = format!("SELECT 1{all} FROM {table} WHERE {} IS NULL", enclosed(expression));
+    match session.prepare(&sql, params.types) {
+        Ok(_) => Ok(()),
+        Err(error) if ["42803", "42P20", "0A000"].contains(&error.sqlstate.as_deref().unwrap_or_default()) => {
+            let message = format!("{pointer}: expected an expression of one row: {}", error.message);
+            Err(WorkError::Fail(JobError::new(ErrorCode::ExpressionNotAllowed, message)))
+        }
+        Err(error) => Err(at(pointer, without_position(error))),
+    }
 }
 
 /// The parameters that an expression may name, and the types that they name themselves.

@@ -125,11 +125,13 @@ impl<'g> Watch<'g> {
     }
 }
 
-/// Who vacuums a table holds this lock: so every role can see it. An ANALYZE and an index that is built concurrently hold
-/// the same.
-const VACUUMS: &str = "l.granted AND l.locktype = 'relation' AND l.mode = 'ShareUpdateExclusiveLock'";
-/// Whoever waits for the table, or for a row of it that a third one holds.
-const LOCK_WAITERS: &str = "NOT l.granted";
+/// Who vacuums a table holds one of these locks: so every role can see it. An ANALYZE and an index that is built concurrently hold
+/// the same, a VACUUM FULL and whatever else keeps everybody out the other.
+const VACUUMS: &str =
+    "l.granted AND l.locktype = 'relation' AND l.mode IN ('ShareUpdateExclusiveLock', 'AccessExclusiveLock')";
+/// Whoever waits for the table, or for a row of it that a third one holds: the first of these holds the lock of its place in the
+/// row's queue, and waits for a transaction, of which nothing says where.
+const LOCK_WAITERS: &str = "(NOT l.granted OR l.locktype = 'tuple')";
 
 /// The caller's condition. It can change nothing, and NULL isn't true.
 fn holds(session: &mut Session, condition: &str) -> Result<bool, WorkError> {
@@ -154,6 +156,8 @@ fn holds(session: &mut Session, condition: &str) -> Result<bool, WorkError> {
 struct Lag {
     /// Ends of the log, and when they were seen; oldest first.
     ends: VecDeque<(u64, Instant)>,
+    /// What the most silent standby said last of the time, by its own clock, and since when by ours it has said nothing newer.
+    said: Option<(String, Instant)>,
 }
 
 impl Lag {
@@ -163,8 +167,10 @@ impl Lag {
                     pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), '0/0'),
                     min(pg_catalog.pg_wal_lsn_diff(replay_lsn, '0/0')),
                     (extract(epoch FROM max(replay_lag)) * 1000)::bigint,
-                    (extract(epoch FROM pg_catalog.clock_timestamp() - min(reply_time)) * 1000)::bigint
-               FROM pg_catalog.pg_stat_replication WHERE state IN ('streaming', 'catchup')",
+                    min(reply_time)
+               FROM pg_catalog.pg_stat_replication r WHERE state IN ('streaming', 'catchup')
+                AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s
+                                 WHERE s.active_pid = r.pid AND s.slot_type = 'logical')",
             &[],
         )?;
         if rows.get(0, 0) != Some("t") {
@@ -176,8 +182,20 @@ impl Lag {
         // Without a standby that is connected, nobody is behind.
         let (Some(end), Some(replayed)) = (number(1), number(2)) else { return Ok(Duration::ZERO) };
         let reported = number(3).map_or(Duration::ZERO, Duration::from_millis);
-        let silent = number(4).map_or(Duration::ZERO, Duration::from_millis);
-        Ok(self.of(end, replayed, reported, silent, Instant::now()))
+        let now = Instant::now();
+        let silent = self.silent(rows.get(0, 4).unwrap_or_default(), now);
+        Ok(self.of(end, replayed, reported, silent, now))
+    }
+
+    /// How long the most silent standby has said nothing, which said `said` last.
+    fn silent(&mut self, said: &str, now: Instant) -> Duration {
+        match &self.said {
+            Some((last, since)) if last == said => now.saturating_duration_since(*since),
+            _ => {
+                self.said = Some((said.to_owned(), now));
+                Duration::ZERO
+            }
+        }
     }
 
     /// The log ends at `end`, and all have replayed it up to `replayed`; the lag that they reported last is `reported`,
@@ -199,6 +217,15 @@ impl Lag {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_is_silent_by_our_clock() {
+        let (mut lag, now) = (Lag::default(), Instant::now());
+        let second = Duration::from_secs(1);
+        assert_eq!(lag.silent("2001-01-01", now), Duration::ZERO, "its clock may be anywhere");
+        assert_eq!(lag.silent("2001-01-01", now + 21 * second), 21 * second);
+        assert_eq!(lag.silent("2001-01-02", now + 22 * second), Duration::ZERO);
+    }
 
     #[test]
     fn a_standby_is_behind_since_the_log_reached_what_it_lacks() {

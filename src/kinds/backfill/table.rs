@@ -18,8 +18,19 @@ pub(super) struct Table {
     columns: Vec<Column>,
 }
 
+/// The columns by which a table is gone through, in the order of an index.
+pub(super) struct Key {
+    pub names: Vec<String>,
+    /// The schema, quoted, in which the index's own operators are. `None` where the session finds them by itself.
+    pub operators: Option<String>,
+    /// Which columns these are, their types and collations: in another order of rows a place among them means nothing.
+    pub shape: Vec<String>,
+}
+
 struct Column {
     name: String,
+    /// Its number, type and collation.
+    shape: String,
     not_null: bool,
     /// The server makes its values: GENERATED ALWAYS.
     generated: bool,
@@ -89,7 +100,7 @@ impl Table {
 
     /// The columns by which the table is gone through: those of a btree index, from its first column on, none of them
     /// nullable. `None` is the primary key.
-    pub fn key(&self, session: &mut Session, named: Option<&[String]>) -> Result<Vec<String>, WorkError> {
+    pub fn key(&self, session: &mut Session, named: Option<&[String]>) -> Result<Key, WorkError> {
         let key = match named {
             Some(columns) => columns.to_vec(),
             None => self.primary_key(session)?,
@@ -112,12 +123,46 @@ impl Table {
                 "name the columns of another index in key, or make them NOT NULL",
             );
         }
-        if !self.has_index(session, &key)? {
+        let Some(index) = self.index(session, &key)? else {
             let message = format!("no btree index of {} begins with {}", self.name, key.join(", "));
             let hint = "CREATE INDEX CONCURRENTLY on these columns, in this order, all ascending or all descending";
             return fail(ErrorCode::NoKeyIndex, message, hint);
+        };
+        let operators = self.operators(session, &index, &key)?;
+        let shape_of = |name: &String| self.columns.iter().find(|column| column.name == *name);
+        let shape = key.iter().filter_map(shape_of).map(|column| column.shape.clone()).collect();
+        Ok(Key { names: key, operators, shape })
+    }
+
+    /// Where the operators by which an index orders its rows are found. The order of rows is always theirs; an operator that is
+    /// only named is looked for in the session's `search_path`, and of a type from elsewhere another one would be taken without a
+    /// word (`text <= text` for `citext`).
+    fn operators(&self, session: &mut Session, index: &str, key: &[String]) -> Result<Option<String>, WorkError> {
+        let rows = session.query(
+            "SELECT pg_catalog.count(DISTINCT o.oprnamespace), pg_catalog.bool_and(pg_catalog.pg_operator_is_visible(o.oid)),
+                    pg_catalog.min(pg_catalog.quote_ident(n.nspname))
+               FROM pg_catalog.pg_index i
+              CROSS JOIN LATERAL pg_catalog.generate_series(0, $2::int - 1) k
+               JOIN pg_catalog.pg_opclass c ON c.oid = i.indclass[k]
+               JOIN pg_catalog.pg_amop p ON p.amopfamily = c.opcfamily AND p.amoplefttype = c.opcintype
+                    AND p.amoprighttype = c.opcintype AND p.amoppurpose = 's'
+               JOIN pg_catalog.pg_operator o ON o.oid = p.amopopr
+               JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+              WHERE i.indexrelid = $1::oid",
+            &[Some(index), Some(&key.len().to_string())],
+        )?;
+        match (rows.get(0, 1), rows.get(0, 0)) {
+            (Some("t"), _) => Ok(None),
+            (_, Some("1")) => Ok(rows.get(0, 2).map(str::to_owned)),
+            _ => {
+                let message = format!(
+                    "the types of {} compare by operators of several schemas, some of which aren't in the search_path",
+                    key.join(", ")
+                );
+                let hint = "ALTER ROLE … SET search_path to one with these schemas, for the role of the target";
+                fail(ErrorCode::NoKeyIndex, message, hint)
+            }
         }
-        Ok(key)
     }
 
     fn primary_key(&self, session: &mut Session) -> Result<Vec<String>, WorkError> {
@@ -139,11 +184,10 @@ impl Table {
         Ok(key)
     }
 
-    /// Such an index gives the rows in the order in which the columns compare.
-    fn has_index(&self, session: &mut Session, key: &[String]) -> Result<bool, WorkError> {
+    /// An index that gives the rows in the order in which the columns compare.
+    fn index(&self, session: &mut Session, key: &[String]) -> Result<Option<String>, WorkError> {
         let rows = session.query(
-            "SELECT EXISTS (
-                SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+            "SELECT i.indexrelid FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
                   JOIN pg_catalog.pg_am m ON m.oid = x.relam
                  WHERE i.indrelid = $1::oid AND m.amname = 'btree' AND i.indisvalid AND i.indisready
                    AND i.indpred IS NULL AND i.indnkeyatts >= pg_catalog.cardinality($2::text[])
@@ -153,10 +197,10 @@ impl Table {
                           LEFT JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[w.n::int - 1]
                          WHERE a.attnum IS DISTINCT FROM i.indkey[w.n::int - 1] OR NOT o.opcdefault
                             OR i.indcollation[w.n::int - 1] <> a.attcollation
-                            OR (i.indoption[w.n::int - 1] & 1) <> (i.indoption[0] & 1)))",
+                            OR (i.indoption[w.n::int - 1] & 1) <> (i.indoption[0] & 1)) LIMIT 1",
             &[Some(&self.oid), Some(&text_array(key))],
         )?;
-        Ok(rows.get(0, 0) == Some("t"))
+        Ok(rows.get(0, 0).map(str::to_owned))
     }
 
     /// Becomes the one heavy writer of the table, until the session is given back. `false` when there is another one.
@@ -173,7 +217,8 @@ impl Table {
 
 fn columns(session: &mut Session, oid: &str) -> Result<Vec<Column>, WorkError> {
     let rows = session.query(
-        "SELECT attname, attnotnull, attgenerated <> '', attidentity = 'a' FROM pg_catalog.pg_attribute
+        "SELECT attname, attnotnull, attgenerated <> '', attidentity = 'a', pg_catalog.concat_ws(' ', attnum, atttypid, attcollation)
+           FROM pg_catalog.pg_attribute
           WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
         &[Some(oid)],
     )?;
@@ -183,6 +228,7 @@ fn columns(session: &mut Session, oid: &str) -> Result<Vec<Column>, WorkError> {
         not_null: is(n, 1),
         generated: is(n, 2),
         identity: is(n, 3),
+        shape: rows.get(n, 4).unwrap_or_default().to_owned(),
     };
     Ok((0..rows.len()).map(column).collect())
 }

@@ -177,6 +177,11 @@ fn own(session: &mut Session, start: &Start) -> Result<Vec<Index>, WorkError> {
     Ok(of(session, &start.table)?.into_iter().filter(|index| start.owns(index)).collect())
 }
 
+/// As it is by now: what it is dropped for must still be so after the waits of those before it.
+fn again(session: &mut Session, start: &Start, before: &Index) -> Result<Option<Index>, WorkError> {
+    Ok(own(session, start)?.into_iter().find(|index| index.oid == before.oid))
+}
+
 fn drop_sql(index: &Index) -> String {
     format!("DROP INDEX CONCURRENTLY IF EXISTS {}", index.qualified)
 }
@@ -211,6 +216,7 @@ pub(super) fn drop_left_over(
     locks.probe(session)?;
     let mut all = true;
     for index in own(session, start)? {
+        let Some(index) = again(session, start, &index)? else { continue };
         if index.being_built {
             left_to_others(ctx, &index);
             all = false;
@@ -240,6 +246,7 @@ pub(super) fn clean_up(ctx: &WorkContext<'_>, start: &Start) {
     let outcome = ctx.clean_up(|session, until| {
         let mut all = true;
         for index in own(session, start)? {
+            let Some(index) = again(session, start, &index)? else { continue };
             if index.being_built {
                 left_to_others(ctx, &index);
                 all = false;

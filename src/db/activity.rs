@@ -161,7 +161,7 @@ fn look(connected: &mut Connected, backends: &[TargetBackend]) -> Result<Vec<Act
                     SELECT json_agg(json_build_object('pid', b.pid, 'application_name', nullif(s.application_name, '')))::text
                       FROM (SELECT DISTINCT unnest(pg_blocking_pids(a.pid)) AS pid ORDER BY 1 LIMIT {MAX_BLOCKERS}) b
                       LEFT JOIN pg_stat_activity s ON s.pid = b.pid) END AS blocked_by,
-                CASE WHEN $3 THEN coalesce((SELECT f.bytes FROM files f WHERE f.pid = a.pid), 0) END AS temp_bytes,
+                CASE WHEN $3 AND NOT EXISTS (SELECT FROM pg_stat_activity p WHERE p.leader_pid = a.pid AND p.pid <> a.pid) THEN coalesce((SELECT f.bytes FROM files f WHERE f.pid = a.pid), 0) END AS temp_bytes,
                 c.phase, c.done, c.total, c.unit
            FROM active a LEFT JOIN commands c ON c.pid = a.pid"
     );

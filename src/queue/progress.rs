@@ -90,6 +90,10 @@ impl Progress {
             Report { phase: cut(&report.phase, MAX_WORD_BYTES), unit: cut(&report.unit, MAX_WORD_BYTES), ..report };
         let same = self.report.as_ref().is_some_and(|last| last.phase == report.phase && last.unit == report.unit);
         if !same {
+            // What the server counted was of the step before.
+            if let Some(seen) = &mut self.seen {
+                seen.command = None;
+            }
             self.phase_began = Some((Instant::now(), report.done));
         }
         self.untold |= self.report.as_ref() != Some(&report);
@@ -102,6 +106,11 @@ impl Progress {
         self.untold |=
             self.seen.as_ref() != Some(&activity) || self.told_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN_AFTER);
         self.seen = Some(activity);
+    }
+
+    /// The session could not be looked at, or is gone: what was seen of it is old.
+    pub fn unseen(&mut self) {
+        self.untold |= self.seen.take().is_some();
     }
 
     /// What earlier runs of the same work took, in milliseconds.
@@ -314,6 +323,11 @@ mod tests {
         assert_eq!((now.wait_event.as_deref(), now.blocked_by.unwrap().len()), (Some("Lock:relation"), 1));
         progress.seen(activity(None));
         assert!(progress.take_untold().is_none(), "nothing has changed");
+        // What can't be looked at any more isn't said to be so now.
+        progress.report(Report::phase("copying"), false);
+        progress.unseen();
+        let now = progress.take_untold().unwrap();
+        assert!(now.wait_event.is_none() && now.blocked_by.is_none(), "{now:?}");
     }
 
     #[test]
@@ -323,9 +337,13 @@ mod tests {
         assert_eq!(shown(&mut progress), ("scanning heap (t)".into(), 3, Some(10), ProgressBasis::Exact));
         progress.report(rows(1, Some(4), ProgressBasis::Exact), false);
         assert_eq!(shown(&mut progress), ("copying".into(), 1, Some(4), ProgressBasis::Exact));
+        // What the server counted in the step before is none of the next one's.
         progress.report(Report::phase("try 2"), false);
+        assert_eq!(shown(&mut progress).0, "try 2");
+        progress.seen(activity(Some(("scanning heap (t)", 3, 10))));
         assert_eq!(shown(&mut progress).0, "try 2: scanning heap (t)");
         progress.report(rows(1, Some(4), ProgressBasis::Exact), true);
+        progress.seen(activity(Some(("scanning heap (t)", 3, 10))));
         assert_eq!(shown(&mut progress), ("copying: scanning heap (t)".into(), 3, Some(10), ProgressBasis::Exact));
         progress.seen(activity(None));
         assert_eq!(shown(&mut progress), ("copying".into(), 1, Some(4), ProgressBasis::Exact));

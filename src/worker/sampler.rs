@@ -81,7 +81,12 @@ impl<'s> Sampler<'s> {
         let sessions: Vec<(Attempt, Vec<TargetBackend>)> = attempts
             .into_iter()
             .map(|attempt| (attempt.control.sessions(), attempt))
-            .filter(|(sessions, _)| !sessions.is_empty())
+            .filter(|(sessions, attempt)| {
+                if sessions.is_empty() {
+                    attempt.said.progress().unseen();
+                }
+                !sessions.is_empty()
+            })
             .map(|(sessions, attempt)| (attempt, sessions))
             .collect();
         if sessions.is_empty() {
@@ -92,11 +97,14 @@ impl<'s> Sampler<'s> {
         }
         self.last_work = Instant::now();
         let backends: Vec<TargetBackend> = sessions.iter().flat_map(|(_, backends)| backends.iter().cloned()).collect();
-        let activities = self.observer.observe(&backends)?;
+        let activities = self.observer.observe(&backends).inspect_err(|_| {
+            sessions.iter().for_each(|(attempt, _)| attempt.said.progress().unseen());
+        })?;
         for (attempt, backends) in &sessions {
             let its = activities.iter().filter(|activity| backends.contains(&activity.backend));
-            if let Some(activity) = its.max_by_key(|activity| tells(activity)) {
-                attempt.said.progress().seen(activity.clone());
+            match its.max_by_key(|activity| tells(activity)) {
+                Some(activity) => attempt.said.progress().seen(activity.clone()),
+                None => attempt.said.progress().unseen(),
             }
         }
         Ok(())

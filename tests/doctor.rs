@@ -59,6 +59,15 @@ impl Said {
         assert!(if sql.is_empty() { statements.is_empty() } else { found }, "{finding}");
     }
 
+    /// As `has`, of several findings with the same code.
+    #[track_caller]
+    fn has_one_of(&self, subject: &str, code: &str, severity: &str, word: &str) {
+        let findings = self.report(subject)["findings"].as_array().unwrap();
+        let is = |finding: &&Value| finding["code"] == code && finding["detail"].as_str().unwrap().contains(word);
+        let found = findings.iter().find(is).unwrap_or_else(|| panic!("{code}, {word}: {}", self.all));
+        assert_eq!(found["severity"], severity, "{found}");
+    }
+
     #[track_caller]
     fn has_not(&self, subject: &str, code: &str) {
         let findings = self.report(subject)["findings"].as_array().unwrap();
@@ -229,6 +238,20 @@ fn ways_in_that_lead_nowhere_or_through_something() {
     of_queue(&hosts, &[]).has_not("queue", "unreachable");
     let said = of_queue(&queue.dsn.clone().with("password", "wrong"), &[]);
     said.has("queue", "unreachable", "error", "(password_wrong)", "");
+    // A refused login is libpq's last word, whatever the next address would say.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let refusing = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let Some(_) = read_startup(&mut client) else { return };
+            let refusal = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user \"x\"\0\0";
+            let _ = client.write_all(&message(b'E', refusal));
+        }
+    });
+    let hosts = queue.dsn.clone().with("host", "127.0.0.1,127.0.0.1");
+    let hosts = hosts.with("port", &format!("{refusing},{}", port(&queue.dsn)));
+    assert!(Session::connect(&hosts).is_err());
+    of_queue(&hosts, &[]).has("queue", "unreachable", "error", "(password_wrong)", "");
     // A server that is too old says so in its first words.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
@@ -291,6 +314,14 @@ fn ways_in_that_lead_nowhere_or_through_something() {
     }
 }
 
+/// Runs the SQL of findings.
+fn follow(database: &Database, said: &Said, code: &str) {
+    let findings = said.report("queue")["findings"].as_array().unwrap();
+    for sql in findings.iter().filter(|finding| finding["code"] == code).flat_map(|f| f["sql"].as_array().unwrap()) {
+        database.run(sql.as_str().unwrap());
+    }
+}
+
 #[test]
 fn roles_that_may_too_much_or_too_little() {
     let postgres = Postgres::start();
@@ -321,7 +352,25 @@ fn roles_that_may_too_much_or_too_little() {
         "GRANT SELECT, INSERT",
     );
     assert!(said.all.to_string().contains("GRANT \\\"slowlane_owner\\\" TO \\\"bare\\\""), "{}", said.all);
+    said.has(
+        "queue",
+        "role_too_weak",
+        "error",
+        "functions of the queue: enqueue, first_id_of",
+        "EXECUTE ON ALL FUNCTIONS",
+    );
     said.has("queue", "progress_limited", "info", "", "pg_read_all_stats");
+    follow(&queue, &said, "role_too_weak");
+    of_queue(&bare, &[]).has_not("queue", "role_too_weak");
+    // What came by the owner's rights alone is there still when these are gone.
+    let heir = user(&queue.dsn, "heir");
+    queue.run(&format!("GRANT CONNECT ON DATABASE {} TO heir; GRANT slowlane_owner TO heir", queue.name()));
+    let said = of_queue(&heir, &[]);
+    said.has("queue", "role_too_strong", "warning", "has the owner's rights without saying so", "NOINHERIT");
+    follow(&queue, &said, "role_too_strong");
+    let said = of_queue(&heir, &[]);
+    said.has_not("queue", "role_too_strong");
+    said.has_not("queue", "role_too_weak");
     let said = of_queue(&queue.dsn.clone().with("user", "slowlane_owner"), &[]);
     said.has("queue", "role_too_strong", "warning", "owns the schema", "NOINHERIT");
     // A target's.
@@ -508,8 +557,16 @@ fn what_has_been_open_for_long_and_what_else_only_time_shows() {
     for database in [&queue, &target] {
         believe(database);
     }
+    // A standby of which the transaction that it holds back is nearly a million old.
+    queue.run(
+        "SET allow_system_table_mods = on; ALTER VIEW pg_catalog.pg_stat_replication RENAME TO real_replication;
+         CREATE VIEW pg_catalog.pg_stat_replication AS
+             SELECT 1 AS pid, 'far away'::text AS application_name, NULL::inet AS client_addr, '4294000000'::xid AS backend_xmin;
+         GRANT SELECT ON pg_catalog.pg_stat_replication TO PUBLIC",
+    );
     let said = of_queue(&queue.dsn, &[]);
     assert_eq!(said.status, 4);
+    said.has_one_of("queue", "old_transaction", "warning", "the standby far away (from this machine) holds back");
     said.has(
         "queue",
         "old_transaction",
@@ -537,13 +594,18 @@ fn what_has_been_open_for_long_and_what_else_only_time_shows() {
         "which no worker runs any more",
         &format!("pg_terminate_backend({})", orphan.backend_pid()),
     );
+    // What has changed something in another database is in every snapshot of this one.
+    target.run("GRANT pg_read_all_stats TO slowlane_demo");
+    let said = of_target(&queue.dsn, &target.dsn, &[]);
+    said.has("target", "old_transaction", "warning", "(forgotten, idle in transaction", "pg_terminate_backend");
+    said.has_one_of("target", "prepared_transaction", "warning", "lost & found");
     // One of a job's is told as what it is.
     let mut busy =
         Session::connect(&named.clone().with("application_name", "slowlane:00000000-0000-7000-8000-000000000002:1"))
             .unwrap();
     busy.execute_batch("BEGIN; SELECT pg_current_xact_id()").unwrap();
     let said = of_target(&queue.dsn, &target.dsn, &[]);
-    said.has("target", "old_transaction", "info", "00000000-0000-7000-8000-000000000002", "");
+    said.has_one_of("target", "old_transaction", "info", "00000000-0000-7000-8000-000000000002");
     let pid = busy.backend_pid();
     drop(busy);
     eventually("it is gone", || target.count(&format!("SELECT count(*) FROM pg_locks WHERE pid = {pid}")) == 0);

@@ -557,6 +557,14 @@ fn a_folder_is_checked_before_it_is_used() {
         .collect();
     assert_eq!(valid, [("change", false), ("fill", false), ("late", true), ("view", false)], "{report}");
     assert_eq!(report["statements"][0]["findings"][0]["error"]["code"], "read_only");
+    let mut reading = program();
+    reading.args(["statements", "check", "--config"]).arg(settings.path().join("slowlane.toml")).arg(perhaps.path());
+    let output = reading.env("TARGET_URL", target.dsn.to_url().expose()).output().unwrap();
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.code() == Some(4) && out.contains("d.sql:2: read_only: this statement changes the database"),
+        "{out}"
+    );
     // One target that can't be asked takes nothing from the others.
     let two = folder(&[
         ("a.sql", "-- kind = 'query'\nSELECT 1"),

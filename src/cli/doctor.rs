@@ -203,8 +203,11 @@ fn print_role_sql(
     let mut targets = connections.each_target(file, dsn_reader(config.dsn_strict))?;
     let known = names(targets.keys());
     let target = targets.remove(name).ok_or_else(|| format!("there is no target {name}: it is one of {known}"))??;
-    print!("{}", doctor::role_sql::script(&examined(name, &target, Connections::default())));
-    Ok(ExitCode::SUCCESS)
+    let script = doctor::role_sql::script(&examined(name, &target, Connections::default()));
+    match io::stdout().lock().write_all(script.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// Colours where a terminal shows them.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::db::sessions;
-use crate::doctor::look::Look;
+use crate::doctor::look::{Look, MayGoOn};
 use crate::doctor::report::{Explained, Finding, FindingCode, Report, Severity, Step};
 use crate::dsn::Dsn;
 use crate::pq::{self, ConnectFailure, Patience, Session};
@@ -37,10 +37,10 @@ pub fn explain(report: &mut Report, dsn: &Dsn) {
 pub const NAME: &str = "slowlane doctor";
 
 /// Opens a session by `dsn`, notes each step, and looks for a pooler in between. `None` when there is none that more could be
-/// asked of: then a finding says why.
-pub fn connect(report: &mut Report, dsn: &Dsn, name: &str) -> Option<Session> {
+/// asked of: then a finding says why. Addresses are tried for as long as `may_go_on` says yes.
+pub fn connect(report: &mut Report, dsn: &Dsn, name: &str, may_go_on: MayGoOn<'_>) -> Option<Session> {
     let dsn = dsn.clone().for_connecting().with("application_name", name);
-    let trace = pq::trace_connect(&dsn);
+    let trace = pq::trace_connect(&dsn, may_go_on);
     report.steps = trace.steps.iter().map(|(name, took)| Step { name, ms: ms(*took) }).collect();
     let mut session = match trace.outcome {
         Ok(session) => session,
@@ -112,9 +112,21 @@ fn pooler(report: &mut Report, dsn: &Dsn, session: &mut Session) -> bool {
             return false;
         }
         Err(error) => {
+            let lost = session.is_broken();
+            let (code, severity) = match lost {
+                true => (FindingCode::Unreachable, Severity::Error),
+                false => (FindingCode::NotLookedAt, Severity::Warning),
+            };
             let detail = format!("could not look for a pooler in between, and nothing more is looked at: {error}");
-            let fix = "run it again; where nothing else helps, connect to the server itself";
-            report.find(Finding::new(FindingCode::NotLookedAt, Severity::Warning, detail, fix));
+            let fix = match lost {
+                true => {
+                    "see the log of the server, or of what is in between, for why it ended the session, and run it again"
+                }
+                false => {
+                    "run it again; a pooler that has no slot left holds a second session up: give it more, or connect to the server itself"
+                }
+            };
+            report.find(Finding::new(code, severity, detail, fix));
             return false;
         }
     }

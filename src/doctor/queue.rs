@@ -53,11 +53,12 @@ pub struct QueueSettings {
 pub fn examine(dsn: &Dsn, settings: QueueSettings) -> Report {
     let mut report = Report::new(Subject::Queue, None);
     connect::explain(&mut report, dsn);
-    if let Some(mut session) = connect::connect(&mut report, dsn, connect::NAME) {
+    if let Some(mut session) = connect::connect(&mut report, dsn, connect::NAME, &|| true) {
         let mut look = Look::new(&mut session, &mut report, &|| true);
         let has_schema = schema(&mut look);
         let processes = if has_schema { workers(&mut look) } else { 0 };
         server::look(&mut look, settings.connections, processes);
+        server::setting(&mut look, "temp_file_limit");
         language(&mut look);
         if has_schema {
             role(&mut look);
@@ -93,7 +94,7 @@ fn schema(look: &mut Look<'_>) -> bool {
             let detail = format!("the role {role} may not use the schema slowlane, and nothing more can be looked at");
             let fix = "run `slowlane migrate up --service-role` with its name, or as the owner:";
             let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
-            look.report.find(finding.sql(format!("GRANT USAGE ON SCHEMA slowlane TO {}", identifier(&role))));
+            look.report.find(with_grants(finding, &identifier(&role)));
             return false;
         }
         _ => {
@@ -116,9 +117,7 @@ fn schema(look: &mut Look<'_>) -> bool {
         );
         let fix = "run `slowlane migrate up --service-role` with its name, or as the owner:";
         let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
-        let grant =
-            format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA slowlane TO {}", identifier(&role));
-        look.report.find(finding.sql(grant));
+        look.report.find(with_grants(finding, &identifier(&role)));
         return false;
     }
     let sql = format!("SELECT version FROM {table} ORDER BY version");
@@ -153,6 +152,14 @@ fn language(look: &mut Look<'_>) {
     }
 }
 
+/// With what `slowlane migrate up --service-role` grants; `role` is quoted.
+fn with_grants(finding: Finding, role: &str) -> Finding {
+    finding
+        .sql(format!("GRANT USAGE ON SCHEMA slowlane TO {role}"))
+        .sql(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA slowlane TO {role}"))
+        .sql(format!("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA slowlane TO {role}"))
+}
+
 /// What the service's role may do. The owner's and a superuser's may do too much.
 fn role(look: &mut Look<'_>) {
     // From 16 on each membership says itself what it is for; before, the role does.
@@ -167,7 +174,9 @@ fn role(look: &mut Look<'_>) {
                            WHERE NOT has_table_privilege(oid, 'SELECT')
                               OR relname <> 'all_attempts' AND NOT (has_table_privilege(oid, 'INSERT')
                                  AND has_table_privilege(oid, 'UPDATE') AND has_table_privilege(oid, 'DELETE'))), ''),
-                pg_has_role(j.relowner, 'USAGE')
+                pg_has_role(j.relowner, 'USAGE'),
+                coalesce((SELECT string_agg(DISTINCT proname, ', ') FROM pg_proc
+                           WHERE pronamespace = 'slowlane'::regnamespace AND NOT has_function_privilege(oid, 'EXECUTE')), '')
            FROM pg_roles r, pg_class j WHERE r.rolname = current_user AND j.oid = 'slowlane.jobs'::regclass"
     );
     let Some(answer) = look.ask("the role's rights", &sql, &[]) else { return };
@@ -185,29 +194,38 @@ fn role(look: &mut Look<'_>) {
             "the role of the service {what}: a mistake, or whoever gets hold of its password, can change the schema itself"
         );
         let inherits = !(answer.is(0, 1) || answer.is(0, 2) || answer.is(0, 3));
-        let (fix, sql) = match (inherits, each) {
-            (true, true) => (
-                "let it act as the owner only where it says so",
-                format!("GRANT {member} TO {role} WITH INHERIT FALSE, SET TRUE"),
-            ),
-            (true, false) => ("let it act as the owner only where it says so", format!("ALTER ROLE {role} NOINHERIT")),
-            (false, _) => (
-                "use a role of its own that is a member of the owner with NOINHERIT, and run `slowlane migrate up --service-role` with its name",
-                format!("CREATE ROLE slowlane_service LOGIN NOINHERIT IN ROLE {member}"),
-            ),
+        // What it may do by the owner's rights alone has to be its own first.
+        let fix = match (inherits, each) {
+            (true, true) => "give it rights of its own, and let it act as the owner only where it says so",
+            (true, false) => {
+                "give it rights of its own, and let it act as the owner only where it says so; what it has by other groups is then to be \
+                 granted to it as well"
+            }
+            (false, _) => {
+                "use a role of its own that is a member of the owner with NOINHERIT, and run `slowlane migrate up --service-role` with its name"
+            }
         };
-        look.report.find(Finding::new(FindingCode::RoleTooStrong, Severity::Warning, detail, fix).sql(sql));
+        let finding = Finding::new(FindingCode::RoleTooStrong, Severity::Warning, detail, fix);
+        look.report.find(match (inherits, each) {
+            (true, true) => {
+                with_grants(finding, &role).sql(format!("GRANT {member} TO {role} WITH INHERIT FALSE, SET TRUE"))
+            }
+            (true, false) => with_grants(finding, &role).sql(format!("ALTER ROLE {role} NOINHERIT")),
+            (false, _) => finding.sql(format!("CREATE ROLE slowlane_service LOGIN NOINHERIT IN ROLE {member}")),
+        });
     }
-    let lacking = answer.text(0, 6);
-    if !lacking.is_empty() {
-        let detail = format!("the role of the service lacks rights on tables of the queue: {lacking}");
+    let (tables, functions) = (answer.text(0, 6), answer.text(0, 8));
+    if !(tables.is_empty() && functions.is_empty()) {
+        let lacking = [("tables", tables), ("functions", functions)];
+        let lacking: Vec<String> = lacking
+            .iter()
+            .filter(|(_, names)| !names.is_empty())
+            .map(|(what, names)| format!("{what} of the queue: {names}"))
+            .collect();
+        let detail = format!("the role of the service lacks rights on {}", lacking.join("; and on "));
         let fix = "run `slowlane migrate up --service-role` with its name, or as the owner:";
         let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
-        look.report.find(
-            finding
-                .sql(format!("GRANT USAGE ON SCHEMA slowlane TO {role}"))
-                .sql(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA slowlane TO {role}")),
-        );
+        look.report.find(with_grants(finding, &role));
     }
     if !answer.is(0, 5) {
         let detail = format!(
@@ -232,6 +250,8 @@ fn tables(look: &mut Look<'_>, store_bytes: i64) {
                 GROUP BY 1 ORDER BY 2 DESC";
     let Some(answer) = look.ask("the sizes of tables", sql, &[]) else { return };
     let mut facts = Map::new();
+    let keepers = [FindingCode::OldTransaction, FindingCode::PreparedTransaction, FindingCode::ReplicationSlot];
+    let kept = look.report.findings.iter().any(|finding| keepers.contains(&finding.code));
     for row in 0..answer.len() {
         let (name, size) = (answer.text(row, 0), answer.number(row, 1).unwrap_or(0));
         let (live, dead) = (answer.number(row, 2).unwrap_or(0), answer.number(row, 3).unwrap_or(0));
@@ -240,8 +260,8 @@ fn tables(look: &mut Look<'_>, store_bytes: i64) {
             name.to_owned(),
             json!({"bytes": size, "live_rows": live, "dead_rows": dead, "vacuumed_at": some(vacuumed)}),
         );
-        // A busy queue has as many between two vacuums, and they go.
-        let goes = answer.is(row, 6) && dead < MANY_DEAD_ROWS;
+        // A busy queue has as many between two vacuums, and they go, unless somebody keeps them.
+        let goes = answer.is(row, 6) && dead < MANY_DEAD_ROWS && !kept;
         if dead >= DEAD_ROWS && dead > live && !goes {
             let since =
                 if vacuumed.is_empty() { "never vacuumed".to_owned() } else { format!("last vacuumed {vacuumed}") };

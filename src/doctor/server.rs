@@ -13,6 +13,8 @@ use crate::queue::job::MAX_TIMEOUT_MS;
 const CLOCK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3_600));
 /// A transaction that is worth a word, and one that is too old, in seconds.
 const OPEN: (i64, i64) = (600, 3_600);
+/// What a standby holds back is worth a word from so many transactions on.
+const FEEDBACK_AGE: u32 = 200_000;
 /// Transactions, slots and the like that are named.
 const NAMED: usize = 5;
 /// Below this, checkpoints come while a result is stored: 512 MB, in MB.
@@ -39,6 +41,7 @@ pub(super) fn look(look: &mut Look<'_>, connections: Connections, processes: usi
     timeouts(look, queue);
     vacuum(look, queue);
     oldest_transactions(look, queue, sees_all);
+    standbys(look, queue);
     prepared_transactions(look);
     replication_slots(look);
     if look.session.execute_batch("RESET ROLE").is_err() {
@@ -47,11 +50,11 @@ pub(super) fn look(look: &mut Look<'_>, connections: Connections, processes: usi
 }
 
 /// Takes the role on that sees the sessions of others, where the login is a member of it: with NOINHERIT it has to. `false` when
-/// it isn't.
+/// it can't see them at all.
 fn see_others(look: &mut Look<'_>) -> bool {
-    let sql = "SELECT pg_has_role('pg_read_all_stats', 'MEMBER')";
-    let member = look.ask("who may see sessions", sql, &[]).is_some_and(|answer| answer.is(0, 0));
-    member && look.session.execute_batch("SET ROLE pg_read_all_stats").is_ok()
+    let sql = "SELECT pg_has_role('pg_read_all_stats', 'USAGE'), pg_has_role('pg_read_all_stats', 'MEMBER')";
+    let Some(answer) = look.ask("who may see sessions", sql, &[]) else { return false };
+    answer.is(0, 0) || answer.is(0, 1) && look.session.execute_batch("SET ROLE pg_read_all_stats").is_ok()
 }
 
 fn clock(look: &mut Look<'_>) {
@@ -77,7 +80,8 @@ fn clock(look: &mut Look<'_>) {
     look.find(FindingCode::ClockDifference, severity, detail, "set both clocks by NTP");
 }
 
-fn setting(look: &mut Look<'_>, name: &str) -> Option<String> {
+/// Notes a setting as this session has it.
+pub(super) fn setting(look: &mut Look<'_>, name: &str) -> Option<String> {
     let answer = look.ask(&format!("the setting {name}"), "SELECT current_setting($1, true)", &[Some(name)])?;
     let value = answer.text(0, 0).to_owned();
     look.fact(name, value.clone());
@@ -236,7 +240,7 @@ fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
     let sql = "SELECT a.pid, coalesce(a.usename, ''), coalesce(a.application_name, ''), coalesce(a.state, ''), coalesce(a.datname, ''),
                       extract(epoch FROM clock_timestamp() - a.xact_start)::bigint,
                       greatest(age(a.backend_xmin), age(a.backend_xid)), coalesce(a.client_addr::text, 'this machine'),
-                      coalesce(a.datname = current_database(), true)
+                      coalesce(a.datname = current_database(), true) OR a.backend_xid IS NOT NULL
                  FROM pg_stat_activity a
                 WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
                   AND a.xact_start IS NOT NULL AND a.backend_type = 'client backend'
@@ -252,7 +256,7 @@ fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
             (answer.text(row, 0), answer.text(row, 1), answer.text(row, 2), answer.text(row, 3));
         // A job may run for hours, as its caller wanted: what that costs is worth knowing.
         let job = name.strip_prefix("slowlane:").and_then(|rest| rest.split(':').next());
-        // What is open in another database keeps no row of this one's.
+        // What only reads in another database keeps no row of this one's. One that has changed something is in every snapshot.
         let here = answer.is(row, 8);
         let severity = match (job, queue) {
             (Some(_), false) => Severity::Info,
@@ -294,6 +298,29 @@ fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
     }
 }
 
+/// Standbys with `hot_standby_feedback` hold rows back for their own queries. Nothing here says for how long, but for how many transactions.
+fn standbys(look: &mut Look<'_>, queue: bool) {
+    let sql = "SELECT r.application_name, coalesce(r.client_addr::text, 'this machine'), age(coalesce(s.xmin, r.backend_xmin)), s.slot_name
+                 FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+                WHERE age(coalesce(s.xmin, r.backend_xmin)) >= $1::int ORDER BY 3 DESC LIMIT 20";
+    let Some(answer) = look.ask("standbys", sql, &[Some(&FEEDBACK_AGE.to_string())]) else { return };
+    for row in (0..answer.len()).take(NAMED) {
+        let by = match answer.text(row, 3) {
+            "" => String::new(),
+            slot => format!(", by the slot {slot}"),
+        };
+        let detail = format!(
+            "the standby {} (from {}{by}) holds back what was deleted in the last {} transactions, for a query of its own: {}",
+            answer.text(row, 0),
+            answer.text(row, 1),
+            answer.text(row, 2),
+            cost(queue)
+        );
+        let fix = "end the long query or the idle transaction there, or turn hot_standby_feedback off on it";
+        look.find(FindingCode::OldTransaction, Severity::Warning, detail, fix);
+    }
+}
+
 fn prepared_transactions(look: &mut Look<'_>) {
     let sql = "SELECT gid, owner, database, extract(epoch FROM clock_timestamp() - prepared)::bigint, database = current_database()
                  FROM pg_prepared_xacts ORDER BY prepared LIMIT 20";
@@ -313,7 +340,7 @@ fn prepared_transactions(look: &mut Look<'_>) {
             span(seconds)
         );
         let fix = "ask its transaction manager what it is to be; rolled back in its database by its role";
-        let severity = if answer.is(row, 4) { Severity::Error } else { Severity::Info };
+        let severity = if answer.is(row, 4) { Severity::Error } else { Severity::Warning };
         let finding = Finding::new(FindingCode::PreparedTransaction, severity, detail, fix);
         look.report.find(finding.sql(format!("ROLLBACK PREPARED {}", literal(gid))));
     }

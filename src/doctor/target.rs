@@ -1,6 +1,7 @@
 //! A target: what its role may do for each kind of work, what bounds it, and what was left behind there.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
@@ -19,7 +20,7 @@ use crate::pq::quote::identifier;
 use crate::queue::liveness::DEAD_AFTER;
 
 /// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than they are.
-const ORPHAN_AFTER: i64 = 60;
+const ORPHAN_AFTER: u64 = 60;
 /// Indexes, sessions and the like that are named.
 const NAMED: usize = 10;
 /// Jobs among which the names of indexes are looked for that they were to build.
@@ -45,7 +46,7 @@ pub struct Examined<'t> {
 }
 
 /// What only the queue knows of a target.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct FromQueue {
     /// Sessions of running jobs, by their names.
     running: BTreeSet<String>,
@@ -53,6 +54,8 @@ pub struct FromQueue {
     indexes: BTreeSet<String>,
     /// Living processes that have it.
     processes: usize,
+    /// When that was.
+    read_at: Instant,
 }
 
 impl FromQueue {
@@ -78,6 +81,7 @@ impl FromQueue {
             #[diesel(sql_type = BigInt)]
             count: i64,
         }
+        let read_at = Instant::now();
         // Of every target: two of them may be the same database.
         let running =
             diesel::sql_query("SELECT id, lease FROM jobs WHERE state = 'running'").load::<Running>(connection)?;
@@ -102,6 +106,7 @@ impl FromQueue {
             running: running.into_iter().map(|row| format!("slowlane:{}:{}", row.id, row.lease)).collect(),
             indexes: indexes.into_iter().map(|row| row.name).collect(),
             processes: usize::try_from(processes.count).unwrap_or(0),
+            read_at,
         })
     }
 }
@@ -119,7 +124,7 @@ pub fn examine(target: &Examined<'_>, from_queue: Result<&FromQueue, &str>, may_
         report.find(Finding::new(FindingCode::NotLookedAt, Severity::Warning, detail, fix));
     }
     let from_queue = from_queue.ok();
-    if let Some(mut session) = connect::connect(&mut report, target.dsn, target.session_name) {
+    if let Some(mut session) = connect::connect(&mut report, target.dsn, target.session_name, may_go_on) {
         let mut look = Look::new(&mut session, &mut report, may_go_on);
         server::look(&mut look, target.connections, from_queue.map_or(1, |queue| queue.processes));
         read_only(&mut look, target);
@@ -353,7 +358,8 @@ fn orphans(look: &mut Look<'_>, queue: &FromQueue) {
                  FROM pg_stat_activity
                 WHERE application_name ~ '^slowlane:[0-9a-f-]{36}:[0-9]+$' AND datname = current_database() AND pid <> pg_backend_pid()
                   AND state_change < clock_timestamp() - $1::int * interval '1 second' ORDER BY 4 DESC LIMIT 1000";
-    let patience = ORPHAN_AFTER.to_string();
+    // What began since the queue was asked isn't known.
+    let patience = ORPHAN_AFTER.saturating_add(queue.read_at.elapsed().as_secs()).to_string();
     let Some(answer) = look.ask("sessions of jobs", sql, &[Some(&patience)]) else { return };
     let lost = (0..answer.len()).filter(|row| !queue.running.contains(answer.text(*row, 1)));
     for row in lost.take(NAMED) {

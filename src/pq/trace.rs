@@ -21,12 +21,12 @@ pub struct Trace {
 }
 
 /// Connects as [`Session::connect`] does: to one address after the other, to each for at most the string's `connect_timeout`,
-/// 5 s where it says nothing.
-pub fn trace_connect(dsn: &Dsn) -> Trace {
+/// 5 s where it says nothing, and for as long as `may_go_on` says yes.
+pub fn trace_connect(dsn: &Dsn, may_go_on: &dyn Fn() -> bool) -> Trace {
     let began = Instant::now();
     let resolved = with_addresses(&dsn.clone().with_default("connect_timeout", "5"));
     let mut steps = vec![("resolve", began.elapsed())];
-    let outcome = resolved.and_then(|dsn| connect(&dsn, &mut steps));
+    let outcome = resolved.and_then(|dsn| connect(&dsn, &mut steps, may_go_on));
     Trace { steps, outcome }
 }
 
@@ -48,7 +48,11 @@ fn each_address(dsn: &Dsn) -> Vec<Dsn> {
     (0..count).map(one).collect()
 }
 
-fn connect(dsn: &Dsn, steps: &mut Vec<(&'static str, Duration)>) -> Result<Session, ConnectFailure> {
+fn connect(
+    dsn: &Dsn,
+    steps: &mut Vec<(&'static str, Duration)>,
+    may_go_on: &dyn Fn() -> bool,
+) -> Result<Session, ConnectFailure> {
     let mut failures = Vec::new();
     let addresses = each_address(dsn);
     // Any will do where none is what would be liked better.
@@ -61,10 +65,27 @@ fn connect(dsn: &Dsn, steps: &mut Vec<(&'static str, Duration)>) -> Result<Sessi
     for dsn in first.chain(again) {
         match connect_to(&dsn, steps) {
             Ok(session) => return Ok(session),
-            Err(raw) => failures.push(raw),
+            Err(raw) => {
+                let next = tries_the_next(&raw);
+                failures.push(raw);
+                if !(next && may_go_on()) {
+                    break;
+                }
+            }
         }
     }
     Err(connect_failure(dsn, &failures.join("\n")))
+}
+
+/// libpq goes on to the next address where nobody answered, or a server that isn't ready or isn't of the kind that is wanted. A
+/// refused login is its last word, and so is TLS that didn't come about (`PQconnectPoll` in fe-connect.c, libpq 18).
+fn tries_the_next(raw: &str) -> bool {
+    use ConnectFailure as F;
+    let class = ConnectFailure::of(raw);
+    matches!(
+        class,
+        F::Refused | F::TimedOut | F::HostNotResolved | F::StartingUp | F::ShuttingDown | F::NoSuitableServer
+    )
 }
 
 /// One address. The error is libpq's raw text.

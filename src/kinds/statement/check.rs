@@ -21,6 +21,10 @@ const TIMEOUT_MS: u32 = 10_000;
 /// What an earlier statement of the same file may have made: no such table, column, function, type or schema.
 const MAYBE_MADE: [&str; 5] = ["42P01", "42703", "42883", "42704", "3F000"];
 
+/// What no transaction runs that only reads, whatever it is about (`SET TRANSACTION` in the manual of Postgres).
+const ALWAYS_WRITES: [&str; 11] =
+    ["CREATE", "ALTER", "DROP", "TRUNCATE", "COMMENT", "GRANT", "REVOKE", "REFRESH", "SECURITY", "IMPORT", "REASSIGN"];
+
 /// What stands in a statement's way.
 #[derive(Clone, Debug, Serialize)]
 pub struct Finding {
@@ -210,6 +214,9 @@ fn look(
     let prepared = Prepared::new(session, &sql.text, params).map_err(|error| error.or_server(WorkError::from))?;
     if statement.kind == InnerKind::Query {
         query::returns_rows(&prepared, &sql.text)?;
+    }
+    if reads && first_words(&sql.text, 1).first().is_some_and(|first| ALWAYS_WRITES.contains(&first.as_str())) {
+        return Err(writes("this statement changes the database, and runs where it can only read"));
     }
     if !is_planned(&sql.text) {
         return Ok(None);

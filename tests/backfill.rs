@@ -191,6 +191,17 @@ fn what_only_the_server_knows_fails_before_the_first_batch() {
          GRANT ALL ON public.keyless, public.seen TO PUBLIC",
     );
     let set = |column: &str, value: &str| json!({"table": "rows", "set": {column: value}});
+    let given = json!({"table": "rows", "insert_select": {"into": "given", "columns": ["a", "b", "c", "d", "e"],
+                       "select": ["$1", "(SELECT max(n) FROM rows)", "ROW(id, n)::pair", "n + $2", "coalesce($3::int, n)"]},
+                       "params": ["x", 5, 7]});
+    app.target.run(
+        "CREATE TYPE public.pair AS (a bigint, b int); CREATE TABLE public.given (a text, b int, c pair, d int, e int); GRANT ALL ON public.given TO PUBLIC",
+    );
+    assert_eq!(run(&app, &given)["output"]["rows_affected"], 10);
+    assert_eq!(
+        app.target.count("SELECT count(*) FROM public.given WHERE a = 'x' AND b = 0 AND (c).a > 0 AND d = 5 AND e = 7"),
+        10
+    );
     let copied = |value: &str| json!({"table": "rows", "insert_select": {"into": "keyless", "columns": ["a"], "select": [value]}});
     let cases = [
         (json!({"table": "nowhere", "delete": true}), "table_not_found", "nowhere"),

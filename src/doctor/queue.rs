@@ -158,6 +158,10 @@ fn with_grants(finding: Finding, role: &str) -> Finding {
         .sql(format!("GRANT USAGE ON SCHEMA slowlane TO {role}"))
         .sql(format!("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA slowlane TO {role}"))
         .sql(format!("GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA slowlane TO {role}"))
+        .sql(format!(
+            "ALTER DEFAULT PRIVILEGES IN SCHEMA slowlane GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role}"
+        ))
+        .sql(format!("ALTER DEFAULT PRIVILEGES IN SCHEMA slowlane GRANT EXECUTE ON FUNCTIONS TO {role}"))
 }
 
 /// What the service's role may do. The owner's and a superuser's may do too much.

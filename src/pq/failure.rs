@@ -101,6 +101,8 @@ const WORDS: [(ConnectFailure, &[&str]); 19] = [
         F::Refused,
         &[
             "Connection refused",
+            // Of a family of addresses that this machine doesn't have.
+            "could not create socket",
             "No such file or directory",
             "No route to host",
             "unreachable",

@@ -57,6 +57,8 @@ pub struct Progress {
     /// The server's numbers go before the report's, where it has any.
     coarse: bool,
     seen: Option<Activity>,
+    /// It can't be looked at by now: what was seen is old.
+    blind: bool,
     /// What earlier runs of the same work took, in milliseconds and in order.
     history: Vec<i64>,
     /// What was shown last: numbers don't go backwards within a phase.
@@ -74,6 +76,7 @@ impl Default for Progress {
             report: None,
             coarse: false,
             seen: None,
+            blind: false,
             history: Vec::new(),
             shown: None,
             phase_began: None,
@@ -103,14 +106,17 @@ impl Progress {
 
     /// What the server said of its session just now.
     pub fn seen(&mut self, activity: Activity) {
-        self.untold |=
-            self.seen.as_ref() != Some(&activity) || self.told_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN_AFTER);
+        self.untold |= self.blind
+            || self.seen.as_ref() != Some(&activity)
+            || self.told_at.is_none_or(|at| at.elapsed() >= SAY_AGAIN_AFTER);
         self.seen = Some(activity);
+        self.blind = false;
     }
 
     /// The session could not be looked at, or is gone: what was seen of it is old.
     pub fn unseen(&mut self) {
-        self.untold |= self.seen.take().is_some();
+        self.untold |= self.seen.is_some() && !self.blind;
+        self.blind = true;
     }
 
     /// What earlier runs of the same work took, in milliseconds.
@@ -139,7 +145,7 @@ impl Progress {
         self.shown = Some(shown.clone());
         let eta_ms = self.eta_ms(&shown);
         let Report { phase, done, total, unit, basis } = shown;
-        let seen = self.seen.as_ref();
+        let seen = self.seen.as_ref().filter(|_| !self.blind);
         Some(JobProgress {
             phase,
             done,
@@ -162,13 +168,15 @@ impl Progress {
             self.shown = None;
             self.report.as_ref()?;
         }
+        // What was seen last was long ago or not: it ended there.
+        self.blind = false;
         let last = self.now()?;
         RawJson::of(&JobProgress { eta_ms: None, wait_event: None, blocked_by: None, ..last }).ok()
     }
 
     /// The work's numbers, or the server's where the work has none, or coarser ones.
     fn merged(&self) -> Option<Report> {
-        let command = self.seen.as_ref().and_then(|seen| seen.command.as_ref());
+        let command = self.seen.as_ref().filter(|_| !self.blind).and_then(|seen| seen.command.as_ref());
         match (&self.report, command) {
             (Some(report), None) => Some(report.clone()),
             (Some(report), Some(_)) if report.counts() && !self.coarse => Some(report.clone()),
@@ -324,10 +332,13 @@ mod tests {
         progress.seen(activity(None));
         assert!(progress.take_untold().is_none(), "nothing has changed");
         // What can't be looked at any more isn't said to be so now.
-        progress.report(Report::phase("copying"), false);
+        progress.seen(activity(Some(("scanning heap (t)", 3, 10))));
         progress.unseen();
         let now = progress.take_untold().unwrap();
-        assert!(now.wait_event.is_none() && now.blocked_by.is_none(), "{now:?}");
+        assert!(now.phase == "running" && now.wait_event.is_none() && now.blocked_by.is_none(), "{now:?}");
+        progress.unseen();
+        assert!(progress.take_untold().is_none(), "nothing has changed");
+        assert!(progress.for_history(false).unwrap().text().contains("scanning heap (t)"));
     }
 
     #[test]

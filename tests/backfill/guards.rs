@@ -112,6 +112,22 @@ fn a_session_that_waits_for_a_row_goes_first() {
 }
 
 #[test]
+fn what_a_serializable_transaction_has_read_is_no_wait() {
+    let app = TestApp::start();
+    table(&app.target, 100);
+    let mut reader = app.target.session();
+    reader
+        .execute_batch(
+            "SET enable_seqscan = off; BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT name FROM public.rows WHERE id = 50",
+        )
+        .unwrap();
+    let marks = "SELECT count(*) FROM pg_locks WHERE mode = 'SIReadLock' AND locktype = 'tuple'";
+    assert_eq!(app.target.count(marks), 1);
+    let job = app.ended(&submit(&app, &guarded(&json!({"max_lock_waiters": 0}))));
+    assert_eq!(job["state"], "succeeded", "{job}");
+}
+
+#[test]
 fn a_standby_that_lags_is_waited_for() {
     let postgres = Postgres::start();
     let standby = Standby::of(&postgres);

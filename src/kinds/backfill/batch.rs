@@ -220,26 +220,25 @@ fn try_expressions(session: &mut Session, work: &Backfill, table: &Table) -> Res
     let from = format!(" FROM {} WHERE false", table.name);
     let params = Params { count: work.params.len(), types: &types };
     for (pointer, expression) in expressions {
-        try_expression(session, &pointer, expression, &from, params)?;
+        let types = try_expression(session, &pointer, expression, &from, params)?;
         if pointer.starts_with("/insert_select") {
-            of_one_row(session, &pointer, expression, &table.name, params)?;
+            of_one_row(session, &pointer, expression, &table.name, &types)?;
         }
     }
     Ok(())
 }
 
 /// An expression of one row: in a WHERE the server takes no aggregate, no window and no set. In a SELECT it does, and a batch would
-/// insert something that depends on its size.
+/// insert something that depends on its size. `types` are those that the server gave all parameters in the SELECT.
 fn of_one_row(
     session: &mut Session,
     pointer: &str,
     expression: &str,
     table: &str,
-    params: Params<'_>,
+    types: &[u32],
 ) -> Result<(), WorkError> {
-    let all: String = (1..=params.count).map(|n| format!(", ${n}")).collect();
-    let sql = format!("SELECT 1{all} FROM {table} WHERE {} IS NULL", enclosed(expression));
-    match session.prepare(&sql, params.types) {
+    let sql = format!("SELECT 1 FROM {table} WHERE {} IS NULL", enclosed(expression));
+    match session.prepare(&sql, types) {
         Ok(_) => Ok(()),
         Err(error) if ["42803", "42P20", "0A000"].contains(&error.sqlstate.as_deref().unwrap_or_default()) => {
             let message = format!("{pointer}: expected an expression of one row: {}", error.message);
@@ -256,14 +255,14 @@ pub(super) struct Params<'t> {
     types: &'t [u32],
 }
 
-/// As `try_expressions`, for one of them.
+/// As `try_expressions`, for one of them. Returns the types of the parameters.
 pub(super) fn try_expression(
     session: &mut Session,
     pointer: &str,
     expression: &str,
     from: &str,
     params: Params<'_>,
-) -> Result<(), WorkError> {
+) -> Result<Vec<u32>, WorkError> {
     // Every parameter is named: the server wants to know the type of each up to the last.
     let all: String = (1..=params.count).map(|n| format!(", ${n}")).collect();
     let described =
@@ -277,7 +276,7 @@ pub(super) fn try_expression(
         let error = JobError::new(ErrorCode::ExpressionNotAllowed, format!("{pointer}: expected one SQL expression"));
         return Err(WorkError::Fail(error));
     }
-    Ok(())
+    Ok(described.params)
 }
 
 /// Says which argument an error is about.

@@ -130,8 +130,8 @@ impl<'g> Watch<'g> {
 const VACUUMS: &str =
     "l.granted AND l.locktype = 'relation' AND l.mode IN ('ShareUpdateExclusiveLock', 'AccessExclusiveLock')";
 /// Whoever waits for the table, or for a row of it that a third one holds: the first of these holds the lock of its place in the
-/// row's queue, and waits for a transaction, of which nothing says where.
-const LOCK_WAITERS: &str = "(NOT l.granted OR l.locktype = 'tuple')";
+/// row's queue, and waits for a transaction, of which nothing says where. What a serializable transaction has read is no lock.
+const LOCK_WAITERS: &str = "(NOT l.granted OR l.locktype = 'tuple' AND l.mode <> 'SIReadLock')";
 
 /// The caller's condition. It can change nothing, and NULL isn't true.
 fn holds(session: &mut Session, condition: &str) -> Result<bool, WorkError> {

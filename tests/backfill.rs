@@ -367,12 +367,16 @@ fn rows_are_compared_as_their_index_orders_them() {
         "CREATE SCHEMA ext; GRANT USAGE ON SCHEMA ext TO PUBLIC; CREATE EXTENSION citext SCHEMA ext;
          CREATE TABLE public.words (word ext.citext PRIMARY KEY, n int NOT NULL DEFAULT 0, CHECK (length(word::text) > 0));
          INSERT INTO public.words VALUES ('a'), ('B'), ('c'), ('D');
+         CREATE TABLE public.pairs (a ext.citext, b ext.citext, n int NOT NULL DEFAULT 0, PRIMARY KEY (a, b));
+         INSERT INTO public.pairs VALUES ('a', 'B'), ('B', 'c'), ('b', 'D'), ('C', 'a');
          CREATE TABLE public.mixed (id int, word ext.citext, n int, PRIMARY KEY (id, word));
-         GRANT ALL ON public.words, public.mixed TO PUBLIC",
+         GRANT ALL ON public.words, public.pairs, public.mixed TO PUBLIC",
     );
     let job = run(&app, &json!({"table": "words", "set": {"n": "n + 1"}, "batch_rows": 1}));
     assert_eq!(job["output"]["rows_affected"], 4, "{job}");
     assert_eq!(app.target.text("SELECT string_agg(n::text, '' ORDER BY word) FROM public.words"), "1111");
+    run(&app, &json!({"table": "pairs", "set": {"n": "n + 1"}, "batch_rows": 1, "max_rate": 1000}));
+    assert_eq!(app.target.text("SELECT string_agg(n::text, '' ORDER BY a, b) FROM public.pairs"), "1111");
     let (code, message) = failure(&app, &json!({"table": "mixed", "delete": true}));
     assert!(code == "no_key_index" && message.contains("several schemas"), "{code}: {message}");
 }

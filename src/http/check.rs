@@ -3,8 +3,8 @@
 use actix_web::{HttpRequest, HttpResponse, web};
 
 use crate::http::asking::ask_a_worker;
-use crate::http::problem::{Code, FieldError, Problem};
-use crate::http::{State, strict_json, submit};
+use crate::http::problem::{Code, Problem};
+use crate::http::{State, submit};
 use crate::kinds::CHECK;
 use crate::queue::{NewJob, RawJson};
 
@@ -16,7 +16,7 @@ pub(super) async fn check(
 ) -> Result<HttpResponse, Problem> {
     submit::refuse_when_stopping(&shared)?;
     let body = body.map_err(|error| submit::unreadable(&error))?;
-    let queue = queue(&request, &body)?;
+    let queue = submit::only_text(&request, &body, "queue", |_| true, "expected a string")?;
     if !shared.targets.contains_key(name.as_str()) {
         let known: Vec<&str> = shared.targets.keys().map(String::as_str).collect();
         return Err(Problem::new(Code::TargetNotFound, "this server has no target of this name")
@@ -31,29 +31,4 @@ pub(super) async fn check(
     };
     submit::check_names(&shared, &job)?;
     ask_a_worker(&request, &shared, job, "see the workers' log, and try again").await
-}
-
-/// The queue whose workers are asked, where the body names one.
-fn queue(request: &HttpRequest, body: &[u8]) -> Result<Option<String>, Problem> {
-    if body.is_empty() {
-        return Ok(None);
-    }
-    submit::check_content_type(request)?;
-    let mut queue = None;
-    let mut errors = Vec::new();
-    for (name, value) in strict_json::object(body)? {
-        let detail = match (name.as_str(), serde_json::from_str::<Option<String>>(value.get())) {
-            ("queue", Ok(text)) => {
-                queue = text;
-                continue;
-            }
-            ("queue", Err(_)) => "expected a string",
-            _ => "unknown field; expected one of: queue",
-        };
-        errors.push(FieldError { pointer: format!("/{}", strict_json::escape(&name)), detail: detail.to_owned() });
-    }
-    if errors.is_empty() {
-        return Ok(queue);
-    }
-    Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors))
 }

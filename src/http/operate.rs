@@ -13,9 +13,9 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::http::problem::{Code, FieldError, Problem};
+use crate::http::problem::{Code, Problem};
 use crate::http::wire::Time;
-use crate::http::{Shared, State, TargetFacts, jobs, no_parameters, strict_json, submit};
+use crate::http::{Shared, State, TargetFacts, jobs, no_parameters, submit};
 use crate::queue::overview::{self, Group, Overview, TargetHealth, Worker, WorkerState};
 use crate::queue::queues::{self, MAX_REASON_CHARS};
 use crate::queue::{JobState, job};
@@ -284,33 +284,6 @@ async fn check_queue(shared: &Shared, name: &str) -> Result<(), Problem> {
     }
 }
 
-/// The reason for a pause; no body is none.
-fn reason(request: &HttpRequest, body: &[u8]) -> Result<Option<String>, Problem> {
-    if body.is_empty() {
-        return Ok(None);
-    }
-    submit::check_content_type(request)?;
-    let mut errors = Vec::new();
-    let mut reason = None;
-    for (name, value) in strict_json::object(body)? {
-        let text: Option<Option<String>> = serde_json::from_str(value.get()).ok();
-        let fits = |text: &String| (1..=MAX_REASON_CHARS).contains(&text.chars().count());
-        let detail = match (name.as_str(), text) {
-            ("reason", Some(text)) if text.as_ref().is_none_or(fits) => {
-                reason = text;
-                continue;
-            }
-            ("reason", _) => format!("expected a text of 1 to {MAX_REASON_CHARS} characters"),
-            _ => "unknown field; expected one of: reason".to_owned(),
-        };
-        errors.push(FieldError { pointer: format!("/{}", strict_json::escape(&name)), detail });
-    }
-    if errors.is_empty() {
-        return Ok(reason);
-    }
-    Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors))
-}
-
 pub(super) async fn pause(
     request: HttpRequest,
     shared: State,
@@ -318,7 +291,9 @@ pub(super) async fn pause(
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
     let body = body.map_err(|error| submit::unreadable(&error))?;
-    let reason = reason(&request, &body)?;
+    let fits = |text: &str| (1..=MAX_REASON_CHARS).contains(&text.chars().count());
+    let expected = format!("expected a text of 1 to {MAX_REASON_CHARS} characters");
+    let reason = submit::only_text(&request, &body, "reason", fits, &expected)?;
     check_queue(&shared, &name).await?;
     let (asked, why) = (name.clone(), reason.clone());
     shared.doorway.run(move |connection| queues::pause(connection, &asked, why.as_deref())).await?;

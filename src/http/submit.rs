@@ -15,7 +15,7 @@ use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members, escape};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
-use crate::kinds::{CHECK, Named, Registry, STATEMENT, UploadArg};
+use crate::kinds::{Named, ON_STATEMENTS_ONLY, Registry, UploadArg};
 use crate::queue::accept::{Accept, AcceptError, Accepted};
 use crate::queue::job::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
@@ -225,13 +225,45 @@ pub(super) fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> 
     if !shared.queues.contains(&job.queue) {
         return unknown(Code::UnknownQueue, "queue", shared.queues.clone());
     }
-    if target.statements_only && ![STATEMENT, CHECK].contains(&job.kind.as_str()) {
+    if target.statements_only && !ON_STATEMENTS_ONLY.contains(&job.kind.as_str()) {
         let detail = format!("the target {} runs saved statements only", job.target);
         return Err(Problem::new(Code::StatementsOnly, detail)
             .field("/kind", "expected statement")
             .hint("GET /v1/statements lists what can be run"));
     }
     Ok(())
+}
+
+/// The one field that a body may have, a text; no body, no field and `null` are none.
+pub(super) fn only_text(
+    request: &HttpRequest,
+    body: &[u8],
+    field: &str,
+    fits: impl Fn(&str) -> bool,
+    expected: &str,
+) -> Result<Option<String>, Problem> {
+    if body.is_empty() {
+        return Ok(None);
+    }
+    check_content_type(request)?;
+    let mut errors = Vec::new();
+    let mut given = None;
+    for (name, value) in strict_json::object(body)? {
+        let text: Option<Option<String>> = serde_json::from_str(value.get()).ok();
+        let detail = match text {
+            _ if name != field => format!("unknown field; expected one of: {field}"),
+            Some(text) if text.as_deref().is_none_or(&fits) => {
+                given = text;
+                continue;
+            }
+            _ => expected.to_owned(),
+        };
+        errors.push(FieldError { pointer: format!("/{}", strict_json::escape(&name)), detail });
+    }
+    if errors.is_empty() {
+        return Ok(given);
+    }
+    Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors))
 }
 
 /// What a saved statement says of the job that runs it: there is one, it runs on its own target, and no longer than it may.

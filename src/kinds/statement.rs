@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
-use crate::kinds::{ArgError, CheckError, Work, WorkError, backfill, execute, query, refresh};
+use crate::kinds::{ArgError, CheckError, Work, WorkError, backfill, execute, query, refresh, registry};
 use crate::queue::{ErrorCode, JobError};
 use crate::statements::{Statement, Statements, UnreadableFolder, ValueError};
 
@@ -53,10 +53,10 @@ pub fn open(folder: &Path) -> Result<Statements, UnreadableFolder> {
 
 fn check_args(kind: &str, args: &RawValue) -> Result<(), Vec<(String, String)>> {
     let outcome = match kind {
-        "query" => super::check::<query::Query>(args),
-        "execute" => super::check::<execute::Execute>(args),
-        "refresh" => super::check::<refresh::Refresh>(args),
-        _ => super::check::<backfill::Backfill>(args),
+        "query" => registry::check::<query::Query>(args),
+        "execute" => registry::check::<execute::Execute>(args),
+        "refresh" => registry::check::<refresh::Refresh>(args),
+        _ => registry::check::<backfill::Backfill>(args),
     };
     let pairs = |refused: CheckError| refused.errors.into_iter().map(|error| (error.pointer, error.detail)).collect();
     outcome.map(drop).map_err(pairs)
@@ -101,7 +101,7 @@ pub(super) fn named(statements: &Statements, args: &RawValue) -> Result<Arc<Stat
 }
 
 fn parsed(args: &RawValue) -> Result<SavedStatement, CheckError> {
-    super::parse::<SavedStatement>(args).map_err(|error| CheckError { errors: vec![error] })
+    registry::parse::<SavedStatement>(args).map_err(|error| CheckError { errors: vec![error] })
 }
 
 fn find(statements: &Statements, name: &str) -> Result<Arc<Statement>, Unresolved> {

@@ -12,8 +12,9 @@ use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::{Prepared, type_names};
+use crate::kinds::registry::statements_only;
 use crate::kinds::sql::first_word;
-use crate::kinds::{ArgError, STATEMENT, VALIDATE, Work, WorkError, statements_only};
+use crate::kinds::{ArgError, STATEMENT, VALIDATE, Work, WorkError};
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError, RawJson};
 

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
 use crate::kinds::validate::{estimates, is_planned};
-use crate::kinds::{self, WorkError, backfill, query, refresh};
+use crate::kinds::{WorkError, backfill, query, refresh, registry};
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError, RawJson};
 use crate::statements::file::Sql;
@@ -77,10 +77,10 @@ pub fn check(session: &mut Session, statement: &Statement, read_only: bool) -> R
     let outcome = match statement.kind {
         InnerKind::Query | InnerKind::Execute => return each_sql(session, statement, read_only),
         _ if read_only => Err(("", writes("the target is declared read_only, and this kind changes something"))),
-        InnerKind::Refresh => kinds::read::<refresh::Refresh>(&args)
+        InnerKind::Refresh => registry::read::<refresh::Refresh>(&args)
             .and_then(|refresh| refresh.look(session))
             .map_err(|error| ("/view", error)),
-        InnerKind::Backfill => kinds::read::<backfill::Backfill>(&args)
+        InnerKind::Backfill => registry::read::<backfill::Backfill>(&args)
             .map_err(|error| ("", error))
             .and_then(|backfill| rolled_back(session, |session| backfill.look_without_values(session))),
     };

@@ -1,9 +1,9 @@
 //! What the doctor found: facts, findings and how bad they are.
 
-use std::fmt;
-
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use crate::queue::codes::codes;
 
 /// How bad a finding is. The exit status of `slowlane doctor` follows the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -17,118 +17,97 @@ pub enum Severity {
     Error,
 }
 
-macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $word:literal;)*) => {
-        /// What a finding can be. docs/troubleshooting.md has an entry for each; a test compares.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum FindingCode { $($(#[$doc])* $name,)* }
-
-        impl FindingCode {
-            /// Every code.
-            pub const ALL: &'static [FindingCode] = &[$(FindingCode::$name,)*];
-
-            /// The stable word.
-            pub fn as_str(self) -> &'static str {
-                match self { $(FindingCode::$name => $word,)* }
-            }
-        }
-    };
-}
-
 codes! {
-    /// Autovacuum is off.
-    AutovacuumOff = "autovacuum_off";
-    /// A table of the queue has lost the autovacuum settings that its migration gave it.
-    AutovacuumSettings = "autovacuum_settings";
-    /// This machine's clock and the server's differ.
-    ClockDifference = "clock_difference";
-    /// The limit of a role or a database is below what a process opens.
-    ConnectionLimit = "connection_limit";
-    /// The server has fewer slots than the processes may open connections.
-    ConnectionsShort = "connections_short";
-    /// Many dead rows in a table of the queue.
-    DeadRows = "dead_rows";
-    /// The connection string is refused.
-    DsnRefused = "dsn_refused";
-    /// The connection string was written for another driver.
-    DsnTranslated = "dsn_translated";
-    /// The role ends sessions, or transactions, that slowlane needs.
-    IdleTimeout = "idle_timeout";
-    /// A transaction on a target was recorded, and nobody has found out yet what became of it.
-    InDoubt = "in_doubt";
-    /// An index of the queue is much larger than what is in it.
-    IndexBloat = "index_bloat";
-    /// An index is invalid.
-    InvalidIndex = "invalid_index";
-    /// Jobs wait that no living worker may claim.
-    JobsUnserved = "jobs_unserved";
-    /// The server writes its messages in another language.
-    LcMessages = "lc_messages";
-    /// Little WAL before a checkpoint, where results pass.
-    MaxWalSize = "max_wal_size";
-    /// The schema lacks migrations.
-    MigrationsPending = "migrations_pending";
-    /// No process runs jobs.
-    NoWorkers = "no_workers";
-    /// Something could not be looked at.
-    NotLookedAt = "not_looked_at";
-    /// A transaction has been open for long.
-    OldTransaction = "old_transaction";
-    /// A session of ours works for a job that nobody runs.
-    OrphanedSession = "orphaned_session";
-    /// Days of history are missing.
-    PartitionsMissing = "partitions_missing";
-    /// Days of history are on their way out and not gone.
-    PartitionsLeft = "partitions_left";
-    /// A pooler in between gives each transaction another session.
-    Pooler = "pooler";
-    /// A pooler in between keeps sessions.
-    PoolerSessions = "pooler_sessions";
-    /// A prepared transaction was forgotten.
-    PreparedTransaction = "prepared_transaction";
-    /// Progress can't show whom jobs wait for.
-    ProgressLimited = "progress_limited";
-    /// The queue is paused.
-    QueuePaused = "queue_paused";
-    /// The queue's server only reads.
-    QueueReadOnly = "queue_read_only";
-    /// A replication slot keeps old rows and WAL.
-    ReplicationSlot = "replication_slot";
-    /// The role may do more than it needs.
-    RoleTooStrong = "role_too_strong";
-    /// The role may not do what it needs.
-    RoleTooWeak = "role_too_weak";
-    /// The schema is newer than this slowlane.
-    SchemaNewer = "schema_newer";
-    /// The server is too old.
-    ServerTooOld = "server_too_old";
-    /// What an interrupted load of the demo left.
-    StagingLeft = "staging_left";
-    /// Results and uploads take nearly what they may.
-    StoreFilling = "store_filling";
-    /// Commits aren't durable by the server's default.
-    SynchronousCommit = "synchronous_commit";
-    /// A target only reads, and isn't declared so.
-    TargetReadOnly = "target_read_only";
-    /// Temporary files have no limit.
-    TempFileLimit = "temp_file_limit";
-    /// The connection isn't encrypted.
-    TlsOff = "tls_off";
-    /// The server doesn't say what sessions do.
-    TrackActivities = "track_activities";
-    /// A crash may lose or damage what was committed.
-    UnsafeSettings = "unsafe_settings";
-    /// A table of the queue doesn't survive a crash.
-    UnloggedTable = "unlogged_table";
-    /// No session came about.
-    Unreachable = "unreachable";
-    /// A process is dead, and its jobs aren't taken over yet.
-    WorkerDead = "worker_dead";
-}
-
-impl fmt::Display for FindingCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+    /// What a finding can be. docs/troubleshooting.md has an entry for each; a test compares.
+    FindingCode {
+        /// Autovacuum is off.
+        AutovacuumOff = "autovacuum_off";
+        /// A table of the queue has lost the autovacuum settings that its migration gave it.
+        AutovacuumSettings = "autovacuum_settings";
+        /// This machine's clock and the server's differ.
+        ClockDifference = "clock_difference";
+        /// The limit of a role or a database is below what a process opens.
+        ConnectionLimit = "connection_limit";
+        /// The server has fewer slots than the processes may open connections.
+        ConnectionsShort = "connections_short";
+        /// Many dead rows in a table of the queue.
+        DeadRows = "dead_rows";
+        /// The connection string is refused.
+        DsnRefused = "dsn_refused";
+        /// The connection string was written for another driver.
+        DsnTranslated = "dsn_translated";
+        /// The role ends sessions, or transactions, that slowlane needs.
+        IdleTimeout = "idle_timeout";
+        /// A transaction on a target was recorded, and nobody has found out yet what became of it.
+        InDoubt = "in_doubt";
+        /// An index of the queue is much larger than what is in it.
+        IndexBloat = "index_bloat";
+        /// An index is invalid.
+        InvalidIndex = "invalid_index";
+        /// Jobs wait that no living worker may claim.
+        JobsUnserved = "jobs_unserved";
+        /// The server writes its messages in another language.
+        LcMessages = "lc_messages";
+        /// Little WAL before a checkpoint, where results pass.
+        MaxWalSize = "max_wal_size";
+        /// The schema lacks migrations.
+        MigrationsPending = "migrations_pending";
+        /// No process runs jobs.
+        NoWorkers = "no_workers";
+        /// Something could not be looked at.
+        NotLookedAt = "not_looked_at";
+        /// A transaction has been open for long.
+        OldTransaction = "old_transaction";
+        /// A session of ours works for a job that nobody runs.
+        OrphanedSession = "orphaned_session";
+        /// Days of history are missing.
+        PartitionsMissing = "partitions_missing";
+        /// Days of history are on their way out and not gone.
+        PartitionsLeft = "partitions_left";
+        /// A pooler in between gives each transaction another session.
+        Pooler = "pooler";
+        /// A pooler in between keeps sessions.
+        PoolerSessions = "pooler_sessions";
+        /// A prepared transaction was forgotten.
+        PreparedTransaction = "prepared_transaction";
+        /// Progress can't show whom jobs wait for.
+        ProgressLimited = "progress_limited";
+        /// The queue is paused.
+        QueuePaused = "queue_paused";
+        /// The queue's server only reads.
+        QueueReadOnly = "queue_read_only";
+        /// A replication slot keeps old rows and WAL.
+        ReplicationSlot = "replication_slot";
+        /// The role may do more than it needs.
+        RoleTooStrong = "role_too_strong";
+        /// The role may not do what it needs.
+        RoleTooWeak = "role_too_weak";
+        /// The schema is newer than this slowlane.
+        SchemaNewer = "schema_newer";
+        /// The server is too old.
+        ServerTooOld = "server_too_old";
+        /// What an interrupted load of the demo left.
+        StagingLeft = "staging_left";
+        /// Results and uploads take nearly what they may.
+        StoreFilling = "store_filling";
+        /// Commits aren't durable by the server's default.
+        SynchronousCommit = "synchronous_commit";
+        /// A target only reads, and isn't declared so.
+        TargetReadOnly = "target_read_only";
+        /// Temporary files have no limit.
+        TempFileLimit = "temp_file_limit";
+        /// The connection isn't encrypted.
+        TlsOff = "tls_off";
+        /// The server doesn't say what sessions do.
+        TrackActivities = "track_activities";
+        /// A crash may lose or damage what was committed.
+        UnsafeSettings = "unsafe_settings";
+        /// A table of the queue doesn't survive a crash.
+        UnloggedTable = "unlogged_table";
+        /// No session came about.
+        Unreachable = "unreachable";
+        /// A process is dead, and its jobs aren't taken over yet.
+        WorkerDead = "worker_dead";
     }
 }
 

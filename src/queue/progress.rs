@@ -120,7 +120,7 @@ impl Progress {
     }
 
     /// What earlier runs of the same work took, in milliseconds.
-    pub fn expect(&mut self, mut durations: Vec<i64>) {
+    pub fn took_before(&mut self, mut durations: Vec<i64>) {
         durations.sort_unstable();
         self.history = durations;
     }
@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn an_eta_comes_from_the_rate_or_from_earlier_runs() {
         let mut progress = Progress::default();
-        progress.expect(vec![30_000, 10_000, 20_000]);
+        progress.took_before(vec![30_000, 10_000, 20_000]);
         progress.seen(activity(Some(("scanning heap (t)", 3, 10))));
         let eta = progress.now().unwrap().eta_ms.unwrap();
         assert!((19_000..=20_000).contains(&eta), "{eta}: the median, and none by the rate of one phase");

@@ -93,6 +93,8 @@ ALTER ROLE {role} SET idle_session_timeout = 0;
 -- GRANT pg_read_all_stats TO {role};
 ",
         name = target.name,
-        plain = database,
+        // In comments: no name ends its line.
+        plain = database.escape_debug(),
+        user = user.escape_debug(),
     )
 }

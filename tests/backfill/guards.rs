@@ -52,6 +52,17 @@ fn a_condition_is_waited_for() {
     goes_on(&app, &id, 100);
 }
 
+/// Somebody who runs this and waits for such a lock.
+fn waiting(app: &TestApp, sql: &'static str, lock: &str) -> std::thread::JoinHandle<()> {
+    let target = app.target.clone();
+    let waiter = std::thread::spawn(move || {
+        target.session().execute_batch(&format!("SET lock_timeout = '60s'; {sql}")).unwrap();
+    });
+    let waits = format!("SELECT count(*) FROM pg_locks WHERE NOT granted AND {lock}");
+    eventually("somebody waits", || app.target.count(&waits) == 1);
+    waiter
+}
+
 #[test]
 fn sessions_that_wait_for_the_table_go_first() {
     let app = TestApp::start();
@@ -59,13 +70,8 @@ fn sessions_that_wait_for_the_table_go_first() {
     // One that reads the table holds up one that would share it with no writer, and that one no reader.
     let mut holder = app.target.session();
     holder.execute_batch("BEGIN; LOCK TABLE public.rows IN SHARE ROW EXCLUSIVE MODE").unwrap();
-    let target = app.target.clone();
-    let waiter = std::thread::spawn(move || {
-        let mut session = target.session();
-        session.execute_batch("SET lock_timeout = '60s'; BEGIN; LOCK TABLE public.rows IN SHARE MODE; COMMIT").unwrap();
-    });
-    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'public.rows'::regclass";
-    eventually("somebody waits", || app.target.count(waiting) == 1);
+    let of_the_table = "relation = 'public.rows'::regclass";
+    let waiter = waiting(&app, "BEGIN; LOCK TABLE public.rows IN SHARE MODE; COMMIT", of_the_table);
     let id = submit(&app, &guarded(&json!({"max_lock_waiters": 0})));
     waits(&app, &id, "lock waiters on the table: 1");
     assert_eq!(changed(&app.target), "0: 100");
@@ -75,13 +81,7 @@ fn sessions_that_wait_for_the_table_go_first() {
     // As many as are allowed.
     app.target.run("UPDATE public.rows SET n = 0");
     holder.execute_batch("BEGIN; LOCK TABLE public.rows IN SHARE UPDATE EXCLUSIVE MODE").unwrap();
-    let target = app.target.clone();
-    let waiter = std::thread::spawn(move || {
-        let mut session = target.session();
-        let lock = "SET lock_timeout = '60s'; BEGIN; LOCK TABLE public.rows IN SHARE UPDATE EXCLUSIVE MODE; COMMIT";
-        session.execute_batch(lock).unwrap();
-    });
-    eventually("somebody waits", || app.target.count(waiting) == 1);
+    let waiter = waiting(&app, "BEGIN; LOCK TABLE public.rows IN SHARE UPDATE EXCLUSIVE MODE; COMMIT", of_the_table);
     let id = submit(&app, &guarded(&json!({"max_lock_waiters": 1})));
     let job = app.ended(&id);
     assert_eq!((&job["state"], changed(&app.target).as_str()), (&json!("succeeded"), "1: 100"), "{job}");
@@ -95,14 +95,8 @@ fn a_session_that_waits_for_a_row_goes_first() {
     table(&app.target, 100);
     let mut holder = app.target.session();
     holder.execute_batch("BEGIN; UPDATE public.rows SET name = 'x' WHERE id = 100").unwrap();
-    let target = app.target.clone();
-    let waiter = std::thread::spawn(move || {
-        let mut session = target.session();
-        session.execute_batch("SET lock_timeout = '60s'; UPDATE public.rows SET name = 'y' WHERE id = 100").unwrap();
-    });
     // It waits for the transaction, and nothing says of which table.
-    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
-    eventually("somebody waits", || app.target.count(waiting) == 1);
+    let waiter = waiting(&app, "UPDATE public.rows SET name = 'y' WHERE id = 100", "locktype = 'transactionid'");
     let id = submit(&app, &guarded(&json!({"max_lock_waiters": 0})));
     waits(&app, &id, "lock waiters on the table: 1");
     assert_eq!(changed(&app.target), "0: 100");

@@ -2,11 +2,13 @@
 //!
 //! Where time or the server's surroundings can't be moved, a database of its own is told by its catalog that they were.
 
+mod roles;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use slowlane::doctor::FindingCode;
@@ -311,105 +313,6 @@ fn ways_in_that_lead_nowhere_or_through_something() {
         if pooling == Pooling::Transactions {
             untouched(&pooler);
         }
-    }
-}
-
-/// Runs the SQL of findings.
-fn follow(database: &Database, said: &Said, code: &str) {
-    let findings = said.report("queue")["findings"].as_array().unwrap();
-    for sql in findings.iter().filter(|finding| finding["code"] == code).flat_map(|f| f["sql"].as_array().unwrap()) {
-        database.run(sql.as_str().unwrap());
-    }
-}
-
-#[test]
-fn roles_that_may_too_much_or_too_little() {
-    let postgres = Postgres::start();
-    let (queue, target) = (postgres.queue(), postgres.work());
-    let user = |dsn: &Dsn, name: &str| {
-        let sql = format!("CREATE ROLE {name} LOGIN PASSWORD '{}'", dsn.get("password").unwrap());
-        queue.run(&sql);
-        dsn.clone().with("user", name)
-    };
-    let bare = user(&queue.dsn, "bare");
-    queue.run(&format!("GRANT CONNECT ON DATABASE {} TO bare", queue.name()));
-    of_queue(&bare, &[]).has(
-        "queue",
-        "role_too_weak",
-        "error",
-        "may not use the schema",
-        "GRANT USAGE ON SCHEMA slowlane",
-    );
-    queue.run("GRANT USAGE ON SCHEMA slowlane TO bare");
-    of_queue(&bare, &[]).has("queue", "role_too_weak", "error", "may not read the tables", "ON ALL TABLES IN SCHEMA");
-    queue.run("GRANT SELECT ON ALL TABLES IN SCHEMA slowlane TO bare");
-    let said = of_queue(&bare, &[]);
-    said.has(
-        "queue",
-        "role_too_weak",
-        "error",
-        "lacks rights on tables of the queue: attempts, finished_jobs",
-        "GRANT SELECT, INSERT",
-    );
-    assert!(said.all.to_string().contains("GRANT \\\"slowlane_owner\\\" TO \\\"bare\\\""), "{}", said.all);
-    said.has(
-        "queue",
-        "role_too_weak",
-        "error",
-        "functions of the queue: enqueue, first_id_of",
-        "EXECUTE ON ALL FUNCTIONS",
-    );
-    said.has("queue", "progress_limited", "info", "", "pg_read_all_stats");
-    follow(&queue, &said, "role_too_weak");
-    of_queue(&bare, &[]).has_not("queue", "role_too_weak");
-    // What came by the owner's rights alone is there still when these are gone.
-    let heir = user(&queue.dsn, "heir");
-    queue.run(&format!("GRANT CONNECT ON DATABASE {} TO heir; GRANT slowlane_owner TO heir", queue.name()));
-    let said = of_queue(&heir, &[]);
-    said.has("queue", "role_too_strong", "warning", "has the owner's rights without saying so", "NOINHERIT");
-    follow(&queue, &said, "role_too_strong");
-    let said = of_queue(&heir, &[]);
-    said.has_not("queue", "role_too_strong");
-    said.has_not("queue", "role_too_weak");
-    let said = of_queue(&queue.dsn.clone().with("user", "slowlane_owner"), &[]);
-    said.has("queue", "role_too_strong", "warning", "owns the schema", "NOINHERIT");
-    // A target's.
-    let weak = user(&target.dsn, "weak");
-    target.run("CREATE SCHEMA private; CREATE TABLE private.t (a int); CREATE TABLE public.u (a int); REVOKE TEMPORARY ON DATABASE current FROM PUBLIC".replace("current", target.name()).as_str());
-    let said = of_target(&queue.dsn, &weak, &[]);
-    said.has("target", "role_too_weak", "warning", "may read no table", "GRANT SELECT ON ALL TABLES");
-    assert_eq!(said.report("target")["facts"]["kinds"]["query"], false);
-    target.run("GRANT SELECT, INSERT ON public.u TO weak; CREATE MATERIALIZED VIEW public.v AS SELECT 1");
-    let said = of_target(&queue.dsn, &weak, &[]);
-    let texts = said.all.to_string();
-    for words in [
-        "import: the work role may make no temporary table",
-        "maintain: the work role owns no table",
-        "refresh: the work role may refresh no materialized view: it owns none",
-    ] {
-        assert!(texts.contains(words), "{words}: {texts}");
-    }
-    assert_eq!(
-        said.report("target")["facts"]["kinds"],
-        json!({
-            "query": true, "execute": true, "backfill": false, "import": true, "import_on_conflict": false, "maintain": false, "refresh": false,
-        })
-    );
-    for (sql, word, mend) in [
-        ("ALTER ROLE weak CREATEROLE", "may create roles", "ALTER ROLE \"weak\" NOCREATEROLE"),
-        (
-            "ALTER ROLE weak NOCREATEROLE; GRANT pg_read_server_files TO weak",
-            "is a member of pg_read_server_files",
-            "REVOKE \"pg_read_server_files\" FROM \"weak\"",
-        ),
-        (
-            "REVOKE pg_read_server_files FROM weak; ALTER ROLE weak SUPERUSER",
-            "is a superuser",
-            "CREATE ROLE \"default_work\" LOGIN",
-        ),
-    ] {
-        target.run(sql);
-        of_target(&queue.dsn, &weak, &[]).has("target", "role_too_strong", "error", word, mend);
     }
 }
 
@@ -719,88 +622,10 @@ fn a_worker_looks_at_its_target_by_a_call() {
     assert_eq!(app.get("/v1/targets/default/check").problem().0, 405);
 }
 
-/// Runs a script by psql as the superuser of a database.
-fn run_script(database: &Database, script: &str) {
-    let mut psql = database.program("psql", &database.superuser);
-    psql.args(["-v", "ON_ERROR_STOP=1", "-q", "-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = psql.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}\n{script}", String::from_utf8_lossy(&output.stderr));
-}
-
-#[test]
-fn the_role_that_its_sql_makes_is_the_right_one() {
-    let postgres = healthy();
-    let (queue, target) = (postgres.queue(), postgres.work());
-    target.run("CREATE TABLE public.t (a int); CREATE SCHEMA slowlane; CREATE SEQUENCE public.s");
-    let worker = target.dsn.clone().with("user", "report worker");
-    let role_sql = |more: &[&str]| {
-        let output =
-            command(Some(&queue.dsn), Some(&worker)).args(["--role-sql", "default"]).args(more).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let script = role_sql(&[]);
-    assert!(!script.contains(worker.get("password").unwrap()), "{script}");
-    for _ in 0..2 {
-        run_script(&target, &script);
-    }
-    target.run(&format!("ALTER ROLE \"report worker\" PASSWORD '{}'", worker.get("password").unwrap()));
-    let said = of_target(&queue.dsn, &worker, &[]);
-    for code in ["role_too_strong", "idle_timeout", "temp_file_limit"] {
-        said.has_not("target", code);
-    }
-    assert_eq!(said.status, 0, "{}", said.all);
-    let kinds = &said.report("target")["facts"]["kinds"];
-    assert_eq!(
-        (&kinds["query"], &kinds["execute"], &kinds["import_on_conflict"]),
-        (&json!(true), &json!(true), &json!(true))
-    );
-    // slowlane takes it, and its jobs can do what they are for, tables that are made later included.
-    target.run("CREATE TABLE public.later (a int); INSERT INTO public.later VALUES (1)");
-    let app = TestApp::on(queue.clone(), Database { dsn: worker.clone(), ..target.clone() }, |_| {});
-    let changed = app.submit(&json!({"kind": "execute", "args": {"statements": [{"sql": "DELETE FROM later"}, {"sql": "SELECT nextval('s')"}]}}));
-    assert_eq!(app.ended(&changed)["state"], "succeeded", "{}", app.job(&changed));
-    let outside = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT * FROM pg_authid"}}));
-    assert_eq!(app.ended(&outside)["error"]["code"], "permission_denied");
-    // One that is somebody else's already is left as it is.
-    for (user, sql) in [("chief", "CREATE ROLE chief LOGIN SUPERUSER"), ("slowlane_queue", "SELECT 1")] {
-        target.run(sql);
-        let theirs = target.dsn.clone().with("user", user).with("dbname", queue.name());
-        let output = command(Some(&queue.dsn), Some(&theirs)).args(["--role-sql", "default"]).output().unwrap();
-        let mut psql = queue.program("psql", &queue.superuser);
-        psql.args([
-            "-q",
-            "-c",
-            std::str::from_utf8(&output.stdout).unwrap().split("ON_ERROR_STOP on\n").last().unwrap(),
-        ]);
-        let refused = psql.output().unwrap();
-        assert!(String::from_utf8(refused.stderr).unwrap().contains("name a role of its own"), "{user}");
-    }
-    assert_eq!(target.text("SELECT rolsuper FROM pg_roles WHERE rolname = 'chief'"), "t");
-    // For a target that is declared read_only it grants reading alone.
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("slowlane.toml");
-    fs::write(&file, "[targets.reports]\ndsn_env = \"TARGET_URL\"\nread_only = true\n").unwrap();
-    let mut reading = program();
-    reading
-        .args(["doctor", "--role-sql", "reports", "--config"])
-        .arg(&file)
-        .env("TARGET_URL", worker.to_url().expose());
-    let script = String::from_utf8(reading.output().unwrap().stdout).unwrap();
-    assert!(script.contains("GRANT SELECT ON ALL TABLES") && !script.contains("INSERT"), "{script}");
-    let unknown = command(Some(&queue.dsn), Some(&worker)).args(["--role-sql", "nobodys"]).output().unwrap();
-    assert_eq!(unknown.status.code(), Some(1));
-    assert!(String::from_utf8(unknown.stderr).unwrap().contains("one of default"));
-}
-
 #[test]
 fn every_code_is_found_somewhere_above() {
-    let tests = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/doctor.rs")).unwrap();
+    let read = |file: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+    let tests = read("tests/doctor.rs") + &read("tests/doctor/roles.rs");
     let missing: Vec<&str> = FindingCode::ALL
         .iter()
         .map(|code| code.as_str())

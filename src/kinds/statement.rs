@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use crate::kinds::context::WorkContext;
 use crate::kinds::{ArgError, CheckError, Work, WorkError, backfill, execute, query, refresh, registry};
 use crate::queue::{ErrorCode, JobError};
-use crate::statements::{Statement, Statements, UnreadableFolder, ValueError};
+use crate::statements::{InnerKind, Statement, Statements, UnreadableFolder, ValueError};
 
 /// The kind of saved statements.
 pub const STATEMENT: &str = "statement";
@@ -51,12 +51,12 @@ pub fn open(folder: &Path) -> Result<Statements, UnreadableFolder> {
     Statements::open(folder, check_args)
 }
 
-fn check_args(kind: &str, args: &RawValue) -> Result<(), Vec<(String, String)>> {
+fn check_args(kind: InnerKind, args: &RawValue) -> Result<(), Vec<(String, String)>> {
     let outcome = match kind {
-        "query" => registry::check::<query::Query>(args),
-        "execute" => registry::check::<execute::Execute>(args),
-        "refresh" => registry::check::<refresh::Refresh>(args),
-        _ => registry::check::<backfill::Backfill>(args),
+        InnerKind::Query => registry::check::<query::Query>(args),
+        InnerKind::Execute => registry::check::<execute::Execute>(args),
+        InnerKind::Refresh => registry::check::<refresh::Refresh>(args),
+        InnerKind::Backfill => registry::check::<backfill::Backfill>(args),
     };
     let pairs = |refused: CheckError| refused.errors.into_iter().map(|error| (error.pointer, error.detail)).collect();
     outcome.map(drop).map_err(pairs)

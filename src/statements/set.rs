@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
-use crate::statements::file::{FileError, MAX_FILE_BYTES, Statement};
+use crate::statements::file::{FileError, InnerKind, MAX_FILE_BYTES, Statement};
 
 /// The most files of a folder.
 pub const MAX_FILES: usize = 1_000;
 
 /// What a kind says of arguments: each that it refuses, by a JSON pointer and what was expected.
-pub type CheckArgs = fn(kind: &str, args: &RawValue) -> Result<(), Vec<(String, String)>>;
+pub type CheckArgs = fn(kind: InnerKind, args: &RawValue) -> Result<(), Vec<(String, String)>>;
 
 /// A file that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +187,7 @@ fn read_file(path: &Path) -> Result<String, FileError> {
 /// What a file says, as far as its kind takes it.
 fn statement(file: &str, text: &str, check: CheckArgs) -> Result<Statement, FileError> {
     let statement = Statement::read(file, text)?;
-    match check(statement.kind.as_str(), &statement.arguments_without_values()) {
+    match check(statement.kind, &statement.arguments_without_values()) {
         Ok(()) => Ok(statement),
         Err(refused) => {
             let (pointer, detail) = refused.into_iter().next().unwrap_or_default();
@@ -202,7 +202,7 @@ fn statement(file: &str, text: &str, check: CheckArgs) -> Result<Statement, File
 mod tests {
     use super::*;
 
-    fn anything(_: &str, _: &RawValue) -> Result<(), Vec<(String, String)>> {
+    fn anything(_: InnerKind, _: &RawValue) -> Result<(), Vec<(String, String)>> {
         Ok(())
     }
 
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn what_the_kind_refuses_is_an_error_with_its_line() {
-        fn refusing(_: &str, _: &RawValue) -> Result<(), Vec<(String, String)>> {
+        fn refusing(_: InnerKind, _: &RawValue) -> Result<(), Vec<(String, String)>> {
             Err(vec![("/row_limit".to_owned(), "expected 1 or more".to_owned())])
         }
         let folder = tempfile::tempdir().unwrap();

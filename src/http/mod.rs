@@ -49,6 +49,7 @@ use crate::kinds::Registry;
 use crate::metrics::Metrics;
 use crate::queue::accept::Writer;
 use crate::queue::liveness::Health;
+use crate::queue::pointer::step;
 use crate::queue::signals::Signals;
 use crate::statements::Reloader;
 
@@ -312,7 +313,7 @@ fn no_fields(request: &HttpRequest, body: Result<web::Bytes, actix_web::Error>) 
     match strict_json::object(&body)?.keys().next() {
         None => Ok(()),
         Some(name) => Err(Problem::new(Code::InvalidRequest, "this request takes no fields")
-            .field(format!("/{}", strict_json::escape(name)), "unknown field; expected none")),
+            .field(step(name), "unknown field; expected none")),
     }
 }
 

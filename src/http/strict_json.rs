@@ -7,6 +7,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::http::problem::{Code, Problem};
+use crate::queue::pointer::step;
 
 /// How deep objects and arrays may be nested.
 pub const MAX_DEPTH: usize = 64;
@@ -84,13 +85,12 @@ fn check(value: &RawValue, pointer: &mut String, depth: usize, names: &mut HashS
             names.clear();
             for (name, _) in &members {
                 if !names.insert(name.clone()) {
-                    let at = format!("{pointer}/{}", escape(name));
+                    let at = format!("{pointer}{}", step(name));
                     return Err(malformed("a name stands twice in an object").field(at, "expected each name once"));
                 }
             }
             for (name, member) in members {
-                pointer.push('/');
-                pointer.push_str(&escape(&name));
+                pointer.push_str(&step(&name));
                 check_text(&name, pointer)?;
                 check(member, pointer, depth + 1, names)?;
                 pointer.truncate(length);
@@ -120,11 +120,6 @@ fn check_text(text: &str, pointer: &str) -> Result<(), Problem> {
         .field(pointer, "expected a text without \\u0000"));
     }
     Ok(())
-}
-
-/// A name as a step of a JSON pointer (RFC 6901).
-pub fn escape(name: &str) -> String {
-    name.replace('~', "~0").replace('/', "~1")
 }
 
 /// An object's members in order, names that stand twice included.

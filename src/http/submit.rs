@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::http::headers::{idempotency, prefer_wait};
 use crate::http::jobs::{self, retry_after};
 use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
-use crate::http::strict_json::{self, Kind, Members, escape};
+use crate::http::strict_json::{self, Kind, Members};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
 use crate::kinds::{Named, ON_STATEMENTS_ONLY, Registry, UploadArg};
@@ -21,6 +21,7 @@ use crate::queue::job::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
     MAX_MAX_ATTEMPTS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS,
 };
+use crate::queue::pointer::step;
 use crate::queue::{Job, NewJob, RawJson};
 
 /// Fields of the contract whose features aren't there.
@@ -258,7 +259,7 @@ pub(super) fn only_text(
             }
             _ => expected.to_owned(),
         };
-        errors.push(FieldError { pointer: format!("/{}", strict_json::escape(&name)), detail });
+        errors.push(FieldError { pointer: step(&name), detail });
     }
     if errors.is_empty() {
         return Ok(given);
@@ -330,7 +331,7 @@ impl<'b> Fields<'_, 'b> {
     fn refuse_unknown(&mut self) {
         for name in self.members.keys().filter(|name| !FIELDS.contains(&name.as_str())) {
             let detail = format!("unknown field; expected one of: {}", FIELDS.join(", "));
-            self.errors.push(FieldError { pointer: format!("/{}", escape(name)), detail });
+            self.errors.push(FieldError { pointer: step(name), detail });
         }
     }
 
@@ -421,7 +422,7 @@ impl<'b> Fields<'_, 'b> {
             if name.is_empty() || !fits(name) || !fits(text) {
                 let detail =
                     format!("expected names of 1 to {MAX_LABEL_CHARS} characters and values of at most as many");
-                self.wrong(&format!("labels/{}", escape(name)), detail);
+                self.wrong(&format!("labels{}", step(name)), detail);
             }
         }
         labels

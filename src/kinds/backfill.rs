@@ -24,6 +24,7 @@ use crate::kinds::validate::{self, Validation};
 use crate::kinds::{ArgError, Work, WorkError, exactly_once, params};
 use crate::pq::Session;
 use crate::queue::job::ProgressBasis;
+use crate::queue::pointer::step;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 
@@ -183,7 +184,7 @@ impl Work for Backfill {
             wrong(&format!("/key/{n}"), "expected each column once");
         }
         for (name, value) in self.set.iter().flatten() {
-            let pointer = format!("/set/{}", name.replace('~', "~0").replace('/', "~1"));
+            let pointer = format!("/set{}", step(name));
             if !is_text(value) {
                 wrong(&pointer, EXPRESSION);
             }

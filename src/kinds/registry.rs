@@ -16,6 +16,7 @@ use crate::kinds::{
     check as target_check, execute, import, listed, maintain, no_json, query, refresh, statement,
     validate as validation,
 };
+use crate::queue::pointer::step;
 use crate::queue::{ErrorCode, JobError, NewJob, RawJson};
 use crate::statements::{Loaded, Statement, Statements, UnreadableFolder};
 
@@ -334,7 +335,7 @@ fn pointer_of(path: &serde_path_to_error::Path) -> String {
     path.iter()
         .filter_map(|segment| match segment {
             Segment::Seq { index } => Some(format!("/{index}")),
-            Segment::Map { key } => Some(format!("/{}", key.replace('~', "~0").replace('/', "~1"))),
+            Segment::Map { key } => Some(step(key)),
             Segment::Enum { .. } | Segment::Unknown => None,
         })
         .collect()

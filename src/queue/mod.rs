@@ -43,6 +43,7 @@ pub mod log;
 pub mod overview;
 pub mod partitions;
 pub mod pause;
+pub mod pointer;
 pub mod progress;
 pub mod promote;
 pub mod queues;

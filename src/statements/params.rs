@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use crate::queue::pointer::step;
 use crate::statements::decimal::Decimal;
 
 /// The longest `pattern`, in bytes.
@@ -466,7 +467,7 @@ pub fn values(
             [] => "unknown parameter; the statement has none".to_owned(),
             known => format!("unknown parameter; expected one of: {}", known.join(", ")),
         };
-        errors.push(ValueError { pointer: format!("/{}", name.replace('~', "~0").replace('/', "~1")), detail });
+        errors.push(ValueError { pointer: step(name), detail });
     }
     if errors.is_empty() { Ok(values) } else { Err(errors) }
 }

@@ -175,7 +175,7 @@ fn refusals_say_for_whom_it_was_written_and_what_would_be_right() {
             "unknown_parameter",
             "SQLAlchemy with asyncpg, which is asynchronous",
         ),
-        ("postgresql://u:hunter2@h/d?ssl-mode=require&application_name=a", "unknown_parameter", "the name is sslmode"),
+        ("postgresql://u:hunter2@h/d?SSLMode=require&application_name=a", "unknown_parameter", "the name is sslmode"),
         (
             "postgresql://u:hunter2@h/d?nope=1&application_name=a",
             "unknown_parameter",
@@ -187,7 +187,11 @@ fn refusals_say_for_whom_it_was_written_and_what_would_be_right() {
             "right would be postgresql://h/d?sslmode=require",
         ),
         ("cockroachdb://u:hunter2@h/d", "unsupported_scheme", "CockroachDB"),
-        ("Host=h;Username=u;Password=hunter2;Database=d", "foreign_syntax", "right would be postgresql://u:***@h/d"),
+        (
+            "Data Source=h;User ID=u;Password=hunter2;Initial Catalog=d",
+            "foreign_syntax",
+            "right would be postgresql://u:***@h/d",
+        ),
         ("pgsql:host=h;dbname=d;password=hunter2", "foreign_syntax", "PDO"),
         (
             "export DATABASE_URL='postgresql://u:hunter2@h/d'",
@@ -272,6 +276,7 @@ fn a_person_and_a_program_are_told() {
         "postgresql+psycopg2://app:***@db.example/app?sslmode=require",
         "jdbc:postgresql://db.example/app?sslmode=require&user=app&password=***",
         "uselibpqcompat=true",
+        "Host=db.example;Database=app;Password=***;SSL Mode=Require;Username=app",
     ] {
         assert!(told.contains(words), "{words}: {told}");
     }
@@ -295,6 +300,31 @@ fn a_person_and_a_program_are_told() {
     );
     let (status, told) = explain(&["--env", "NO_SUCH_VARIABLE"], "");
     assert!(status == 1 && told.contains("is not set"), "{told}");
+}
+
+/// `slowlane dsn - < file`: its status, and what it says.
+fn explain_file(text: &str) -> (i32, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("dsn");
+    std::fs::write(&file, text).unwrap();
+    let output = program().args(["dsn", "--json", "-"]).stdin(std::fs::File::open(file).unwrap()).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn the_end_of_a_files_line_is_no_change() {
+    for (text, status) in [
+        ("postgresql://u:p@h/d", 0),
+        ("postgresql://u:p@h/d\n", 0),
+        ("postgresql://u:p@h/d\r\n", 0),
+        ("postgresql://u:p@h/d\n\n", 3),
+        ("postgresql://u:p@h/d \n", 3),
+        ("host=h\nuser=u\n", 0),
+        ("\n", 4),
+    ] {
+        let (got, told) = explain_file(text);
+        assert_eq!(got, status, "{text:?}: {told}");
+    }
 }
 
 #[test]

@@ -6,11 +6,11 @@ use std::fmt::Write;
 use std::path::Path;
 
 use slowlane::dsn::driver::Dialect;
-use slowlane::dsn::{self, Code, Driver, foreign};
+use slowlane::dsn::{self, Code, Driver, adonet, foreign};
 use slowlane::pq;
 
 /// Strings as people have them, and as slowlane reads them.
-const EXAMPLES: [&str; 34] = [
+const EXAMPLES: [&str; 46] = [
     "postgresql://app:secret@db/app",
     "postgres://app:secret@db1:5432,db2:5433/app?target_session_attrs=read-write",
     "host=db dbname=app user=app password='se cret'",
@@ -26,6 +26,16 @@ const EXAMPLES: [&str; 34] = [
     "postgresql://app:secret@db/app?schema=sales&connection_limit=5",
     "postgresql://app:secret@db/app?sslmode=no-verify",
     "postgresql://app:secret@db/app?options=-c+search_path%3Dsales",
+    "postgres://app:secret@db/app?sslmode=verify-full&pool_max_conns=10&default_query_exec_mode=exec",
+    "postgres://app:secret@db/app?binary_parameters=yes",
+    "postgresql://app:secret@db/app?pool=5&prepared_statements=false&schema_search_path=sales,public",
+    "postgres://app:secret@db/app?ssl-mode=require&statement-cache-capacity=100&options[search_path]=sales",
+    "postgresql://app:secret@db/app?serverVersion=16&charset=utf8",
+    "postgres://app:secret@db/app?sslmode=require&supa=base-pooler.x",
+    "ecto://app:secret@db/app?ssl=true&pool_size=10",
+    "pdo-pgsql://app:secret@db/app",
+    "Host=db;Username=app;Password=secret;Database=app;SSL Mode=VerifyFull;Maximum Pool Size=20",
+    "postgres://app:secret@/cloudsql/project:region:instance/app",
     "\"postgresql://app:secret@db/app\"\n",
     "postgresql://app:se cret@db/app",
     "PostgreSQL+AsyncPG://app:secret@db/app",
@@ -37,14 +47,16 @@ const EXAMPLES: [&str; 34] = [
     "postgresql://app:sec%ret@db/app",
     "postgresql://app:secret@db:abc/app",
     "postgresql://app:secret@[::1/app",
-    "postgresql://app:secret@db/app?ssl-mode=require",
+    "postgresql://app:secret@db/app?SslMode=require",
+    "postgresql://app:secret@db/app?application_name=a&connect_timeout=soon",
     "postgresql://app:secret@db/app?sslmode=disable&sslmode=require",
     "postgresql://app:${DB_PASSWORD}@db/app",
     "postgresql://app:***@db/app",
     "DATABASE_URL=postgresql://app:secret@db/app",
     "psql 'postgresql://app:secret@db/app'",
     "postgresql://app:secret@db/app\"",
-    "Host=db;Username=app;Password=secret;Database=app",
+    "postgresql://app:secret@/opt/sockets/app",
+    "pgsql:host=db;dbname=app;user=app;password=secret",
 ];
 
 fn cell(text: &str) -> String {
@@ -70,19 +82,7 @@ fn forms() -> String {
 fn drivers() -> String {
     let mut out = String::from("| family | driver | asynchronous |\n| --- | --- | --- |\n");
     let alchemy = Dialect::ALL.into_iter().map(Driver::SqlAlchemy);
-    let others = [
-        Driver::Libpq,
-        Driver::Asyncpg,
-        Driver::Psycopg,
-        Driver::Pg8000,
-        Driver::Django,
-        Driver::Jdbc,
-        Driver::NodePostgres,
-        Driver::Prisma,
-        Driver::AdoNet,
-        Driver::Pdo,
-    ];
-    for driver in others.into_iter().chain(alchemy) {
+    for driver in Driver::FAMILIES.into_iter().chain(alchemy) {
         let word = match driver.asynchronous() {
             Some(true) => "yes",
             Some(false) => "no",
@@ -106,6 +106,11 @@ fn parameters() -> String {
     for foreign in foreign::TABLE {
         let shows = foreign.shows.map_or("", Driver::family);
         writeln!(out, "| `{}` | {shows} | {} |", foreign.name, cell(&foreign.how.to_string())).unwrap();
+    }
+    out +=
+        "\nNpgsql's keywords, in any case and with or without their blanks:\n\n| keyword | becomes |\n| --- | --- |\n";
+    for keyword in adonet::TABLE {
+        writeln!(out, "| `{}` | {} |", keyword.name, cell(&keyword.how.to_string())).unwrap();
     }
     let settings: Vec<String> = foreign::SETTINGS.iter().map(|name| format!("`{name}`")).collect();
     writeln!(

@@ -19,7 +19,7 @@ const MARKS: [&str; 22] = [
     "\u{200b}",
 ];
 /// Places where a password stands, rightly or wrongly, `S` being the password and `|` any mark between.
-const PLACES: [&str; 59] = [
+const PLACES: [&str; 70] = [
     "postgresql://u:S@h/d",
     "postgres://u:S@h:5432/d?sslmode=require",
     "postgresql+asyncpg://u:S@h/d",
@@ -79,7 +79,30 @@ const PLACES: [&str; 59] = [
     "service=u:S@h",
     "host=h application_name=a;pass=S",
     "host=h application_name=x|password=S",
+    "Host=h;Username=u;Password=\"S\"",
+    "Host=h;Username=u;Password='S;Database=d",
+    "host=h;username=u;pwd=S;SSL Mode=Require",
+    "Password=S;Host=h;Username=u",
+    "Host=h;Username=u|Password=S;Search Path=x",
+    "ecto://u:S@h/d?pool_size=1",
+    "postgres://u:S@/cloudsql/p:r:i/d",
+    "postgres://u:p@/cloudsql/S/d",
+    "postgres://u:p@h/d?options[S]=x",
+    "postgres://u:p@h/d?pool_max_conns=1&S=x",
+    "postgres://u:p@h/d?application_name=a S",
 ];
+/// A secret in each way in which people write a connection string, `S` being the secret.
+const FORMS: [&str; 8] = [
+    "postgresql://u:S@h/d",
+    "host=h user=u password=S",
+    "Host=h;Username=u;Password=S",
+    "pgsql:host=h;user=u;password=S",
+    "u:S@h/d",
+    "jdbc:postgresql://h/d?user=u&password=S",
+    "password=S",
+    "mysql://u:S@h/d",
+];
+const SECRET: &str = "QXZJ7979hunter2";
 
 /// A string with a password somewhere.
 struct Broken {
@@ -222,4 +245,175 @@ fn the_program_shows_no_piece_of_a_password_either() {
             );
         }
     }
+}
+
+/// The subcommands that do something, each with the words that lead to it.
+fn leaves(command: &clap::Command, words: &[String], found: &mut Vec<(Vec<String>, clap::Command)>) {
+    let subcommands: Vec<&clap::Command> = command.get_subcommands().collect();
+    if subcommands.is_empty() {
+        found.push((words.to_vec(), command.clone()));
+    }
+    for subcommand in subcommands {
+        let words: Vec<String> = words.iter().cloned().chain([subcommand.get_name().to_owned()]).collect();
+        leaves(subcommand, &words, found);
+    }
+}
+
+/// A value that an argument takes, for those that have to be there.
+fn valid(argument: &clap::Arg) -> String {
+    let possible = argument.get_possible_values();
+    possible.first().map_or("x".to_owned(), |value| value.get_name().to_owned())
+}
+
+/// The program where nothing is installed and nothing can be reached, in a folder of its own.
+fn nowhere(folder: &std::path::Path) -> std::process::Command {
+    let mut command = program();
+    command.current_dir(folder).env("HOME", folder).env("SLOWLANE_POSTGRES_BIN", folder).env("SLOWLANE_LOG", "trace");
+    command
+        .env("SLOWLANE_DATABASE_URL", "postgresql://u@127.0.0.1:1/d")
+        .env("SLOWLANE_DEMO_URL", "postgresql://u@127.0.0.1:1/d");
+    command.env("T", "postgresql://u@127.0.0.1:1/d").env("SLOWLANE_TARGET", "default=T");
+    command
+}
+
+#[track_caller]
+fn tells_nothing(mut command: std::process::Command) {
+    let output = command.output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let told = format!("{command:?}").replace(SECRET, "S") + ": " + &told;
+    assert!(!told.contains(SECRET) && !told.contains("hunter2"), "{}", told.replace(SECRET, "<SECRET>"));
+}
+
+/// Every argument that there is, and every one that will be.
+#[test]
+fn no_argument_and_no_variable_repeats_a_connection_string_in_its_place() {
+    let mut all = Vec::new();
+    leaves(&slowlane::cli::command(), &[], &mut all);
+    assert!(all.len() > 10, "{} subcommands", all.len());
+    let folder = tempfile::tempdir().unwrap();
+    let mut tried = 0;
+    for (words, command) in &all {
+        let needed: Vec<String> =
+            command.get_positionals().filter(|positional| positional.is_required_set()).map(valid).collect();
+        let arguments: Vec<&clap::Arg> =
+            command.get_arguments().filter(|argument| argument.get_id() != "help").collect();
+        // One too many, and a flag that there is not.
+        for extra in
+            [FORMS[tried % FORMS.len()].replace('S', SECRET), format!("--nope={}", FORMS[0].replace('S', SECRET))]
+        {
+            let mut run = nowhere(folder.path());
+            run.args(words).args(&needed).args(arguments.iter().filter(|a| a.is_positional()).map(|_| "x")).arg(extra);
+            tells_nothing(run);
+        }
+        for argument in arguments {
+            tried += 1;
+            // A string and its pieces, and in turn each other form.
+            for form in [FORMS[0], FORMS[1 + tried % (FORMS.len() - 1)]] {
+                let text = form.replace('S', SECRET);
+                let given = match argument.get_long() {
+                    Some(long) => vec![format!("--{long}={text}")],
+                    None => vec![text.clone()],
+                };
+                let others: Vec<String> = if argument.is_positional() { Vec::new() } else { needed.clone() };
+                let mut runs = vec![Vec::new()];
+                // What is in effect is shown too.
+                if command.get_arguments().any(|known| known.get_id() == "print_config") {
+                    runs.push(vec!["--print-config".to_owned()]);
+                }
+                for more in runs {
+                    let mut run = nowhere(folder.path());
+                    run.args(words).args(&more).args(&given).args(&others);
+                    tells_nothing(run);
+                    if let Some(variable) = argument.get_env() {
+                        let mut run = nowhere(folder.path());
+                        run.args(words).args(&more).args(&needed).env(variable, &text);
+                        tells_nothing(run);
+                    }
+                }
+            }
+        }
+    }
+    assert!(tried > 80, "{tried} arguments");
+}
+
+#[test]
+fn keys_and_certificates_in_the_place_of_their_files_are_not_shown() {
+    let pem = "-----BEGIN%20PRIVATE%20KEY-----%0AQXZJ7979hunter2%0A-----END%20PRIVATE%20KEY-----";
+    let pem_pair = "-----BEGIN PRIVATE KEY----- QXZJ7979hunter2";
+    let der = "QXZJ7979hunter2/".repeat(40);
+    for text in [
+        format!("postgresql://u:p@h/d?sslinline=true&sslcert={pem}&sslkey={pem}"),
+        format!("postgresql://u:p@h/d?sslkey={pem}"),
+        format!("postgresql://u:p@h/d?sslrootcert={pem}&sslcrl={pem}"),
+        format!("postgresql://u:p@h/d?sslkey={der}"),
+        format!("Host=h;Username=u;SSL Key={pem_pair};Root Certificate={pem_pair}"),
+        format!("Host=h;Username=u;Nope=1;SSL Key={pem_pair}"),
+    ] {
+        let outcome = dsn::read(&text, pq::parameters());
+        let shown = match &outcome {
+            Ok(Reading { dsn, changes, .. }) => {
+                format!("{dsn} {dsn:?} {} {changes:?} {:?}", dsn.masked_conninfo(), dialects::all(dsn, false))
+            }
+            Err(error) => error.to_string(),
+        };
+        assert!(!shown.contains("hunter2"), "{text}: {shown}");
+        if text.contains("sslinline") {
+            assert!(shown.contains(refusal::TEMPLATE), "{shown}");
+        }
+    }
+    let path = dsn::read("postgresql://u@h/d?sslkey=/etc/ssl/my-key.pem", pq::parameters()).unwrap().dsn.masked();
+    assert!(path.contains("my-key.pem"), "{path}");
+}
+
+#[test]
+fn a_misspelt_setting_is_told_without_talk_of_connection_strings() {
+    let told = |command: &mut std::process::Command| {
+        let output = command.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let toml = folder.path().join("slowlane.toml");
+    std::fs::write(&toml, "listn = \"127.0.0.1:1\"").unwrap();
+    let base = || {
+        let mut command = program();
+        command.args(["serve", "--print-config", "--target", "default=T"]);
+        command.env("SLOWLANE_DATABASE_URL", "postgresql://h/d").env("T", "postgresql://h/d");
+        command
+    };
+    for (mut command, status, words) in [
+        (base(), 0, "SLOWLANE_LISTN is no setting of slowlane, and has no effect: is it SLOWLANE_LISTEN?"),
+        (base(), 2, "the flag --listn isn't known here: is it --listen?; see --help"),
+        (
+            base(),
+            2,
+            "the value of --listen <LISTEN> (or of its variable) can't be used: expected an address and a port, such as",
+        ),
+        (base(), 1, "unknown key listn: is it listen?"),
+        (base(), 0, "SLOWLANE_DATABSE_URL is no setting of slowlane, and has no effect: is it SLOWLANE_DATABASE_URL?"),
+        (base(), 1, "log: expected off, error, warn, info, debug or trace"),
+        (base(), 2, "the value of --workers <WORKERS> (or of its variable) can't be used: expected a whole number"),
+        (base(), 1, "workers: expected 1 to 1000"),
+    ] {
+        match words {
+            _ if words.contains("SLOWLANE_LISTN") => command.env("SLOWLANE_LISTN", "127.0.0.1:1"),
+            _ if words.contains("--listn") => command.args(["--listn", "127.0.0.1:1"]),
+            _ if words.contains("--listen <") => command.env("SLOWLANE_LISTEN", "8080"),
+            _ if words.contains("SLOWLANE_DATABSE_URL") => command.env("SLOWLANE_DATABSE_URL", "postgresql://h/d"),
+            _ if words.contains("unknown key") => command.arg("--config").arg(&toml),
+            _ if words.starts_with("log:") => command.env("SLOWLANE_LOG", "nope"),
+            _ if words.contains("--workers <") => command.env("SLOWLANE_WORKERS", "many"),
+            _ => command.env("SLOWLANE_WORKERS", "0"),
+        };
+        let (got, log) = told(&mut command);
+        assert_eq!(got, status, "{words}: {log}");
+        assert!(log.contains(words), "{words}: {log}");
+        assert!(!log.contains("connection string") && !log.contains("DSN"), "{log}");
+    }
+    // What is read by another part of the program has an effect.
+    let (_, log) = told(base().env("SLOWLANE_POSTGRES_BIN", "/nowhere").env("SLOWLANE_POSTGRES_BON", "/nowhere"));
+    assert!(!log.contains("SLOWLANE_POSTGRES_BIN is no setting"), "{log}");
+    assert!(log.contains("SLOWLANE_POSTGRES_BON is no setting of slowlane"), "{log}");
+    // A string that the shell took apart is told as one.
+    let (_, log) = told(program().args(["dsn", "host=h", "password=hunter2"]));
+    assert!(log.contains("a connection string is one argument") && !log.contains("hunter2"), "{log}");
 }

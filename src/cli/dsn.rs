@@ -187,7 +187,7 @@ impl Explain {
                 let mut text = String::new();
                 let read = io::stdin().lock().take(MAX_BYTES).read_to_string(&mut text);
                 read.map_err(|_| "standard input is no text")?;
-                text
+                without_line_end(&text).to_owned()
             }
             (None, text) => text.clone().unwrap_or_default(),
         };
@@ -199,6 +199,12 @@ impl Explain {
         };
         ended(written, looked.status())
     }
+}
+
+/// The end of a file's last line is the file's, and no part of the string.
+fn without_line_end(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
 }
 
 /// Whoever reads no more has seen enough.

@@ -11,7 +11,7 @@ const NUMBERS: [&str; 6] =
     ["connect_timeout", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"];
 
 /// Words that a parameter may be.
-const WORDS: [(&str, &[&str]); 9] = [
+const WORDS: [(&str, &[&str]); 10] = [
     ("sslmode", &foreign::SSL_MODES),
     ("sslnegotiation", &["postgres", "direct"]),
     ("sslcertmode", &["disable", "allow", "require"]),
@@ -19,9 +19,48 @@ const WORDS: [(&str, &[&str]); 9] = [
     ("gssencmode", &["disable", "prefer", "require"]),
     ("load_balance_hosts", &["disable", "random"]),
     ("target_session_attrs", &["any", "read-write", "read-only", "primary", "standby", "prefer-standby"]),
-    ("ssl_min_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]),
-    ("ssl_max_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]),
+    ("gssdelegation", &["0", "1"]),
+    ("sslsni", &["0", "1"]),
+    ("sslcompression", &["0", "1"]),
 ];
+
+/// Versions of TLS, from the oldest to the newest. libpq takes them in any case.
+const TLS_VERSIONS: [&str; 4] = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"];
+
+/// Ways to log in.
+const LOGINS: [&str; 7] = ["password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none"];
+
+fn check_versions(parameters: &Parameters) -> Result<(), DsnError> {
+    let version = |keyword: &str| match parameters.get(keyword) {
+        None => Ok(None),
+        Some(value) => match TLS_VERSIONS.iter().position(|known| known.eq_ignore_ascii_case(value)) {
+            Some(at) => Ok(Some(at)),
+            None => Err(DsnError::malformed(format!("{keyword} is one of {}", TLS_VERSIONS.join(", ")))),
+        },
+    };
+    match (version("ssl_min_protocol_version")?, version("ssl_max_protocol_version")?) {
+        (Some(least), Some(most)) if least > most => {
+            Err(DsnError::malformed("ssl_min_protocol_version is newer than ssl_max_protocol_version"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A list of ways to log in, all of which are taken, or with `!` before each of them, none.
+fn check_logins(list: &str) -> Result<(), DsnError> {
+    let names: Vec<(bool, &str)> =
+        list.split(',').map(str::trim).map(|w| (w.starts_with('!'), w.trim_start_matches('!'))).collect();
+    let known = names.iter().all(|(_, name)| LOGINS.contains(name));
+    let alike = names.windows(2).all(|two| matches!(two, [one, other] if one.0 == other.0));
+    let once = names.iter().enumerate().all(|(n, name)| names.iter().skip(n + 1).all(|other| other != name));
+    if known && alike && once {
+        return Ok(());
+    }
+    Err(DsnError::malformed(format!(
+        "require_auth is a list of {}, each once, and either all of them with `!` before them or none",
+        LOGINS.join(", ")
+    )))
+}
 
 /// Refuses a parameter that can't be one, and a value that seems to hide a password.
 pub(super) fn check(parameters: &Parameters) -> Result<(), DsnError> {
@@ -36,6 +75,8 @@ pub(super) fn check(parameters: &Parameters) -> Result<(), DsnError> {
             return Err(DsnError::malformed(format!("{keyword} is one of {}", words.join(", "))));
         }
     }
+    check_versions(parameters)?;
+    parameters.get("require_auth").map_or(Ok(()), |list| check_logins(list))?;
     for keyword in NUMBERS {
         if parameters.get(keyword).is_some_and(|value| value.parse::<i32>().is_err()) {
             return Err(DsnError::malformed(format!("{keyword} is a whole number")));
@@ -79,9 +120,15 @@ fn check_shown(keyword: &str, value: &str) -> Result<(), DsnError> {
             rest.starts_with(['=', ':'])
         })
     });
-    if hides || value.contains("://") {
+    // oauth_issuer is a URL of its own.
+    if hides || value.contains("://") && (keyword != "oauth_issuer" || value.contains('@')) {
+        return Err(DsnError::malformed(format!(
+            "the value of {keyword} holds another parameter or another connection string: parameters of a URL are set apart by `&`"
+        )));
+    }
+    if keyword == "dbname" && value.starts_with('/') {
         return Err(DsnError::malformed(
-            "a value holds another parameter or another connection string: parameters of a URL are set apart by `&`",
+            "dbname begins with `/`: the folder of a socket is host, as in postgresql:///DATABASE?host=/FOLDER",
         ));
     }
     if keyword == "hostaddr" && !value.split(',').all(|a| a.is_empty() || a.parse::<Ipv4Addr>().is_ok() || is_ipv6(a)) {

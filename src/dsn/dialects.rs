@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::dsn::{Dsn, render};
+use crate::dsn::{Dsn, adonet, render};
 
 /// A connection string for one driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,9 @@ pub fn all(dsn: &Dsn, with_password: bool) -> Vec<Rendering> {
         asyncpg(&shown),
         jdbc(&shown),
         node(&shown),
+        pgx(&shown),
+        sqlx(&shown),
+        npgsql(&shown),
     ]
     .into_iter()
     .map(|rendering| rendering.unless_all_is_lost(dsn))
@@ -232,4 +235,106 @@ fn node(parameters: &BTreeMap<String, String>) -> Rendering {
     }
     let one = render::hosts_and_ports(parameters).len() == 1;
     Rendering { name: "node-postgres", text: one.then(|| join("postgresql://", parameters, &pairs)), lost }
+}
+
+/// pgx has libpq's words for what it has; where no file is named, it trusts the system's authorities.
+fn pgx(parameters: &BTreeMap<String, String>) -> Rendering {
+    let (pairs, lost) = query(parameters, |keyword, value| match keyword {
+        "sslmode"
+        | "sslcert"
+        | "sslkey"
+        | "sslpassword"
+        | "sslsni"
+        | "sslnegotiation"
+        | "target_session_attrs"
+        | "passfile"
+        | "connect_timeout"
+        | "application_name"
+        | "options"
+        | "service"
+        | "krbsrvname" => Word::Same,
+        "sslrootcert" if value != "system" => Word::Same,
+        _ => Word::Lost,
+    });
+    Rendering { name: "pgx", text: Some(join("postgresql://", parameters, &pairs)), lost }
+}
+
+/// sqlx connects to one server.
+fn sqlx(parameters: &BTreeMap<String, String>) -> Rendering {
+    let (pairs, lost) = query(parameters, |keyword, value| match keyword {
+        "sslmode" | "sslcert" | "sslkey" | "application_name" | "options" => Word::Same,
+        "sslrootcert" if value != "system" => Word::Same,
+        _ => Word::Lost,
+    });
+    let one = render::hosts_and_ports(parameters).len() == 1;
+    Rendering { name: "sqlx", text: one.then(|| join("postgresql://", parameters, &pairs)), lost }
+}
+
+/// Npgsql's pairs. It needs a host, and verifies by the system's authorities where no file is named.
+fn npgsql(parameters: &BTreeMap<String, String>) -> Rendering {
+    let hosts = render::hosts_and_ports(parameters);
+    let several = hosts.len() > 1;
+    let place = |(host, port): &(String, String)| match host.contains(':') {
+        _ if port.is_empty() || !several => host.clone(),
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    };
+    let host = hosts.iter().map(place).collect::<Vec<_>>().join(",");
+    let mut pairs: Vec<(&str, &str)> = vec![("Host", host.as_str())];
+    let mut lost = Vec::new();
+    for (keyword, value) in parameters {
+        let value = value.as_str();
+        let pair = match keyword.as_str() {
+            "host" => continue,
+            "port" if several => continue,
+            "port" => ("Port", value),
+            "user" => ("Username", value),
+            "password" => ("Password", value),
+            "dbname" => ("Database", value),
+            "sslmode" => ("SSL Mode", npgsql_mode(value)),
+            "sslcert" => ("SSL Certificate", value),
+            "sslkey" => ("SSL Key", value),
+            "sslpassword" => ("SSL Password", value),
+            "sslrootcert" if value != "system" => ("Root Certificate", value),
+            "sslnegotiation" => ("SSL Negotiation", value),
+            "channel_binding" => ("Channel Binding", value),
+            "gssencmode" => ("GSS Encryption Mode", value),
+            "require_auth" => ("Require Auth", value),
+            "krbsrvname" => ("Kerberos Service Name", value),
+            "passfile" => ("Passfile", value),
+            "application_name" => ("Application Name", value),
+            "connect_timeout" => ("Timeout", value),
+            "keepalives" => ("Tcp Keepalive", if value == "0" { "false" } else { "true" }),
+            "target_session_attrs" => ("Target Session Attributes", value),
+            "load_balance_hosts" => ("Load Balance Hosts", if value == "random" { "true" } else { "false" }),
+            "options" => ("Options", value),
+            _ => {
+                lost.push(keyword.clone());
+                continue;
+            }
+        };
+        pairs.push(pair);
+    }
+    // libpq's default for whom to trust is a file of the user's.
+    let verifies = parameters.get("sslmode").is_some_and(|mode| mode.starts_with("verify"));
+    if verifies && !parameters.contains_key("sslrootcert") {
+        lost.push("sslrootcert".to_owned());
+    }
+    if parameters.get("sslmode").is_some_and(|mode| mode == "verify-ca") && !parameters.contains_key("sslrootcert") {
+        lost.push("sslmode".to_owned());
+    }
+    let reachable = hosts.iter().all(|(host, _)| !host.is_empty());
+    Rendering { name: "Npgsql", text: reachable.then(|| adonet::render(&pairs)), lost }
+}
+
+fn npgsql_mode(mode: &str) -> &str {
+    match mode {
+        "disable" => "Disable",
+        "allow" => "Allow",
+        "prefer" => "Prefer",
+        "require" => "Require",
+        "verify-ca" => "VerifyCA",
+        "verify-full" => "VerifyFull",
+        other => other,
+    }
 }

@@ -23,6 +23,20 @@ pub enum Driver {
     NodePostgres,
     /// Prisma.
     Prisma,
+    /// pgx, with its pool.
+    Pgx,
+    /// lib/pq.
+    Pq,
+    /// Rails.
+    Rails,
+    /// sqlx.
+    Sqlx,
+    /// tokio-postgres.
+    TokioPostgres,
+    /// Doctrine, as Symfony sets it up.
+    Doctrine,
+    /// Ecto.
+    Ecto,
     /// Npgsql, or whatever takes ADO.NET's strings.
     AdoNet,
     /// PHP's PDO.
@@ -73,6 +87,27 @@ impl Dialect {
 }
 
 impl Driver {
+    /// Every family but SQLAlchemy, and what isn't one.
+    pub const FAMILIES: [Driver; 17] = [
+        Driver::Libpq,
+        Driver::Asyncpg,
+        Driver::Psycopg,
+        Driver::Pg8000,
+        Driver::Django,
+        Driver::Jdbc,
+        Driver::NodePostgres,
+        Driver::Prisma,
+        Driver::Pgx,
+        Driver::Pq,
+        Driver::Rails,
+        Driver::Sqlx,
+        Driver::TokioPostgres,
+        Driver::Doctrine,
+        Driver::Ecto,
+        Driver::AdoNet,
+        Driver::Pdo,
+    ];
+
     /// The family: the library or program that reads such strings.
     pub fn family(self) -> &'static str {
         match self {
@@ -85,6 +120,13 @@ impl Driver {
             Driver::Jdbc => "JDBC",
             Driver::NodePostgres => "node-postgres",
             Driver::Prisma => "Prisma",
+            Driver::Pgx => "pgx",
+            Driver::Pq => "lib/pq",
+            Driver::Rails => "Rails",
+            Driver::Sqlx => "sqlx",
+            Driver::TokioPostgres => "tokio-postgres",
+            Driver::Doctrine => "Doctrine",
+            Driver::Ecto => "Ecto",
             Driver::AdoNet => "ADO.NET",
             Driver::Pdo => "PDO",
             Driver::Other(name) => name,
@@ -99,7 +141,9 @@ impl Driver {
             Driver::Django => "psycopg",
             Driver::Jdbc => "pgjdbc",
             Driver::AdoNet => "Npgsql",
-            Driver::Pdo => "pdo_pgsql",
+            Driver::Pdo | Driver::Doctrine => "pdo_pgsql",
+            Driver::Rails => "pg",
+            Driver::Ecto => "postgrex",
             other => other.family(),
         }
     }
@@ -110,6 +154,8 @@ impl Driver {
             Driver::Asyncpg
             | Driver::NodePostgres
             | Driver::Prisma
+            | Driver::Sqlx
+            | Driver::TokioPostgres
             | Driver::SqlAlchemy(Dialect::Asyncpg | Dialect::PsycopgAsync | Dialect::Aiopg)
             | Driver::Other("asyncpg" | "aiopg") => Some(true),
             Driver::Libpq
@@ -117,6 +163,11 @@ impl Driver {
             | Driver::Django
             | Driver::Jdbc
             | Driver::Pdo
+            | Driver::Doctrine
+            | Driver::Rails
+            | Driver::Pgx
+            | Driver::Pq
+            | Driver::Ecto
             | Driver::SqlAlchemy(Dialect::Psycopg2 | Dialect::Pg8000 | Dialect::Psycopg2cffi)
             | Driver::Other("psycopg2" | "pg8000") => Some(false),
             _ => None,
@@ -125,7 +176,12 @@ impl Driver {
 
     /// Its query parameters have `+` for a blank, as forms do.
     pub(super) fn plus_is_a_blank(self) -> bool {
-        !matches!(self, Driver::Libpq | Driver::Unknown)
+        !matches!(self, Driver::Libpq | Driver::TokioPostgres | Driver::Rails | Driver::Unknown)
+    }
+
+    /// Where it is told to verify the server's certificate and no file says whom to trust, it trusts the system's authorities.
+    pub(super) fn trusts_the_system(self) -> bool {
+        matches!(self, Driver::Pgx | Driver::Sqlx | Driver::AdoNet)
     }
 
     /// It verifies the server's certificate when it is only told to use TLS.

@@ -10,23 +10,29 @@
 //! | `tidy` | what surrounds a pasted string |
 //! | `scheme` | what kind of string it is |
 //! | `raw` | text to pairs |
+//! | `place` | the path of a URL: a database, or a socket's folder |
 //! | [`foreign`] | other drivers' parameters |
+//! | [`adonet`] | Npgsql's pairs and keywords |
 //! | `translate` | pairs to libpq's parameters |
 //! | `check` | what libpq's parameters may be |
 //! | [`environment`] | services and libpq's variables |
 //! | [`refusal`] | why a string is refused |
 //! | `render` | parameters to text |
+//! | `shown` | which texts may be shown to people |
 //! | [`dialects`] | the same database in every driver's words |
 
+pub mod adonet;
 mod check;
 pub mod dialects;
 pub mod driver;
 pub mod environment;
 pub mod foreign;
+mod place;
 mod raw;
 pub mod refusal;
 mod render;
 mod scheme;
+mod shown;
 mod tidy;
 mod translate;
 
@@ -37,6 +43,7 @@ use std::sync::Arc;
 pub use driver::Driver;
 pub use environment::Surroundings;
 pub use refusal::{Code, DsnError};
+pub use shown::{MEMORY_EXPECTED, is_memory, is_plain, may_be_a_connection_string, path_or, plain_or};
 
 use scheme::Syntax;
 
@@ -129,13 +136,14 @@ pub fn read(text: &str, table: &[Parameter]) -> Result<Reading, DsnError> {
     })?;
     let (driver, syntax) =
         scheme::classify(text, &mut changes).map_err(|error| with_what_would_be_right(error, text, table))?;
+    let known = |name: &str| translate::is_known(name, table);
     let take_apart = |driver: Driver| {
+        let url = |rest: &str| tidy::check_quotes(text).and_then(|()| raw::url(rest, driver.plus_is_a_blank(), &known));
         let raw = match syntax {
-            Syntax::Url(rest) => tidy::check_quotes(text).and_then(|()| raw::url(rest, driver.plus_is_a_blank())),
-            Syntax::Database(rest) => {
-                tidy::check_quotes(text).and_then(|()| raw::url(&format!("/{rest}"), driver.plus_is_a_blank()))
-            }
-            Syntax::KeyValue(rest) => raw::key_value(rest),
+            Syntax::Url(rest) => url(rest),
+            Syntax::Database(rest) => url(&format!("/{rest}")),
+            Syntax::KeyValue(rest) => raw::key_value(rest, &known),
+            Syntax::Pairs(rest) => adonet::pairs(rest),
         };
         raw.map_err(|error| error.written_for(driver))
     };
@@ -159,6 +167,10 @@ fn with_what_would_be_right(error: DsnError, text: &str, table: &[Parameter]) ->
             let rest = text.split_once("://").map_or("", |(_, rest)| rest);
             error.right_is(&format!("postgresql://{rest}"), table)
         }
+        (Code::UnsupportedScheme, Driver::Jdbc | Driver::Other("R2DBC")) => match scheme::unwrapped(text) {
+            Some(wrapped) => error.right_is(&wrapped, table),
+            None => error,
+        },
         (Code::ForeignSyntax, _) => match scheme::as_key_value(text) {
             Some(pairs) => error.right_is(&pairs, table),
             None => error,
@@ -312,6 +324,8 @@ impl Dsn {
             _ if self.secrets.iter().any(|secret| secret == keyword) => false,
             "user" | "dbname" => plain(&['@']),
             "service" => plain(&[]),
+            // A PEM may stand in the place of its file's name.
+            "sslkey" | "sslcert" | "sslrootcert" | "sslcrl" | "sslcrldir" | "passfile" => shown::is_plain_path(value),
             "host" | "hostaddr" => plain(&['/', ':', ',', '%', '@']),
             _ => !value.contains(char::is_control),
         };

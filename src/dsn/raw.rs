@@ -1,8 +1,12 @@
 //! Text to pairs, by the rules of libpq's `conninfo_uri_parse` and `conninfo_parse` (PostgreSQL,
 //! src/interfaces/libpq/fe-connect.c), and stricter where libpq would guess. What the pairs mean isn't known here.
 
+use crate::dsn::place::{self, Place};
 use crate::dsn::refusal::{Code, DsnError};
 use crate::dsn::tidy;
+
+/// Whether a name is known of any driver. A name that isn't may be a piece of a password, and is in no message.
+pub(super) type Known<'k> = &'k dyn Fn(&str) -> bool;
 
 /// A string taken apart.
 #[derive(Debug, Default)]
@@ -24,12 +28,14 @@ pub(super) enum Oddity {
     PlusInOptions,
     /// A second `=`, which libpq refuses.
     RawEquals,
+    /// The folder of a socket in the place of the database.
+    SocketInPath,
     /// A raw `@` behind the `?`: the host before it may be a piece of a password that has both.
     AtInQuery,
 }
 
 /// Reads what follows `postgresql://`. With `plus_is_a_blank`, the query is read as a form.
-pub(super) fn url(rest: &str, plus_is_a_blank: bool) -> Result<Raw, DsnError> {
+pub(super) fn url(rest: &str, plus_is_a_blank: bool, known: Known<'_>) -> Result<Raw, DsnError> {
     let mut raw = Raw::default();
     // As libpq: the first `@` before any `/` ends the user and the password.
     let rest = match rest.find(['@', '/']).and_then(|at| Some((rest.get(..at)?, rest.get(at..)?.strip_prefix('@')?))) {
@@ -50,15 +56,27 @@ pub(super) fn url(rest: &str, plus_is_a_blank: bool) -> Result<Raw, DsnError> {
     if path.contains(char::is_whitespace) {
         return Err(DsnError::malformed("a blank in a URL is written %20"));
     }
-    raw.part("dbname", decode(path, &mut Vec::new())?);
+    match place::of_path(path, raw.parts.iter().any(|(part, _)| *part == "host"))? {
+        Place::Database(name) => raw.part("dbname", decode(name, &mut Vec::new())?),
+        Place::Socket { folder, database } => {
+            raw.oddities.push(Oddity::SocketInPath);
+            raw.part("host", format!("/{}", decode(folder.trim_start_matches('/'), &mut Vec::new())?));
+            raw.part("dbname", decode(database, &mut Vec::new())?);
+        }
+    }
     if query.is_some_and(|query| query.contains('@')) {
         raw.oddities.push(Oddity::AtInQuery);
     }
     for pair in query.into_iter().flat_map(|query| query.split('&')).filter(|pair| !pair.is_empty()) {
-        let (keyword, value) =
-            pair.split_once('=').ok_or_else(|| DsnError::malformed("a parameter behind the `?` has no value"))?;
+        let (keyword, value) = pair.split_once('=').ok_or_else(|| match known(pair) {
+            true => DsnError::malformed(format!("{pair} behind the `?` has no value")),
+            false => DsnError::malformed("a parameter behind the `?` has no value"),
+        })?;
         if value.contains(char::is_whitespace) || keyword.contains(char::is_whitespace) {
-            return Err(DsnError::malformed("a blank in a URL is written %20"));
+            return Err(DsnError::malformed(match known(keyword) {
+                true => format!("the value of {keyword} has a blank, which is written %20 in a URL"),
+                false => "a blank in a URL is written %20".to_owned(),
+            }));
         }
         if value.contains('=') {
             raw.oddities.push(Oddity::RawEquals);
@@ -182,19 +200,26 @@ pub(super) fn looks_like_key_value(text: &str) -> bool {
 }
 
 /// Reads `keyword=value …`.
-pub(super) fn key_value(text: &str) -> Result<Raw, DsnError> {
+pub(super) fn key_value(text: &str, known: Known<'_>) -> Result<Raw, DsnError> {
     let mut raw = Raw::default();
     let mut rest = text.trim_start();
     while !rest.is_empty() {
         let end = rest.find(|c: char| c == '=' || c.is_whitespace()).unwrap_or(rest.len());
         let (keyword, after) = rest.split_at(end);
         let after = after.trim_start().strip_prefix('=').ok_or_else(|| {
-            DsnError::malformed("a word is not followed by `=`; a value with blanks stands in single quotes")
+            let before = raw.parameters.last().filter(|(name, _)| known(name));
+            let before = before.map_or_else(String::new, |(name, _)| format!(" behind the value of {name}"));
+            DsnError::malformed(format!(
+                "a word{before} is not followed by `=`; a value with blanks stands in single quotes"
+            ))
         })?;
-        let (value, after) = value(after.trim_start())?;
+        let about = |error: DsnError| if known(keyword) { error.about(keyword) } else { error };
+        let (value, after) = value(after.trim_start()).map_err(about)?;
         raw.parameters.push((keyword.to_owned(), value));
         if !(after.is_empty() || after.starts_with(char::is_whitespace)) {
-            return Err(DsnError::malformed("a quoted value is not followed by a blank; write \\' for a quote in it"));
+            return Err(about(DsnError::malformed(
+                "a quoted value is not followed by a blank; write \\' for a quote in it",
+            )));
         }
         rest = after.trim_start();
     }

@@ -91,7 +91,7 @@ impl Code {
             Code::PastedAssignment => "the name of a variable was pasted with it",
             Code::PastedCommand => "a command was pasted with it",
             Code::RedactedPassword => "its password was masked by whatever printed it, or was never filled in",
-            Code::ForeignSyntax => "it is written in another syntax, such as ADO.NET's or PDO's",
+            Code::ForeignSyntax => "it is written in another syntax, such as PDO's or SQL Server's",
         }
     }
 }
@@ -134,6 +134,15 @@ impl DsnError {
     /// It was written for this one, unless more is known already.
     pub(super) fn written_for(self, driver: Driver) -> DsnError {
         if self.driver == Driver::Unknown { DsnError { driver, ..self } } else { self }
+    }
+
+    /// The same, naming the parameter that it is about. The name has to be one of a list: another may be a piece of a password.
+    pub(super) fn about(self, name: &str) -> DsnError {
+        if self.message.contains(name) {
+            self
+        } else {
+            DsnError { message: format!("{name}: {}", self.message), ..self }
+        }
     }
 
     pub(super) fn with_right(self, right: impl Into<String>) -> DsnError {

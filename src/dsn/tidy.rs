@@ -96,7 +96,7 @@ fn assigned<'t>(text: &'t str, table: &[Parameter]) -> Option<&'t str> {
     });
     let keyword = rest.starts_with('=')
         && value.split_once('=').is_some_and(|(word, _)| table.iter().any(|known| known.keyword == word));
-    let other = ["jdbc", "r2dbc"].iter().any(|known| name.eq_ignore_ascii_case(known));
+    let other = ["jdbc", "r2dbc", "r2dbcs"].iter().any(|known| name.eq_ignore_ascii_case(known));
     let is_one = (scheme || keyword) && !other;
     is_one.then(|| value.trim_end_matches(['"', '\'', ';', ',']))
 }

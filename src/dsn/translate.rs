@@ -1,12 +1,14 @@
 //! Pairs to libpq's parameters: each foreign one is renamed, converted, dropped by name, or refused.
 
+mod tls;
+
 use std::collections::BTreeMap;
 
 use crate::dsn::check::check;
-use crate::dsn::foreign::{self, How, Tls};
+use crate::dsn::foreign::{self, Foreign, How, Tls};
 use crate::dsn::raw::{Oddity, Raw};
 use crate::dsn::refusal::{Code, DsnError};
-use crate::dsn::{Change, Driver, Dsn, Parameter};
+use crate::dsn::{Change, Driver, Dsn, Parameter, adonet};
 
 pub(super) type Parameters = BTreeMap<String, String>;
 
@@ -32,7 +34,10 @@ pub(super) fn translate(
         tls: Tls::default(),
         options: String::new(),
         given_options: None,
+        ports: None,
         refused: None,
+        torn: false,
+        written_as: BTreeMap::new(),
         driver,
         table,
         changes,
@@ -40,8 +45,13 @@ pub(super) fn translate(
     translation.note(&raw.oddities);
     let in_doubt = raw.oddities.contains(&Oddity::AtInQuery);
     translation.all(raw).map_err(|error| error.written_for(driver))?;
-    let Translation { parameters, refused, .. } = translation;
-    let checked = check(&parameters).map_err(|error| error.written_for(driver));
+    let Translation { parameters, refused, torn, written_as, .. } = translation;
+    let in_doubt = in_doubt || torn;
+    let checked = check(&parameters).map_err(|error| {
+        // Told by the name that it was written by.
+        let name = written_as.iter().find(|(keyword, _)| error.message.contains(*keyword)).map(|(_, name)| *name);
+        name.map_or(error.clone(), |name| error.about(name)).written_for(driver)
+    });
     let dsn = Dsn::of(parameters, table);
     match (refused, checked) {
         // The rest of it would be right.
@@ -54,12 +64,41 @@ pub(super) fn translate(
 
 /// A plain URL is somebody's when it has a parameter that only theirs have.
 pub(super) fn shown_by(raw: &Raw, driver: Driver) -> Driver {
-    if driver != Driver::Libpq {
+    // Many have Django's names for the scheme too.
+    if !matches!(driver, Driver::Libpq | Driver::Django) {
         return driver;
     }
     let node = raw.parameters.iter().any(|(name, value)| name == "sslmode" && value == "no-verify");
-    let shown = raw.parameters.iter().find_map(|(name, _)| foreign::find(name)?.shows);
+    let shows = |name: &str| match foreign::bracketed(name) {
+        Some(_) if name.starts_with("variables") => Some(Driver::Rails),
+        Some(_) => Some(Driver::Sqlx),
+        None => foreign::find(name, Driver::Libpq)?.shows,
+    };
+    let shown = |shared: bool| {
+        raw.parameters.iter().filter(|(name, _)| (name == "encoding") == shared).find_map(|(name, _)| shows(name))
+    };
+    // Rails has an `encoding` too: it counts where nothing else shows anybody.
+    let shown = shown(false).or_else(|| shown(true));
     shown.or(node.then_some(Driver::NodePostgres)).unwrap_or(driver)
+}
+
+/// The name is one of libpq's, of another driver's or of the server's, and can be shown.
+pub(super) fn is_known(name: &str, table: &[Parameter]) -> bool {
+    table.iter().any(|known| known.keyword == name)
+        || foreign::find(name, Driver::Libpq).is_some()
+        || foreign::SETTINGS.contains(&name)
+}
+
+/// `1st`, `2nd`, `3rd`, `4th`.
+pub(super) fn ordinal(n: usize) -> String {
+    let ending = match (n % 10, n % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{n}{ending}")
 }
 
 /// `name`, `name:port`, an IPv6 address, or one in brackets with a port; a socket's folder is whole.
@@ -81,8 +120,14 @@ struct Translation<'t> {
     options: String,
     /// The string's own `options`, to which they are added.
     given_options: Option<String>,
+    /// The ports of Npgsql's hosts, empty for those without one of their own.
+    ports: Option<Vec<String>>,
     /// The first parameter that can't stay: the others are read all the same, to say what would be right.
     refused: Option<DsnError>,
+    /// A value may have been torn at a mark in it: what the rest means isn't certain either.
+    torn: bool,
+    /// libpq's keywords that stood under other names, and these.
+    written_as: BTreeMap<&'static str, &'static str>,
     driver: Driver,
     table: &'t [Parameter],
     changes: &'t mut Vec<Change>,
@@ -96,6 +141,12 @@ impl Translation<'_> {
         if oddities.contains(&Oddity::RawEquals) {
             self.change("encoded", "a `=` in a value is written %3D");
         }
+        if oddities.contains(&Oddity::SocketInPath) {
+            self.change(
+                "host",
+                "the folder of a socket stands in the place of the database: it is host, and what follows it is the database",
+            );
+        }
         if oddities.contains(&Oddity::PlusInOptions) {
             self.change("encoded", "a blank in options is written %20: libpq takes `+` as it is");
         }
@@ -108,6 +159,7 @@ impl Translation<'_> {
     fn all(&mut self, raw: Raw) -> Result<(), DsnError> {
         let Raw { parts, mut parameters, .. } = raw;
         let mut parts: Vec<(&str, String)> = parts;
+        let order: Vec<String> = parameters.iter().map(|(name, _)| name.clone()).collect();
         if matches!(self.driver, Driver::SqlAlchemy(_)) {
             self.several_hosts(&mut parts, &mut parameters)?;
         }
@@ -126,13 +178,15 @@ impl Translation<'_> {
             self.put(keyword, value)?;
         }
         for (name, value) in parameters {
-            match self.parameter(&name, value) {
+            let place = order.iter().position(|known| *known == name).map_or(0, |at| at + 1);
+            match self.parameter(&name, value, place) {
                 Err(error) if matches!(error.code, Code::UnknownParameter | Code::DuplicateParameter) => {
                     self.refused.get_or_insert(error);
                 }
                 outcome => outcome?,
             }
         }
+        self.ports_of_hosts()?;
         self.decide_tls()?;
         let given = self.given_options.take().into_iter();
         let options = given.chain([std::mem::take(&mut self.options)]).filter(|options| !options.is_empty());
@@ -182,68 +236,80 @@ impl Translation<'_> {
             return Ok(());
         }
         if self.parameters.contains_key(keyword) {
-            return Err(DsnError::new(Code::DuplicateParameter, "a parameter is given twice: keep one of them"));
+            let message = format!("{keyword} is given twice: keep the one that is meant");
+            return Err(DsnError::new(Code::DuplicateParameter, message));
         }
         self.parameters.insert(keyword.to_owned(), value);
         Ok(())
     }
 
-    fn parameter(&mut self, name: &str, value: String) -> Result<(), DsnError> {
-        match name {
-            "sslmode" if self.tls.mode.is_some() => {
-                let stronger = self.tls.mode.as_deref().and_then(foreign::strength) < foreign::strength(&value);
-                if stronger {
-                    self.tls.mode = Some(value);
+    fn parameter(&mut self, name: &str, value: String, place: usize) -> Result<(), DsnError> {
+        if self.driver == Driver::AdoNet {
+            return match adonet::find(name) {
+                Some(known) => self.foreign(known, &value),
+                None => {
+                    self.torn = true;
+                    Err(adonet::unknown(place))
                 }
-                return Err(DsnError::new(
-                    Code::DuplicateParameter,
-                    "sslmode is given twice: keep the one that is meant",
-                ));
-            }
-            "sslmode" => {
-                self.tls.mode = Some(value);
-                return Ok(());
-            }
-            "options" if self.given_options.is_none() => {
-                self.given_options = Some(value);
-                return Ok(());
-            }
-            "replication" if !["false", "off", "no", "0"].contains(&value.as_str()) => {
+            };
+        }
+        match (name, self.driver) {
+            ("sslmode", _) => return self.ssl_mode(value),
+            ("options", _) => return self.given_options(value),
+            ("replication", _) if !["false", "off", "no", "0"].contains(&value.as_str()) => {
                 return Err(DsnError::new(
                     Code::UnknownParameter,
                     "a replication connection runs no queries of slowlane's: leave replication out",
                 ));
             }
-            "host" if value.contains("/.s.PGSQL.") => return self.socket("a socket's file", &value),
-            "sslkeylogfile" => {
+            ("host", _) if value.contains("/.s.PGSQL.") => return self.socket("a socket's file", &value),
+            ("sslkeylogfile", _) => {
                 return Err(DsnError::new(
                     Code::UnknownParameter,
                     "sslkeylogfile would write the keys of every session to a file: leave it out",
                 ));
             }
             // Prisma's sslcert is the certificate of whoever signed the server's.
-            "sslcert" if self.driver == Driver::Prisma => {
+            ("sslcert", Driver::Prisma) => {
                 self.change("renamed", "sslcert is sslrootcert to libpq: Prisma's names the certificate to trust");
                 return self.put("sslrootcert", value);
+            }
+            ("connect_timeout", Driver::Ecto) => {
+                let value = foreign::seconds(&value, true).map_err(|error| error.about(name))?;
+                return self.renamed(name, "connect_timeout", &value);
+            }
+            ("tcp_user_timeout", Driver::TokioPostgres) => {
+                let value = foreign::milliseconds(&value).map_err(|error| error.about(name))?;
+                return self.renamed(name, "tcp_user_timeout", &value);
             }
             _ => {}
         }
         if self.table.iter().any(|known| known.keyword == name) {
             return self.put(name, value);
         }
-        match foreign::find(name) {
-            Some(foreign) => self.foreign(foreign.name, foreign.how, &value),
-            None if foreign::SETTINGS.contains(&name) => {
+        let setting = foreign::bracketed(name).or_else(|| foreign::SETTINGS.contains(&name).then_some(name));
+        match (foreign::find(name, self.driver), setting) {
+            (Some(known), _) => self.foreign(known, &value),
+            (None, Some(setting)) => {
+                let name = if setting.contains('.') { "a name with a dot" } else { name };
                 self.change("renamed", format!("{name} is a setting of the server's: it goes into options"));
-                foreign::add_setting(&mut self.options, name, &value);
+                foreign::add_setting(&mut self.options, setting, &value);
                 Ok(())
             }
-            None => Err(self.unknown(name)),
+            (None, None) => Err(self.unknown(name, place)),
         }
     }
 
-    /// Never repeats the name, which may be a piece of a password; a name that is nearly right is known from the tables.
-    fn unknown(&self, name: &str) -> DsnError {
+    fn given_options(&mut self, value: String) -> Result<(), DsnError> {
+        match self.given_options.replace(value) {
+            None => Ok(()),
+            Some(_) => Err(DsnError::new(Code::DuplicateParameter, "options is given twice: put both into one")),
+        }
+    }
+
+    /// Never repeats the name, which may be a piece of a password; a name that is nearly right is known from the
+    /// tables.
+    fn unknown(&self, name: &str, place: usize) -> DsnError {
         let keywords = self.table.iter().map(|known| known.keyword.as_str());
         let others = foreign::TABLE.iter().map(|foreign| foreign.name).chain(foreign::SETTINGS.iter().copied());
         let plain = |name: &str| name.to_ascii_lowercase().replace(['-', '_'], "");
@@ -253,9 +319,12 @@ impl Translation<'_> {
             Some(known) => format!("; the name is {known}"),
             None => String::new(),
         };
+        let which = ordinal(place);
         DsnError::new(
             Code::UnknownParameter,
-            format!("it has a parameter that neither libpq nor a driver that is known here has{hint}"),
+            format!(
+                "the {which} of its parameters is one that neither libpq nor a driver that is known here has{hint}"
+            ),
         )
     }
 
@@ -286,12 +355,38 @@ impl Translation<'_> {
         Ok(())
     }
 
-    fn foreign(&mut self, name: &'static str, how: How, value: &str) -> Result<(), DsnError> {
+    /// A parameter of a table, by what becomes of it; what is wrong with its value is told by its name.
+    fn foreign(&mut self, known: &'static Foreign, value: &str) -> Result<(), DsnError> {
+        self.becomes(known.name, known.how, value).map_err(|error| error.about(known.name))
+    }
+
+    fn becomes(&mut self, name: &'static str, how: How, value: &str) -> Result<(), DsnError> {
+        if let How::Renamed(keyword) | How::Same(keyword) | How::Word(keyword) = how {
+            self.written_as.insert(keyword, name);
+        }
         match how {
+            How::Same("options") => self.given_options(value.to_owned()),
+            How::Same(keyword) => self.put(keyword, value.to_owned()),
             How::Renamed(keyword) => {
                 self.change("renamed", format!("{name} is {keyword} to libpq"));
                 self.put(keyword, value.to_owned())
             }
+            How::Word(keyword) => {
+                self.change("renamed", format!("{name} is {keyword} to libpq"));
+                self.put(keyword, value.to_ascii_lowercase())
+            }
+            How::Login => {
+                self.written_as.insert("require_auth", name);
+                self.change("renamed", format!("{name} is require_auth to libpq"));
+                self.put("require_auth", foreign::login_methods(value))
+            }
+            How::Instead(keyword) => self.instead(name, keyword, value),
+            How::ShortSeconds(keyword) => self.renamed(name, keyword, &foreign::short_seconds(value)?),
+            How::Duration(keyword) => self.renamed(name, keyword, &foreign::duration(value)?),
+            How::Isolation => match foreign::isolation(value)? {
+                Some(level) => self.setting(name, "default_transaction_isolation", level),
+                None => self.dropped(name, "slowlane begins and ends its transactions itself"),
+            },
             How::Seconds(keyword) => self.renamed(name, keyword, &foreign::seconds(value, false)?),
             How::Milliseconds(keyword) => self.renamed(name, keyword, &foreign::seconds(value, true)?),
             How::Flag(keyword) => self.renamed(name, keyword, if foreign::flag_of(value)? { "1" } else { "0" }),
@@ -314,10 +409,26 @@ impl Translation<'_> {
             How::Pool => self.dropped(name, POOL),
             How::Prepared => self.dropped(name, PREPARED),
             How::Dropped(why) => self.dropped(name, why),
-            How::Refused(why) => Err(DsnError::new(Code::UnknownParameter, why)),
+            How::Refused(why) => {
+                // A PEM in the place of a file's name: what is right is none of it.
+                self.torn |= name == "sslinline";
+                Err(DsnError::new(Code::UnknownParameter, format!("{name} can't be used here: {why}")))
+            }
+            How::RefusedIf(why) if foreign::flag_of(value)? => self.becomes(name, How::Refused(why), value),
+            How::RefusedIf(_) => self.dropped(name, "it says nothing that isn't so anyway"),
+            How::Hosts => self.hosts(value),
+            How::SessionAttributes => self.renamed(name, "target_session_attrs", foreign::session_attributes(value)?),
+            How::Compatibility if value.eq_ignore_ascii_case("redshift") => {
+                self.becomes(name, How::Refused("Redshift is another database: slowlane works on Postgres"), value)
+            }
+            How::Compatibility => self.dropped(name, "it is about how that driver hands rows over"),
             How::Tls => self.tls_word(name, value),
-            How::GssEncryption if value == "allow" => self.dropped(name, "libpq asks for it where it can"),
-            How::GssEncryption => self.renamed(name, "gssencmode", foreign::gss_encryption(value)?),
+            How::GssEncryption if value.eq_ignore_ascii_case("allow") => {
+                self.dropped(name, "libpq asks for it where it can")
+            }
+            How::GssEncryption => {
+                self.renamed(name, "gssencmode", foreign::gss_encryption(&value.to_ascii_lowercase())?)
+            }
             How::ServerType => self.renamed(name, "target_session_attrs", foreign::server_type(value)?),
             How::LoadBalance => {
                 let wanted = if foreign::flag_of(value)? { "random" } else { "disable" };
@@ -327,58 +438,37 @@ impl Translation<'_> {
         }
     }
 
-    fn tls_word(&mut self, name: &'static str, value: &str) -> Result<(), DsnError> {
-        let place = match name {
-            "ssl" => &mut self.tls.flag,
-            "sslaccept" => &mut self.tls.accept,
-            "uselibpqcompat" => &mut self.tls.libpq_words,
-            "direct_tls" => {
-                if foreign::flag_of(value)? {
-                    self.change("renamed", "direct_tls is sslnegotiation=direct to libpq");
-                    self.put("sslnegotiation", "direct".to_owned())?;
-                    self.tls.direct = true;
-                } else {
-                    self.dropped(name, "it says nothing that isn't so anyway")?;
-                }
-                return Ok(());
-            }
-            _ => {
-                self.tls.unchecked = value.ends_with("NonValidatingFactory");
-                self.change("dropped", format!("{name} names code of that driver's: sslmode says what is checked"));
-                return Ok(());
-            }
+    /// It takes the place of what stands before the path; a socket's folder goes before the name of a host.
+    fn instead(&mut self, name: &'static str, keyword: &'static str, value: &str) -> Result<(), DsnError> {
+        if name == "hostname" && self.parameters.get("host").is_some_and(|host| host.starts_with('/')) {
+            return self.dropped(name, "the folder of a socket goes before it");
+        }
+        self.written_as.insert(keyword, name);
+        let text = match self.parameters.remove(keyword) {
+            Some(_) => format!("{name} is {keyword} to libpq, and takes the place of the one before the path"),
+            None => format!("{name} is {keyword} to libpq"),
         };
-        if name != "ssl" {
-            self.changes.push(Change::new("tls", format!("{name} decides what sslmode means")));
-        }
-        if place.replace(value.to_owned()).is_some() {
-            return Err(DsnError::new(Code::DuplicateParameter, "a parameter is given twice: keep one of them"));
-        }
-        Ok(())
+        self.change("renamed", text);
+        self.put(keyword, value.to_owned())
     }
 
-    fn decide_tls(&mut self) -> Result<(), DsnError> {
-        self.tls.files = ["sslcert", "sslkey", "sslrootcert"].iter().any(|file| self.parameters.contains_key(*file));
-        let Some((mode, by_system)) = self.tls.resolve(self.driver)? else { return Ok(()) };
-        let said = self.tls.mode.as_deref() == Some(mode) && self.tls.flag.is_none() && self.tls.accept.is_none();
-        if !said {
-            let why = match self.driver {
-                Driver::NodePostgres if mode == "verify-full" => {
-                    ": node-postgres verifies the server's certificate with that word, and libpq wouldn't"
-                }
-                Driver::Jdbc if mode == "verify-full" && self.tls.mode.is_none() => ": pgjdbc verifies with ssl=true",
-                _ if mode == "require" && self.tls.flag.as_deref().is_some_and(|word| word != "require") => {
-                    ": the certificate isn't checked; write sslmode=verify-full if it is to be"
-                }
-                _ => "",
-            };
-            self.change("tls", format!("TLS is asked for as sslmode={mode}{why}"));
+    /// Npgsql's Port is that of each host that has none of its own.
+    fn ports_of_hosts(&mut self) -> Result<(), DsnError> {
+        let Some(ports) = self.ports.take() else { return Ok(()) };
+        let others = self.parameters.remove("port").unwrap_or_default();
+        let ports = ports.into_iter().map(|port| if port.is_empty() { others.clone() } else { port });
+        self.put("port", ports.collect::<Vec<_>>().join(","))
+    }
+
+    /// Npgsql's list of hosts, each perhaps with its port.
+    fn hosts(&mut self, value: &str) -> Result<(), DsnError> {
+        let places: Vec<(&str, Option<&str>)> = value.split(',').map(|place| host_and_port(place.trim())).collect();
+        let hosts: Vec<&str> = places.iter().map(|(host, _)| *host).collect();
+        let ports: Vec<&str> = places.iter().map(|(_, port)| port.unwrap_or_default()).collect();
+        if ports.iter().any(|port| !port.is_empty()) {
+            self.ports = Some(ports.into_iter().map(str::to_owned).collect());
         }
-        if by_system && !self.parameters.contains_key("sslrootcert") {
-            self.change("tls", "sslrootcert=system is added: that driver trusts the well-known authorities");
-            self.put("sslrootcert", "system".to_owned())?;
-        }
-        self.put("sslmode", mode.to_owned())
+        self.put("host", hosts.join(","))
     }
 
     /// Texts go in and out as UTF-8.

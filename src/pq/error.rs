@@ -1,10 +1,13 @@
 //! What can go wrong with a session, in our words, and with the server's fields.
 
+use crate::dsn::Dsn;
+use crate::pq::failure::ConnectFailure;
+
 /// Which side failed, and how far it got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PqErrorKind {
-    /// No session came about.
-    Connect,
+    /// No session came about, for this reason.
+    Connect(ConnectFailure),
     /// The session is gone.
     ConnectionLost,
     /// The server refused or stopped a statement; the fields are its own.
@@ -33,6 +36,14 @@ pub struct PqError {
     pub position: Option<u32>,
     /// The server's CONTEXT: what it was doing, such as a line of a COPY.
     pub context: Option<String>,
+    /// The schema of the table that the server names, where it names one.
+    pub schema: Option<String>,
+    /// The table that the server names.
+    pub table: Option<String>,
+    /// The column of that table that the server names, such as one that may not be NULL.
+    pub column: Option<String>,
+    /// The constraint that the server names.
+    pub constraint: Option<String>,
 }
 
 impl PqError {
@@ -45,7 +56,16 @@ impl PqError {
             hint: None,
             position: None,
             context: None,
+            schema: None,
+            table: None,
+            column: None,
+            constraint: None,
         }
+    }
+
+    /// A session by `dsn` that can't be had, for this reason.
+    pub(crate) fn refused(failure: ConnectFailure, dsn: &Dsn) -> PqError {
+        PqError::of(PqErrorKind::Connect(failure), failure.explain(dsn))
     }
 
     /// A session that is gone, or couldn't be had.
@@ -59,15 +79,16 @@ impl PqError {
     }
 
     /// The same statement may well succeed on another try: lost connections, a server that starts or stops, no free
-    /// slot, serialization failures, deadlocks, locks that were held too long.
+    /// slot, serialization failures, deadlocks, locks that were held too long. A transaction that was longer than it may be
+    /// is as long the next time.
     pub fn retryable(&self) -> bool {
         match (&self.kind, self.sqlstate.as_deref()) {
             (PqErrorKind::Copy | PqErrorKind::Usage, _) => false,
             (_, Some(state)) => {
-                let states = ["25P03", "25P04", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "53300"];
+                let states = ["25P03", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "53300"];
                 states.contains(&state) || state.starts_with("08")
             }
-            (PqErrorKind::Connect | PqErrorKind::ConnectionLost, None) => true,
+            (PqErrorKind::Connect(_) | PqErrorKind::ConnectionLost, None) => true,
             (PqErrorKind::Server, None) => false,
         }
     }

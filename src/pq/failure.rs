@@ -185,6 +185,34 @@ impl ConnectFailure {
         }
     }
 
+    /// It may pass without anybody's change of a setting or a right: the server is away, starts, stops or is full.
+    pub fn passes(self) -> bool {
+        match self {
+            F::TooManyConnections
+            | F::ShuttingDown
+            | F::StartingUp
+            | F::NoSuitableServer
+            | F::Closed
+            | F::TimedOut
+            | F::HostNotResolved
+            | F::Refused => true,
+            F::PasswordWrong
+            | F::PasswordMissing
+            | F::LoginRefused
+            | F::NoPgHbaEntry
+            | F::NoSuchRole
+            | F::NoSuchDatabase
+            | F::CertificateWrongHost
+            | F::CertificateNotTrusted
+            | F::TlsFileUnusable
+            | F::TlsRefused
+            | F::ServerTooOld
+            | F::Pooler
+            | F::NotAPostgres
+            | F::Other => false,
+        }
+    }
+
     /// What happened, and what to do about it.
     pub fn text(self) -> &'static str {
         match self {

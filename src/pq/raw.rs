@@ -3,11 +3,12 @@
 //! A `PGconn` is used by one thread at a time (its owner has `&mut`); a `PGcancelConn` and a `PGresult` have memory
 //! of their own.
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pq_sys as pq;
 
@@ -16,6 +17,8 @@ use crate::pq::error::{Notice, PqError, PqErrorKind};
 use crate::pq::line::{Line, Patience};
 use crate::pq::socket;
 
+/// SQLSTATE of a statement that was cancelled.
+const QUERY_CANCELED: &str = "57014";
 /// Notices that a session keeps until they are taken; more are dropped.
 const MAX_NOTICES: usize = 1_000;
 
@@ -51,7 +54,12 @@ pub(super) fn parameter_table() -> Vec<Parameter> {
 pub(super) fn refusal(conninfo: &CStr, within: Duration) -> Option<String> {
     // SAFETY: a NUL-terminated string.
     let pointer = NonNull::new(unsafe { pq::PQconnectStart(conninfo.as_ptr()) })?;
-    let conn = Conn { pointer, notices: Box::default(), line: Line::new("slowlane", Patience::Endless) };
+    let conn = Conn {
+        pointer,
+        notices: Box::default(),
+        line: Line::new("slowlane", Patience::Endless),
+        cancelled: Cell::default(),
+    };
     let micros = i64::try_from(within.as_micros()).unwrap_or(i64::MAX / 2);
     // SAFETY: the connection lives; libpq then says the state alone.
     let until = unsafe {
@@ -109,6 +117,8 @@ pub(super) struct Conn {
     notices: Box<Mutex<Notices>>,
     /// Outlives the connection's end, which may wait as well.
     line: Line,
+    /// When the server said last that it cancelled a statement.
+    cancelled: Cell<Option<Instant>>,
 }
 
 // SAFETY: a PGconn may move between threads; it is only used through `&mut self` or for reads of plain fields.
@@ -119,7 +129,7 @@ impl Conn {
     pub fn connect(conninfo: &CStr, line: Line) -> Result<Conn, String> {
         // SAFETY: a NUL-terminated string.
         let pointer = NonNull::new(unsafe { pq::PQconnectdb(conninfo.as_ptr()) }).ok_or("out of memory")?;
-        let conn = Conn { pointer, notices: Box::default(), line };
+        let conn = Conn { pointer, notices: Box::default(), line, cancelled: Cell::default() };
         if !conn.is_ok() {
             return Err(conn.error_message());
         }
@@ -136,7 +146,7 @@ impl Conn {
         // SAFETY: a NUL-terminated string.
         let pointer = NonNull::new(unsafe { pq::PQconnectStart(conninfo.as_ptr()) });
         let pointer = pointer.ok_or_else(|| Progress::Failed("out of memory".to_owned()))?;
-        let conn = Conn { pointer, notices: Box::default(), line };
+        let conn = Conn { pointer, notices: Box::default(), line, cancelled: Cell::default() };
         let micros = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX / 2);
         // SAFETY: takes nothing and reads a clock.
         let until = unsafe { pq::PQgetCurrentTimeUSec() }.saturating_add(micros);
@@ -202,6 +212,12 @@ impl Conn {
     pub fn server_version(&self) -> i32 {
         // SAFETY: the connection lives.
         unsafe { pq::PQserverVersion(self.as_ptr()) }
+    }
+
+    /// What the server reports of a setting or of itself; `None` for what it doesn't report.
+    pub fn parameter(&self, name: &CStr) -> Option<String> {
+        // SAFETY: the connection lives, and the name ends with NUL; the text is copied at once.
+        text(unsafe { pq::PQparameterStatus(self.as_ptr(), name.as_ptr()) })
     }
 
     pub fn transaction_status(&self) -> pq::PGTransactionStatusType {
@@ -290,7 +306,15 @@ impl Conn {
     /// The error that a result is. One of libpq's own is our doing when the line was given up.
     pub fn error_of(&self, result: &PgResult) -> PqError {
         let error = result.error();
+        if error.sqlstate.as_deref() == Some(QUERY_CANCELED) {
+            self.cancelled.set(Some(Instant::now()));
+        }
         if error.kind == PqErrorKind::ConnectionLost && self.line.given_up() { self.lost() } else { error }
+    }
+
+    /// When the server said last that it cancelled a statement. Asked for once.
+    pub fn take_cancelled(&self) -> Option<Instant> {
+        self.cancelled.take()
     }
 
     /// The error of a connection that libpq gave up.
@@ -429,6 +453,10 @@ impl PgResult {
             hint: field(self.0, pq::PG_DIAG_MESSAGE_HINT),
             position: field(self.0, pq::PG_DIAG_STATEMENT_POSITION).and_then(|position| position.parse().ok()),
             context: field(self.0, pq::PG_DIAG_CONTEXT),
+            schema: field(self.0, pq::PG_DIAG_SCHEMA_NAME),
+            table: field(self.0, pq::PG_DIAG_TABLE_NAME),
+            column: field(self.0, pq::PG_DIAG_COLUMN_NAME),
+            constraint: field(self.0, pq::PG_DIAG_CONSTRAINT_NAME),
         }
     }
 
@@ -505,7 +533,7 @@ impl CancelConn {
             let done = pq::PQcancelBlocking(self.0.as_ptr()) == 1;
             pq::PQcancelReset(self.0.as_ptr());
             // libpq's text names host and port only, but it is not needed either.
-            if done { Ok(()) } else { Err(PqError::of(PqErrorKind::Connect, "the cancel did not reach the server")) }
+            if done { Ok(()) } else { Err(PqError::connection_lost("the cancel did not reach the server")) }
         }
     }
 }

@@ -95,7 +95,7 @@ impl Session {
     /// # Errors
     /// [`PqErrorKind::Connect`] with a text that names host, database and user, and never the password.
     pub fn connect(dsn: &Dsn) -> Result<Session, PqError> {
-        let refused = |failure: ConnectFailure| PqError::of(PqErrorKind::Connect, failure.explain(dsn));
+        let refused = |failure: ConnectFailure| PqError::refused(failure, dsn);
         let reachable = with_addresses(&dsn.clone().with_default("connect_timeout", "5")).map_err(refused)?;
         let conninfo = c_string(reachable.conninfo().expose())?;
         let line = Line::new(dsn.get("application_name").unwrap_or("slowlane"), Patience::Endless);
@@ -118,6 +118,11 @@ impl Session {
         self.conn.server_version()
     }
 
+    /// The server is a standby, as it reports without being asked.
+    pub fn is_on_standby(&self) -> bool {
+        self.conn.parameter(c"in_hot_standby").as_deref() == Some("on")
+    }
+
     /// Where it is in a transaction.
     pub fn transaction_status(&self) -> TransactionStatus {
         match self.conn.transaction_status() {
@@ -132,6 +137,11 @@ impl Session {
     /// It can be used for something else: no transaction, no statement, a good connection.
     pub fn is_idle(&self) -> bool {
         !self.is_broken() && self.transaction_status() == TransactionStatus::Idle
+    }
+
+    /// When the server said last that it cancelled a statement. Asked for once.
+    pub fn take_cancelled(&self) -> Option<Instant> {
+        self.conn.take_cancelled()
     }
 
     /// The connection is bad.

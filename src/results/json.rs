@@ -1,7 +1,8 @@
 //! Rows as JSON objects: what JSON can hold exactly is a literal, everything else is a string.
 //!
 //! `int8` and `numeric` are strings, because most readers would round them; so are NaN and the infinities. `json` and
-//! `jsonb` are themselves. Timestamps are written as PostgreSQL's `row_to_json` does, with a `T`. Of columns with the
+//! `jsonb` are themselves. A `timestamp` and a `timestamptz` are what PostgreSQL's `to_json` makes of them, in the time zone
+//! of the session that wrote them; within an array, a range or a composite they stay as that one's text has them. Of columns with the
 //! same name, later ones get `_2`, `_3` and so on.
 
 use std::collections::HashSet;
@@ -125,7 +126,7 @@ fn value_length(form: Form, value: &[u8]) -> usize {
             }
         }
         Form::Timestamp | Form::Timestamptz => {
-            let zone = form == Form::Timestamptz && utc_suffix(value).is_some();
+            let zone = form == Form::Timestamptz && zone_of_hours(value).is_some();
             2 + value.len() + if zone { 3 } else { 0 }
         }
         Form::Float | Form::Text => 2 + value.iter().map(|byte| escaped_length(*byte)).sum::<usize>(),
@@ -136,16 +137,21 @@ fn is_finite(value: &[u8]) -> bool {
     value.last().is_some_and(u8::is_ascii_digit)
 }
 
-/// The place of `+00` in a timestamptz: at its end, or before ` BC`.
-fn utc_suffix(value: &[u8]) -> Option<usize> {
+/// Where the zone of a timestamptz ends that is one of whole hours, such as `+02`: at its end, or before ` BC`. One with
+/// minutes is complete.
+fn zone_of_hours(value: &[u8]) -> Option<usize> {
     let end = value.strip_suffix(b" BC").unwrap_or(value);
-    end.strip_suffix(b"+00").map(|_| end.len())
+    let sign = end.iter().rposition(|byte| matches!(byte, b'+' | b'-'))?;
+    // A sign before the time of day is one of the date.
+    let time = end.iter().position(|byte| *byte == b' ')?;
+    let digits = end.get(sign + 1..)?;
+    (sign > time && !digits.is_empty() && digits.iter().all(u8::is_ascii_digit)).then_some(end.len())
 }
 
-/// `2013-01-01 05:00:00+00` becomes `"2013-01-01T05:00:00+00:00"`. Infinities have no blank and stay.
+/// `2013-01-01 05:00:00+02` becomes `"2013-01-01T05:00:00+02:00"`. Infinities have no blank and stay.
 fn append_timestamp(out: &mut Vec<u8>, value: &[u8], with_zone: bool) {
     out.push(b'"');
-    let zone_end = if with_zone { utc_suffix(value) } else { None };
+    let zone_end = if with_zone { zone_of_hours(value) } else { None };
     let mut separated = false;
     for (n, byte) in value.iter().enumerate() {
         if Some(n) == zone_end {
@@ -212,7 +218,7 @@ mod tests {
 
     #[test]
     fn each_type_has_its_form() {
-        let cases: [(u32, &str, &str); 14] = [
+        let cases: [(u32, &str, &str); 18] = [
             (23, "42", "42"),
             (20, "9007199254740993", "\"9007199254740993\""),
             (1700, "1.10", "\"1.10\""),
@@ -224,6 +230,10 @@ mod tests {
             (114, "{\"a\":\n 1}", "{\"a\":  1}"),
             (1184, "2013-01-01 05:00:00+00", "\"2013-01-01T05:00:00+00:00\""),
             (1184, "0044-03-15 00:00:00.5+00 BC", "\"0044-03-15T00:00:00.5+00:00 BC\""),
+            (1184, "2024-06-01 00:30:00+02", "\"2024-06-01T00:30:00+02:00\""),
+            (1184, "2024-06-01 00:30:00-03:30", "\"2024-06-01T00:30:00-03:30\""),
+            (1184, "1800-06-01 00:30:00.25+00:53:28", "\"1800-06-01T00:30:00.25+00:53:28\""),
+            (1184, "0044-03-15 00:00:00-05 BC", "\"0044-03-15T00:00:00-05:00 BC\""),
             (1184, "infinity", "\"infinity\""),
             (1114, "2013-01-01 05:00:00", "\"2013-01-01T05:00:00\""),
             (25, "a\"\\\u{1}\n\u{e9}", "\"a\\\"\\\\\\u0001\\n\u{e9}\""),

@@ -111,26 +111,45 @@ impl Format {
             Format::Json => "application/json",
         }
     }
+}
 
+/// The bytes that a result is sent as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Representation {
+    /// Their format.
+    pub format: Format,
+    /// CSV begins with a line that has the names of the columns.
+    pub header: bool,
+}
+
+impl From<Format> for Representation {
+    fn from(format: Format) -> Representation {
+        Representation { format, header: true }
+    }
+}
+
+impl Representation {
     /// Its media type with parameters.
     pub fn content_type(self) -> &'static str {
-        match self {
-            Format::Csv => "text/csv; charset=utf-8; header=present",
-            Format::Ndjson => "application/x-ndjson",
-            Format::Json => "application/json",
+        match (self.format, self.header) {
+            (Format::Csv, true) => "text/csv; charset=utf-8; header=present",
+            (Format::Csv, false) => "text/csv; charset=utf-8; header=absent",
+            (Format::Ndjson | Format::Json, _) => self.format.media_type(),
         }
     }
 }
 
 impl Manifest {
-    /// The exact length of the whole result in a format, in bytes.
-    pub fn length(&self, format: Format) -> u64 {
-        range::segments(self, format).last().map_or(0, |segment| segment.start + segment.length)
+    /// The exact length of the whole result, in bytes.
+    pub fn length(&self, representation: Representation) -> u64 {
+        range::segments(self, representation).last().map_or(0, |segment| segment.start + segment.length)
     }
 
-    /// A strong entity tag of the result in a format, quotes included.
-    pub fn etag(&self, format: Format) -> String {
-        format!("\"{}-{}\"", self.sha256.get(..32).unwrap_or(&self.sha256), format.as_str())
+    /// A strong entity tag of the result, quotes included.
+    pub fn etag(&self, representation: Representation) -> String {
+        let digest = self.sha256.get(..32).unwrap_or(&self.sha256);
+        let headless = representation.format == Format::Csv && !representation.header;
+        format!("\"{digest}-{}{}\"", representation.format.as_str(), if headless { "-headless" } else { "" })
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::results::rows;
-use crate::results::{Format, Manifest, PartInfo, ResultError, csv, json};
+use crate::results::{Format, Manifest, PartInfo, Representation, ResultError, csv, json};
 
 /// Where a segment's bytes come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,10 +27,11 @@ pub struct Segment {
 }
 
 /// The whole, in order.
-pub fn segments(manifest: &Manifest, format: Format) -> Vec<Segment> {
+pub fn segments(manifest: &Manifest, representation: Representation) -> Vec<Segment> {
+    let format = representation.format;
     let (before, after): (Vec<u8>, &[u8]) = match format {
-        Format::Csv => (csv::header(&manifest.columns), b""),
-        Format::Ndjson => (Vec::new(), b""),
+        Format::Csv if representation.header => (csv::header(&manifest.columns), b""),
+        Format::Csv | Format::Ndjson => (Vec::new(), b""),
         Format::Json => (b"[".to_vec(), b"]\n"),
     };
     let mut segments = Vec::with_capacity(manifest.parts.len() + 2);
@@ -65,8 +66,8 @@ pub struct Piece {
 }
 
 /// The pieces that make up `range` of the whole.
-pub fn pieces(manifest: &Manifest, format: Format, range: &Range<u64>) -> Vec<Piece> {
-    segments(manifest, format)
+pub fn pieces(manifest: &Manifest, representation: Representation, range: &Range<u64>) -> Vec<Piece> {
+    segments(manifest, representation)
         .into_iter()
         .filter_map(|segment| {
             let from = range.start.max(segment.start);

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Binary, Integer};
+use diesel::sql_types::{BigInt, Binary, Integer, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::schema::{result_parts, results};
@@ -101,11 +101,11 @@ pub fn delete(connection: &mut PgConnection, job_id: Uuid) -> Result<(), DbError
     })
 }
 
-/// Expires at most `most` results whose time has passed. Says which.
+/// Expires at most `most` results whose time has passed at `now`. Says which.
 ///
 /// # Errors
 /// When the database fails.
-pub fn expire(connection: &mut PgConnection, most: i64) -> Result<Vec<Uuid>, DbError> {
+pub fn expire(connection: &mut PgConnection, now: DateTime<Utc>, most: i64) -> Result<Vec<Uuid>, DbError> {
     #[derive(QueryableByName)]
     struct Expired {
         #[diesel(sql_type = diesel::sql_types::Uuid)]
@@ -114,13 +114,14 @@ pub fn expire(connection: &mut PgConnection, most: i64) -> Result<Vec<Uuid>, DbE
     let rows = diesel::sql_query(
         "WITH e AS (
             UPDATE results SET state = 'expired' WHERE state = 'available' AND job_id = ANY(ARRAY(
-                SELECT job_id FROM results WHERE state = 'available' AND expires_at <= clock_timestamp()
+                SELECT job_id FROM results WHERE state = 'available' AND expires_at <= $2
                  ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING job_id),
          p AS (DELETE FROM result_parts USING e WHERE result_parts.job_id = e.job_id)
          SELECT job_id FROM e",
     )
     .bind::<BigInt, _>(most)
+    .bind::<Timestamptz, _>(now)
     .load::<Expired>(connection)?;
     Ok(rows.into_iter().map(|row| row.job_id).collect())
 }

@@ -28,31 +28,30 @@ pub const MAX_USERS_NAMED: i64 = 100;
 /// What the bytes are, before they are decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentType {
-    /// `text/csv`
+    /// CSV; whether it begins with a header isn't said, or it does.
     Csv,
-    /// `application/x-ndjson`
+    /// CSV whose first line is a row.
+    CsvWithoutHeader,
+    /// One JSON object a line.
     Ndjson,
 }
 
 impl ContentType {
     /// Every type.
-    pub const ALL: [ContentType; 2] = [ContentType::Csv, ContentType::Ndjson];
+    pub const ALL: [ContentType; 3] = [ContentType::Csv, ContentType::CsvWithoutHeader, ContentType::Ndjson];
 
-    /// The media type, in lower case.
+    /// The media type, in lower case, as it is stored and given out.
     pub fn as_str(self) -> &'static str {
         match self {
             ContentType::Csv => "text/csv",
+            ContentType::CsvWithoutHeader => "text/csv; header=absent",
             ContentType::Ndjson => "application/x-ndjson",
         }
     }
 
-    /// The type that a media type without parameters means.
-    pub fn parse(name: &str) -> Option<ContentType> {
-        match name.to_ascii_lowercase().as_str() {
-            "text/csv" => Some(ContentType::Csv),
-            "application/x-ndjson" | "application/ndjson" => Some(ContentType::Ndjson),
-            _ => None,
-        }
+    /// The type of one that was stored.
+    pub fn stored(name: &str) -> Option<ContentType> {
+        ContentType::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 }
 

@@ -127,7 +127,7 @@ impl From<UploadRow> for Upload {
         Upload {
             id: row.id,
             // Nothing else is ever written.
-            content_type: ContentType::parse(&row.content_type).unwrap_or(ContentType::Csv),
+            content_type: ContentType::stored(&row.content_type).unwrap_or(ContentType::Csv),
             content_encoding: ContentEncoding::parse(&row.content_encoding).unwrap_or(ContentEncoding::Identity),
             bytes: row.bytes,
             parts: row.parts,
@@ -158,6 +158,16 @@ fn upload_of(connection: &mut PgConnection, id: Uuid) -> Result<Option<Upload>, 
 /// When the database fails.
 pub fn upload(connection: &mut PgConnection, id: Uuid) -> Result<Option<Upload>, DbError> {
     upload_of(connection, id)
+}
+
+/// What an upload that is ready was sent as. `None` when there is none of this id.
+///
+/// # Errors
+/// When the database fails.
+pub fn content_type(connection: &mut PgConnection, id: Uuid) -> Result<Option<ContentType>, DbError> {
+    let ready = uploads::table.find(id).filter(uploads::state.eq("ready"));
+    let name: Option<String> = ready.select(uploads::content_type).first(connection).optional()?;
+    Ok(name.as_deref().and_then(ContentType::stored))
 }
 
 /// At most `limit` uploads that are ready, newest first, behind the one of id `behind`.
@@ -253,14 +263,14 @@ fn remove(connection: &mut PgConnection, ids: &[Uuid]) -> Result<usize, DbError>
     Ok(parts)
 }
 
-/// Gives up uploads whose time has passed, keeps those for longer that a job uses, and deletes what was given up; for
+/// Gives up uploads whose time has passed at `now`, keeps those for longer that a job uses, and deletes what was given up; for
 /// about as long as `patience`. What is left then is for the next time.
 ///
 /// # Errors
 /// When the database fails.
-pub fn sweep(connection: &mut PgConnection, patience: Duration) -> Result<(), DbError> {
+pub fn sweep(connection: &mut PgConnection, now: DateTime<Utc>, patience: Duration) -> Result<(), DbError> {
     let began = Instant::now();
-    while expire(connection)? && began.elapsed() < patience {}
+    while expire(connection, now)? && began.elapsed() < patience {}
     loop {
         let deleted: Vec<Uuid> = uploads::table
             .filter(uploads::state.eq("deleted"))
@@ -275,11 +285,11 @@ pub fn sweep(connection: &mut PgConnection, patience: Duration) -> Result<(), Db
 }
 
 /// Looks at some uploads whose time has passed. Says whether there may be more of them.
-fn expire(connection: &mut PgConnection) -> Result<bool, DbError> {
+fn expire(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<bool, DbError> {
     connection.transaction(|connection| {
         // Locked first: the next statement sees every user that had the row before.
         let due: Vec<Uuid> = uploads::table
-            .filter(uploads::state.eq_any(["receiving", "ready"]).and(uploads::expires_at.le(diesel::dsl::now)))
+            .filter(uploads::state.eq_any(["receiving", "ready"]).and(uploads::expires_at.le(now)))
             .order(uploads::expires_at)
             .select(uploads::id)
             .limit(SWEEP_UPLOADS)

@@ -484,6 +484,13 @@ fn a_folder_is_checked_before_it_is_used() {
         ("o.sql", "-- kind = 'query'\nSELECT * FROM t FOR UPDATE"),
         ("p.sql", "-- kind = 'execute'\nCREATE INDEX CONCURRENTLY i ON t (name)"),
         ("q.sql", "-- kind = 'execute'\nSELECT id INTO kept FROM t;\nSELECT * FROM kept"),
+        ("r.sql", "-- kind = 'query'\n\nSELECT id INTO kept FROM t"),
+        (
+            "s.sql",
+            "-- kind = 'query'\n-- [[params]]\n-- name = 'x'\n-- type = 'int'\nEXPLAIN (ANALYZE) DELETE FROM t WHERE id = $1",
+        ),
+        ("t.sql", "-- kind = 'backfill'\n-- [args]\n-- table = 't'\n-- [args.set]\n-- name = 'nothing'\n"),
+        ("u.sql", "-- kind = 'query'\n-- [[params]]\n-- name = 'x'\n-- type = 'varchar(0)'\nSELECT $1"),
     ]);
     let (status, out, err) = check(&target, bad.path(), &["--json"]);
     assert_eq!(status, Some(4), "{out}{err}");
@@ -521,6 +528,10 @@ fn a_folder_is_checked_before_it_is_used() {
         ("o", false, json!(2), json!("read_only"), json!(false)),
         ("p", false, json!(2), json!("statement_not_allowed"), json!(false)),
         ("q", true, json!(3), json!("sql_error"), json!(true)),
+        ("r", false, json!(3), json!("read_only"), json!(false)),
+        ("s", false, json!(5), json!("read_only"), json!(false)),
+        ("t", false, json!(5), json!("sql_error"), json!(false)),
+        ("u", false, json!(5), json!("invalid_parameter"), json!(false)),
     ];
     for (found, expected) in found.iter().zip(&expected) {
         let (name, valid, line, code, uncertain) = expected;
@@ -562,7 +573,8 @@ fn a_folder_is_checked_before_it_is_used() {
     let output = reading.env("TARGET_URL", target.dsn.to_url().expose()).output().unwrap();
     let out = String::from_utf8(output.stdout).unwrap();
     assert!(
-        output.status.code() == Some(4) && out.contains("d.sql:2: read_only: this statement changes the database"),
+        output.status.code() == Some(4)
+            && out.contains("d.sql:2: read_only: cannot execute CREATE in a read-only transaction"),
         "{out}"
     );
     // One target that can't be asked takes nothing from the others.
@@ -583,6 +595,14 @@ fn a_folder_is_checked_before_it_is_used() {
     );
     // What can't be found out is neither.
     assert_eq!(check(&target, Path::new("/nowhere"), &[]).0, Some(1));
+    // A connection string in the place of a file's name.
+    let slip =
+        folder(&[("u:s3cr3tX@h.sql", "SELECT 1"), ("host=h password=s3cr3tX.sql", "-- kind = 'query'\nSELECT 1")]);
+    for extra in [&[][..], &["--json"]] {
+        let (status, out, _) = check(&target, slip.path(), extra);
+        assert!(status == Some(4) && out.contains("a file of a name that is not shown"), "{out}");
+        assert!(!out.contains("s3cr3tX"), "{out}");
+    }
 }
 
 #[test]

@@ -41,6 +41,11 @@ impl Decimal {
         Some(Decimal { negative, digits, point })
     }
 
+    /// It is as far from zero as `other`, or farther, on either side.
+    pub fn reaches(&self, other: &Decimal) -> bool {
+        self.magnitude(other).is_ge()
+    }
+
     fn magnitude(&self, other: &Decimal) -> Ordering {
         match (self.digits.is_empty(), other.digits.is_empty()) {
             (true, true) => Ordering::Equal,

@@ -5,16 +5,19 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use toml::de::DeTable;
 
-use crate::queue::job::{DEFAULT_TIMEOUT_MS, MAX_TIMEOUT_MS};
+use crate::dsn::plain_or;
+use crate::queue::job::{TIME_ZONE_EXPECTED, is_time_zone};
+use crate::statements::lines::{key_lines, line_of, parts};
 use crate::statements::params::{self, Param, ParamEntry, ValueError, is_name};
-use crate::statements::split;
+use crate::statements::spans::{lock_timeout, timeout};
+use crate::statements::{literal, schema, split};
 
 /// The largest file: 256 KiB.
 pub const MAX_FILE_BYTES: u64 = 256 * 1024;
@@ -28,13 +31,15 @@ const MAX_VALUES_BYTES: usize = 16 << 20;
 const VERSION_DIGITS: usize = 12;
 
 /// The keys of a header.
-pub const HEADER_KEYS: [&str; 11] = [
+pub const HEADER_KEYS: [&str; 13] = [
     "name",
     "kind",
     "description",
     "timeout",
     "target",
     "queue",
+    "time_zone",
+    "lock_timeout",
     "params",
     "row_limit",
     "byte_limit",
@@ -53,6 +58,8 @@ struct Header {
     timeout: Option<String>,
     target: Option<String>,
     queue: Option<String>,
+    time_zone: Option<String>,
+    lock_timeout: Option<String>,
     #[serde(default)]
     params: Vec<ParamEntry>,
     row_limit: Option<u64>,
@@ -124,7 +131,7 @@ pub struct Statement {
     /// What callers call it.
     pub name: String,
     /// The file in its folder.
-    pub file: String,
+    pub file: FileName,
     /// What it is run as.
     pub kind: InnerKind,
     /// For whoever reads the list.
@@ -135,6 +142,10 @@ pub struct Statement {
     pub queue: String,
     /// How long an attempt may take when its caller says nothing, and at most.
     pub timeout_ms: i64,
+    /// The time zone of its sessions when its caller names none.
+    pub time_zone: Option<String>,
+    /// How long it waits for a lock when its caller says nothing.
+    pub lock_timeout_ms: Option<i64>,
     /// `$1`, `$2` and so on.
     pub params: Vec<Param>,
     /// Names this text of it: the first digits of the SHA-256 of its file.
@@ -147,6 +158,41 @@ pub struct Statement {
     lines: BTreeMap<String, usize>,
 }
 
+/// The name of a file in the folder. A connection string in its place is not shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileName(String);
+
+impl FileName {
+    /// The file of this name.
+    pub fn of(name: &str) -> FileName {
+        FileName(name.to_owned())
+    }
+}
+
+impl std::fmt::Display for FileName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(plain_or(&self.0, "a file of a name that is not shown"))
+    }
+}
+
+impl serde::Serialize for FileName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl PartialEq<str> for FileName {
+    fn eq(&self, name: &str) -> bool {
+        self.0 == name
+    }
+}
+
+impl PartialEq<&str> for FileName {
+    fn eq(&self, name: &&str) -> bool {
+        self.0 == *name
+    }
+}
+
 impl Statement {
     /// Reads a file of this name.
     ///
@@ -156,10 +202,7 @@ impl Statement {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let (header_text, body, body_line) = parts(text)?;
         let lines = key_lines(&header_text);
-        let header: Header = toml::from_str(&header_text).map_err(|error| FileError {
-            line: error.span().map_or(1, |span| line_of(&header_text, span.start)),
-            message: error.message().to_owned(),
-        })?;
+        let header = header(&header_text)?;
         let at = |key: &str| lines.get(key).copied().unwrap_or(1);
         let wrong = |key: &str, message: String| FileError { line: at(key), message };
         let stem = Path::new(file).file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -177,6 +220,11 @@ impl Statement {
         };
         let (target, queue) = (named("target", &header.target)?, named("queue", &header.queue)?);
         let timeout_ms = timeout(header.timeout.as_deref()).map_err(|message| wrong("timeout", message))?;
+        let lock_timeout_ms =
+            lock_timeout(header.lock_timeout.as_deref()).map_err(|message| wrong("lock_timeout", message))?;
+        if header.time_zone.as_deref().is_some_and(|zone| !is_time_zone(zone)) {
+            return Err(wrong("time_zone", format!("time_zone: expected {TIME_ZONE_EXPECTED}")));
+        }
         if header.params.len() > MAX_PARAMS {
             return Err(wrong("params", format!("params: expected at most {MAX_PARAMS} of them")));
         }
@@ -209,12 +257,14 @@ impl Statement {
         let version: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Statement {
             name,
-            file: file.to_owned(),
+            file: FileName::of(file),
             kind: header.kind,
             description: header.description,
             target,
             queue,
             timeout_ms,
+            time_zone: header.time_zone.clone(),
+            lock_timeout_ms,
             params: all,
             version: version.chars().take(VERSION_DIGITS).collect(),
             sql,
@@ -272,8 +322,8 @@ impl Statement {
     }
 
     /// The JSON Schema of the values of a call.
-    pub fn schema(&self) -> Value {
-        params::schema(&self.params)
+    pub fn schema(&self) -> Box<RawValue> {
+        schema::schema(&self.params)
     }
 
     /// The line that an argument of the kind comes from: by a JSON pointer such as `/statements/1/sql` or `/row_limit`.
@@ -287,11 +337,16 @@ impl Statement {
                 let statement = steps.next().and_then(|n| self.sql.get(n.parse::<usize>().ok()?));
                 statement.map_or(body, |sql| sql.line)
             }
-            key => [format!("args.{key}"), key.to_owned(), "args".to_owned()]
-                .iter()
-                .find_map(|key| self.lines.get(key))
-                .copied()
-                .unwrap_or(1),
+            key => [
+                steps.next().map(|inner| format!("args.{key}.{inner}")).unwrap_or_default(),
+                format!("args.{key}"),
+                key.to_owned(),
+                "args".to_owned(),
+            ]
+            .iter()
+            .find_map(|key| self.lines.get(key))
+            .copied()
+            .unwrap_or(1),
         }
     }
 }
@@ -338,63 +393,15 @@ impl Header {
     }
 }
 
-fn timeout(text: Option<&str>) -> Result<i64, String> {
-    let Some(text) = text else { return Ok(DEFAULT_TIMEOUT_MS) };
-    let span: Duration =
-        humantime::parse_duration(text).map_err(|_| "timeout: expected a duration such as 30s or 10m".to_owned())?;
-    let ms = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-    if (1..=MAX_TIMEOUT_MS).contains(&ms) { Ok(ms) } else { Err("timeout: expected 1ms to 24h".to_owned()) }
-}
-
-/// The TOML of the comments at the top, each line of it in its place; what follows; and the line that this begins with.
-fn parts(text: &str) -> Result<(String, &str, usize), FileError> {
-    let mut header = String::new();
-    let (mut at, mut count) = (0, 0);
-    for line in text.split_inclusive('\n') {
-        let Some(content) = line.strip_prefix("--") else { break };
-        let content = content.strip_prefix(' ').unwrap_or(content);
-        header.push_str(content.trim_end_matches(['\r', '\n']));
-        header.push('\n');
-        at += line.len();
-        count += 1;
-    }
-    if header.trim().is_empty() {
-        let message = "expected a header: lines of comments at the top that hold TOML, such as `-- kind = \"query\"`";
-        return Err(FileError { line: 1, message: message.to_owned() });
-    }
-    let body = text.get(at..).unwrap_or_default();
-    // Lines without anything on them belong to neither.
-    let skipped = body.len() - body.trim_start_matches([' ', '\t', '\r', '\n']).len();
-    let line = count + 1 + body.get(..skipped).unwrap_or_default().matches('\n').count();
-    Ok((header, body.get(skipped..).unwrap_or_default().trim_end(), line))
-}
-
-fn line_of(text: &str, at: usize) -> usize {
-    text.get(..at).unwrap_or_default().matches('\n').count() + 1
-}
-
-/// Where keys stand: `name`, `params.0`, `args`, `args.view`.
-fn key_lines(header: &str) -> BTreeMap<String, usize> {
-    let mut lines = BTreeMap::new();
-    let mut section = String::new();
-    let mut params = 0;
-    for (n, line) in header.lines().enumerate() {
-        let (line, number) = (line.trim(), n + 1);
-        if line.split_whitespace().collect::<String>().starts_with("[[params]]") {
-            lines.entry("params".to_owned()).or_insert(number);
-            lines.insert(format!("params.{params}"), number);
-            params += 1;
-            section = "params".to_owned();
-        } else if let Some(name) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
-            name.clone_into(&mut section);
-            lines.entry(section.clone()).or_insert(number);
-        } else if let Some((key, _)) = line.split_once('=') {
-            let key = key.trim().trim_matches('"');
-            let key = if section.is_empty() { key.to_owned() } else { format!("{section}.{key}") };
-            lines.entry(key).or_insert(number);
-        }
-    }
-    lines
+fn header(text: &str) -> Result<Header, FileError> {
+    let wrong = |error: toml::de::Error| FileError {
+        line: error.span().map_or(1, |span| line_of(text, span.start)),
+        message: error.message().to_owned(),
+    };
+    let mut table = DeTable::parse(text).map_err(wrong)?;
+    literal::keep(table.get_mut())
+        .map_err(|error| FileError { line: line_of(text, error.at), message: error.message })?;
+    Header::deserialize(toml::Deserializer::from(table)).map_err(wrong)
 }
 
 #[cfg(test)]
@@ -424,6 +431,13 @@ SELECT * FROM flights
     #[test]
     fn a_file_becomes_the_arguments_of_its_kind() {
         let late = Statement::read("anything.sql", LATE).unwrap();
+        assert_eq!((&late.time_zone, late.lock_timeout_ms), (&None, None));
+        let zoned = Statement::read(
+            "z.sql",
+            "-- kind = 'query'\n-- time_zone = 'Europe/Berlin'\n-- lock_timeout = '10s'\nSELECT 1",
+        );
+        let zoned = zoned.unwrap();
+        assert_eq!((zoned.time_zone.as_deref(), zoned.lock_timeout_ms), (Some("Europe/Berlin"), Some(10_000)));
         assert_eq!((late.name.as_str(), late.kind, late.timeout_ms), ("late", InnerKind::Query, 30_000));
         assert_eq!((late.target.as_str(), late.queue.as_str(), late.version.len()), ("default", "default", 12));
         assert_eq!((late.sql[0].line, late.line_of("/sql"), late.line_of("/row_limit")), (11, 11, 5));
@@ -470,6 +484,9 @@ SELECT * FROM flights
             ("-- kind = 'query'\n-- name = 'a b'\nSELECT 1", 2, "name: expected letters"),
             ("-- kind = 'query'\n-- timeout = 'soon'\nSELECT 1", 2, "timeout: expected a duration"),
             ("-- kind = 'query'\n-- timeout = '25h'\nSELECT 1", 2, "1ms to 24h"),
+            ("-- kind = 'query'\n-- lock_timeout = 'soon'\nSELECT 1", 2, "lock_timeout: expected a duration"),
+            ("-- kind = 'query'\n-- lock_timeout = '61m'\nSELECT 1", 2, "1ms to 1h"),
+            ("-- kind = 'query'\n-- time_zone = 'UTC+2'\nSELECT 1", 2, "time_zone: expected the name"),
             ("-- kind = 'execute'\n-- row_limit = 1\nSELECT 1", 2, "doesn't go with the kind execute"),
             ("-- kind = 'refresh'\nSELECT 1", 2, "expected no SQL"),
             ("-- kind = 'refresh'\n", 1, "expected [args]"),

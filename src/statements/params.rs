@@ -1,24 +1,22 @@
-//! Parameters of a saved statement: what a value may be, and the JSON Schema that says so.
+//! Parameters of a saved statement: what a value may be.
 //!
 //! A value keeps the literal that its caller wrote, and numbers are compared as they are written. Types are names of Postgres' own; what this file knows of them decides which JSON
 //! stands for a value, and a type that it doesn't know takes a string, as Postgres reads it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use chrono::NaiveDate;
-use regex::Regex;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use crate::queue::pointer::step;
+use crate::statements::bounds::{Bound, Bounds, Capacity, Values, compiled, outside};
 use crate::statements::decimal::Decimal;
+use crate::statements::literal::Literal;
+use crate::statements::shape::{Shape, shape_of};
 
-/// The longest `pattern`, in bytes.
-const MAX_PATTERN_BYTES: usize = 1_000;
-/// The most memory of a compiled pattern.
-const PATTERN_SIZE: usize = 1 << 20;
 /// Unknown parameters of a call that are named.
 const MAX_UNKNOWN: usize = 20;
 /// The most `values` of a parameter.
@@ -32,13 +30,13 @@ pub(super) struct ParamEntry {
     #[serde(rename = "type")]
     type_name: String,
     description: Option<String>,
-    default: Option<toml::Value>,
-    minimum: Option<toml::Value>,
-    maximum: Option<toml::Value>,
+    default: Option<Literal>,
+    minimum: Option<Literal>,
+    maximum: Option<Literal>,
     min_length: Option<u64>,
     max_length: Option<u64>,
     pattern: Option<String>,
-    values: Option<Vec<toml::Value>>,
+    values: Option<Literal>,
     min_items: Option<u64>,
     max_items: Option<u64>,
     #[serde(default)]
@@ -62,21 +60,6 @@ pub const PARAM_KEYS: [&str; 13] = [
     "nullable",
 ];
 
-/// What JSON stands for a value of a type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
-    /// A whole number between these.
-    Integer(i64, i64),
-    /// A number.
-    Number,
-    /// true or false.
-    Boolean,
-    /// A string, in this `format` of JSON Schema where there is one.
-    Text(Option<&'static str>),
-    /// Whatever JSON there is.
-    Json,
-}
-
 /// A value that a parameter doesn't take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueError {
@@ -93,63 +76,12 @@ pub struct Param {
     pub name: String,
     /// The type in Postgres, such as `integer` or `text[]`.
     pub type_name: String,
-    description: Option<String>,
-    default: Option<Box<RawValue>>,
-    shape: Shape,
-    is_array: bool,
-    nullable: bool,
-    bounds: Bounds,
-}
-
-/// What a value, or each element of an array, may be.
-#[derive(Clone, Debug, Default)]
-struct Bounds {
-    minimum: Option<Bound>,
-    maximum: Option<Bound>,
-    length: (Option<u64>, Option<u64>),
-    pattern: Option<Regex>,
-    values: Option<Values>,
-    items: (Option<u64>, Option<u64>),
-}
-
-/// A number that a value is compared with.
-#[derive(Clone, Debug)]
-struct Bound {
-    shown: Value,
-    number: Decimal,
-}
-
-/// The only values that are taken.
-#[derive(Clone, Debug)]
-struct Values {
-    shown: Vec<Value>,
-    texts: HashSet<String>,
-    numbers: HashSet<Decimal>,
-}
-
-impl Values {
-    fn of(shown: Vec<Value>) -> Values {
-        let texts = shown.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-        let numbers = shown.iter().filter_map(|value| Decimal::read(&value.to_string())).collect();
-        Values { shown, texts, numbers }
-    }
-}
-
-/// The type without `[]`, and what stands for it. The words are those of Postgres' grammar and catalog.
-fn shape_of(type_name: &str) -> Shape {
-    let plain = type_name.trim().trim_start_matches("pg_catalog.").to_ascii_lowercase();
-    let base = plain.split('(').next().unwrap_or_default().trim();
-    match base {
-        "smallint" | "int2" => Shape::Integer(i64::from(i16::MIN), i64::from(i16::MAX)),
-        "integer" | "int" | "int4" => Shape::Integer(i64::from(i32::MIN), i64::from(i32::MAX)),
-        "bigint" | "int8" => Shape::Integer(i64::MIN, i64::MAX),
-        "numeric" | "decimal" | "dec" | "real" | "float4" | "double precision" | "float8" | "float" => Shape::Number,
-        "boolean" | "bool" => Shape::Boolean,
-        "json" | "jsonb" => Shape::Json,
-        "uuid" => Shape::Text(Some("uuid")),
-        "date" => Shape::Text(Some("date")),
-        _ => Shape::Text(None),
-    }
+    pub(super) description: Option<String>,
+    pub(super) default: Option<Box<RawValue>>,
+    pub(super) shape: Shape,
+    pub(super) is_array: bool,
+    pub(super) nullable: bool,
+    pub(super) bounds: Bounds,
 }
 
 /// Letters, digits and what else a name of a type can have, so that it is one whatever it is called.
@@ -199,22 +131,22 @@ impl Param {
                 return wrong(&format!("{key} doesn't go with the type {}", entry.type_name));
             }
         }
-        let number = |key: &str, value: Option<toml::Value>| {
-            let Some(value) = value else { return Ok(None) };
-            let shown = json_of(value).ok().filter(Value::is_number);
-            let bound = shown.and_then(|shown| Some(Bound { number: Decimal::read(&shown.to_string())?, shown }));
+        let number = |key: &str, value: Option<Literal>| {
+            let Some(Literal(shown)) = value else { return Ok(None) };
+            let bound = Decimal::read(shown.get()).map(|number| Bound { number, shown });
             bound.map(Some).ok_or_else(|| format!("params.{name}: {key}: expected a number"))
         };
         let (minimum, maximum) = (number("minimum", entry.minimum)?, number("maximum", entry.maximum)?);
         let pattern = entry.pattern.map(|text| compiled(name, &text)).transpose()?;
-        let values = entry.values.map(|values| values.into_iter().map(json_of).collect::<Result<Vec<_>, _>>());
-        let values = values.transpose().map_err(|what| format!("params.{name}: values: {what}"))?;
+        let values = entry.values.map(|values| serde_json::from_str::<Vec<Box<RawValue>>>(values.0.get()));
+        let values = values.transpose().map_err(|_| format!("params.{name}: values: expected an array"))?;
         if values.as_ref().is_some_and(|values| values.is_empty() || values.len() > MAX_VALUES) {
             return wrong(&format!("values: expected 1 to {MAX_VALUES} of them"));
         }
         let bounds = Bounds {
             minimum,
             maximum,
+            capacity: Some(base.unwrap_or(&entry.type_name)).filter(|_| shape == Shape::Number).and_then(Capacity::of),
             length: (entry.min_length, entry.max_length),
             pattern,
             values: values.map(Values::of),
@@ -232,14 +164,12 @@ impl Param {
             bounds,
         };
         for value in param.bounds.values.iter().flat_map(|values| &values.shown) {
-            let checked = param.check_scalar(&raw(value), "").map_err(|error| error.detail);
+            let checked = param.check_scalar(value, "").map_err(|error| error.detail);
             checked.map_err(|detail| format!("params.{name}: values: {value}: {detail}"))?;
         }
         if let Some(default) = entry.default {
-            let default = json_of(default).map_err(|what| format!("params.{name}: default: {what}"))?;
-            let default = raw(&default);
-            param.check(&default).map_err(|error| format!("params.{name}: default: {}", error.detail))?;
-            param.default = Some(default);
+            param.check(&default.0).map_err(|error| format!("params.{name}: default: {}", error.detail))?;
+            param.default = Some(default.0);
         }
         Ok(param)
     }
@@ -317,6 +247,12 @@ impl Param {
         {
             return wrong(format!("expected {} or less", maximum.shown));
         }
+        if let Some(capacity) = &bounds.capacity
+            && number().is_none_or(|number| number.reaches(&capacity.least_beyond))
+        {
+            let (type_name, whole) = (&self.type_name, capacity.whole);
+            return wrong(format!("expected at most {whole} digits before the point, as {type_name} has"));
+        }
         let mut known = true;
         if let Some(values) = bounds.values.as_ref().filter(|_| !matches!(self.shape, Shape::Text(_))) {
             known = number().is_some_and(|number| values.numbers.contains(&number));
@@ -348,7 +284,7 @@ impl Param {
             }
         }
         if let Some(values) = bounds.values.as_ref().filter(|_| !known) {
-            let shown: Vec<String> = values.shown.iter().map(Value::to_string).collect();
+            let shown: Vec<&str> = values.shown.iter().map(|value| value.get()).collect();
             return wrong(format!("expected one of {}", shown.join(", ")));
         }
         Ok(())
@@ -366,82 +302,6 @@ impl Param {
             Shape::Json => "JSON".to_owned(),
         }
     }
-
-    /// The schema of one value.
-    fn scalar_schema(&self) -> Map<String, Value> {
-        let mut schema = Map::new();
-        let mut put = |key: &str, value: Value| drop(schema.insert(key.to_owned(), value));
-        let shown = |bound: &Option<Bound>| bound.as_ref().map(|bound| bound.shown.clone());
-        let (mut minimum, mut maximum) = (shown(&self.bounds.minimum), shown(&self.bounds.maximum));
-        match self.shape {
-            Shape::Integer(least, most) => {
-                put("type", json!("integer"));
-                minimum = minimum.or(Some(json!(least)));
-                maximum = maximum.or(Some(json!(most)));
-            }
-            Shape::Number => put("type", json!("number")),
-            Shape::Boolean => put("type", json!("boolean")),
-            Shape::Text(format) => {
-                put("type", json!("string"));
-                format.into_iter().for_each(|format| put("format", json!(format)));
-            }
-            Shape::Json => {}
-        }
-        for (key, bound) in [("minimum", minimum), ("maximum", maximum)] {
-            bound.into_iter().for_each(|bound| put(key, bound));
-        }
-        for (key, bound) in [("minLength", self.bounds.length.0), ("maxLength", self.bounds.length.1)] {
-            bound.into_iter().for_each(|bound| put(key, json!(bound)));
-        }
-        self.bounds.pattern.iter().for_each(|pattern| put("pattern", json!(pattern.as_str())));
-        self.bounds.values.iter().for_each(|values| put("enum", json!(values.shown)));
-        schema
-    }
-
-    /// The JSON Schema of its value.
-    fn schema(&self) -> Value {
-        let mut schema = self.scalar_schema();
-        if self.is_array {
-            let items = Value::Object(std::mem::take(&mut schema));
-            schema.insert("type".to_owned(), json!("array"));
-            schema.insert("items".to_owned(), items);
-            for (key, bound) in [("minItems", self.bounds.items.0), ("maxItems", self.bounds.items.1)] {
-                bound.into_iter().for_each(|bound| drop(schema.insert(key.to_owned(), json!(bound))));
-            }
-        }
-        if self.nullable {
-            if let Some(kind) = schema.get("type").cloned() {
-                schema.insert("type".to_owned(), json!([kind, "null"]));
-            }
-            // Only what is on the list may be given: null is on it then.
-            if let Some(Value::Array(values)) = schema.get_mut("enum") {
-                values.push(Value::Null);
-            }
-        }
-        if let Some(text) = &self.description {
-            schema.insert("description".to_owned(), json!(text));
-        }
-        let default = self.default.as_ref().and_then(|default| serde_json::from_str::<Value>(default.get()).ok());
-        if let Some(default) = default.or_else(|| self.nullable.then_some(Value::Null)) {
-            schema.insert("default".to_owned(), default);
-        }
-        schema.insert("x-postgres-type".to_owned(), json!(self.type_name));
-        Value::Object(schema)
-    }
-}
-
-/// The JSON Schema (2020-12) of the `params` of a call.
-pub fn schema(params: &[Param]) -> Value {
-    let properties: Map<String, Value> = params.iter().map(|param| (param.name.clone(), param.schema())).collect();
-    let required: Vec<&str> =
-        params.iter().filter(|param| !param.is_optional()).map(|param| param.name.as_str()).collect();
-    json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        "additionalProperties": false,
-    })
 }
 
 /// The values of a call, in the order of the parameters, each with its type.
@@ -472,24 +332,6 @@ pub fn values(
     if errors.is_empty() { Ok(values) } else { Err(errors) }
 }
 
-fn compiled(name: &str, text: &str) -> Result<Regex, String> {
-    if text.len() > MAX_PATTERN_BYTES {
-        return Err(format!("params.{name}: pattern: expected at most {MAX_PATTERN_BYTES} bytes"));
-    }
-    regex::RegexBuilder::new(text).size_limit(PATTERN_SIZE).build().map_err(|_| {
-        format!("params.{name}: pattern: expected a regular expression, without look-around and back-references")
-    })
-}
-
-/// The bounds, where a number lies outside of them.
-fn outside(number: u64, bounds: (Option<u64>, Option<u64>)) -> Option<String> {
-    match bounds {
-        (Some(least), _) if number < least => Some(format!("at least {least}")),
-        (_, Some(most)) if number > most => Some(format!("at most {most}")),
-        _ => None,
-    }
-}
-
 /// As `2026-01-31`, and there is such a day: the server reads other forms as other days.
 fn is_date(text: &str) -> bool {
     let formed = text.len() == 10
@@ -500,25 +342,17 @@ fn is_date(text: &str) -> bool {
     formed && NaiveDate::parse_from_str(text, "%Y-%m-%d").is_ok()
 }
 
-fn raw(value: &Value) -> Box<RawValue> {
-    RawValue::from_string(value.to_string()).unwrap_or_default()
-}
-
-/// TOML as JSON. A time of TOML's own is no JSON: it is written in quotes.
-fn json_of(value: toml::Value) -> Result<Value, &'static str> {
-    match value {
-        toml::Value::Datetime(_) => Err("expected a date or a time in quotes"),
-        toml::Value::Float(number) if !number.is_finite() => Err("expected a number that JSON has"),
-        value => serde_json::to_value(value).map_err(|_| "expected what JSON has"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use toml::de::DeTable;
+
     use super::*;
+    use crate::statements::literal;
 
     fn param(text: &str) -> Result<Param, String> {
-        Param::read(toml::from_str(text).map_err(|error| error.to_string())?)
+        let mut table = DeTable::parse(text).map_err(|error| error.to_string())?;
+        literal::keep_of(table.get_mut()).map_err(|error| error.message)?;
+        Param::read(ParamEntry::deserialize(toml::Deserializer::from(table)).map_err(|error| error.to_string())?)
     }
 
     fn detail(param: &Param, value: &str) -> Option<(String, String)> {
@@ -550,7 +384,7 @@ mod tests {
             assert_eq!(detail(&names, bad).unwrap().0, pointer, "{bad}");
         }
         let amount = param("name = 'x'\ntype = 'numeric(10,2)'\nminimum = 0.5").unwrap();
-        assert_eq!(detail(&amount, "12345678901234567890.12"), None);
+        assert_eq!(detail(&amount, "12345678.12"), None);
         assert!(detail(&amount, "0.4").is_some() && detail(&amount, "-1e400").is_some());
         let least = param("name = 'x'\ntype = 'numeric'\nmaximum = 100\nvalues = [0.1, 100]").unwrap();
         assert!(detail(&least, "100.0").is_none() && detail(&least, "1e-1").is_none());
@@ -571,6 +405,55 @@ mod tests {
         assert!(detail(&choice, "\"a\"").is_none() && detail(&choice, "null").is_none());
         assert!(detail(&choice, "\"c\"").unwrap().1.contains("one of \"a\", \"b\""));
         assert!(detail(&choice, "\"a\\u0000\"").is_some());
+    }
+
+    #[test]
+    fn a_number_that_the_type_cannot_hold_is_refused() {
+        for (type_name, good, bad) in [
+            ("numeric(10,2)", "99999999.994", "99999999.995"),
+            ("numeric(10,2)", "-99999999.994", "-99999999.995"),
+            ("decimal (3, 3)", "0.9994", "0.9995"),
+            ("dec(2)", "99.4999", "99.5"),
+            ("NUMERIC(1)", "-0.5e1", "1e1"),
+            ("pg_catalog.numeric(4,1)", "1e-400", "1e400"),
+        ] {
+            let param = param(&format!("name = 'x'\ntype = '{type_name}'")).unwrap();
+            assert_eq!(detail(&param, good), None, "{type_name} {good}");
+            assert!(detail(&param, bad).unwrap().1.contains("before the point"), "{type_name} {bad}");
+        }
+        // What not every server has, and what has no such modifier.
+        for open in ["numeric", "numeric(2,-3)", "numeric(2,5)", "numeric(0)", "float(8)", "double precision"] {
+            assert!(Capacity::of(open).is_none(), "{open}");
+        }
+        let items = param("name = 'x'\ntype = 'numeric(3,1)[]'").unwrap();
+        assert_eq!(detail(&items, "[1, 99.94, 99.95]").unwrap().0, "/x/2");
+        assert!(param("name = 'x'\ntype = 'numeric(3,1)'\ndefault = 100").unwrap_err().contains("before the point"));
+    }
+
+    #[test]
+    fn limits_have_all_of_their_digits() {
+        let text = "name = 'x'\ntype = 'numeric'\nminimum = -99999999999999999999.5\nmaximum = 12345678901234567.891\n\
+                    default = 0.10\nvalues = [0.10, 12345678901234567.891, 12345678901234567.8911]";
+        let limit = param(&text.replace(", 12345678901234567.8911]", "]")).unwrap();
+        assert!(detail(&limit, "12345678901234567.891").is_none());
+        assert!(detail(&limit, "12345678901234567.8911").unwrap().1.ends_with("or less"));
+        assert!(param(text).unwrap_err().contains("expected 12345678901234567.891 or less"));
+        let shown = crate::statements::schema::schema(std::slice::from_ref(&limit));
+        for digits in [
+            "\"maximum\":12345678901234567.891",
+            "\"minimum\":-99999999999999999999.5",
+            "\"default\":0.10",
+            "\"enum\":[0.10,12345678901234567.891]",
+        ] {
+            assert!(shown.get().contains(digits), "{digits}: {shown}");
+        }
+        let large = param("name = 'x'\ntype = 'numeric'\nmaximum = 99999999999999999999\nminimum = 0x10").unwrap();
+        assert!(detail(&large, "99999999999999999999").is_none() && detail(&large, "1e20").is_some());
+        assert!(detail(&large, "15").unwrap().1.contains("16 or more"));
+        for none in ["inf", "nan", "'a'"] {
+            let error = param(&format!("name = 'x'\ntype = 'numeric'\nmaximum = {none}")).unwrap_err();
+            assert!(error.contains("maximum: expected a number"), "{none}: {error}");
+        }
     }
 
     #[test]

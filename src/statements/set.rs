@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
-use crate::statements::file::{FileError, InnerKind, MAX_FILE_BYTES, Statement};
+use crate::dsn::path_or;
+use crate::statements::file::{FileError, FileName, InnerKind, MAX_FILE_BYTES, Statement};
 
 /// The most files of a folder.
 pub const MAX_FILES: usize = 1_000;
@@ -24,7 +25,7 @@ pub type CheckArgs = fn(kind: InnerKind, args: &RawValue) -> Result<(), Vec<(Str
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
     /// The file in its folder.
-    pub file: String,
+    pub file: FileName,
     /// What is wrong, and where.
     pub error: FileError,
     /// The statement that is still in effect as the file had it before.
@@ -120,7 +121,7 @@ impl Statements {
 
 /// What the folder holds now, and for broken files what they held `before`.
 fn read(folder: &Path, check: CheckArgs, before: Option<&Loaded>) -> Result<Loaded, UnreadableFolder> {
-    let unreadable = |why: String| UnreadableFolder { folder: folder.display().to_string(), why };
+    let unreadable = |why: String| UnreadableFolder { folder: path_or(folder, "the one that is named"), why };
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(|error| unreadable(error.to_string()))? {
         let name = entry.map_err(|error| unreadable(error.to_string()))?.file_name().to_string_lossy().into_owned();
@@ -149,7 +150,7 @@ fn read(folder: &Path, check: CheckArgs, before: Option<&Loaded>) -> Result<Load
             },
             Err(error) => error,
         };
-        broken.push(Broken { file, error, stale: None });
+        broken.push(Broken { file: FileName::of(&file), error, stale: None });
     }
     // Only what no other file has taken the name of by now.
     for broken in &mut broken {
@@ -222,7 +223,7 @@ mod tests {
         let set = Statements::open(at, anything).unwrap();
         let names = |loaded: &Loaded| loaded.statements.keys().cloned().collect::<Vec<_>>();
         let broken = |loaded: &Loaded| {
-            loaded.broken.iter().map(|b| (b.file.clone(), b.error.line, b.stale.clone())).collect::<Vec<_>>()
+            loaded.broken.iter().map(|b| (b.file.to_string(), b.error.line, b.stale.clone())).collect::<Vec<_>>()
         };
         assert_eq!(names(&set.loaded()), ["a"]);
         assert_eq!(broken(&set.loaded()), [("b.sql".to_owned(), 2, None), ("c.sql".to_owned(), 1, None)]);

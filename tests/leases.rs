@@ -3,10 +3,15 @@
 use diesel::PgConnection;
 use nix::sys::signal::Signal;
 use serde_json::json;
+use slowlane::db::fate::{ServerLife, TransactionMark};
+use slowlane::queue::checkpoint::{self, Checkpoint, Effect, Says};
 use slowlane::queue::claim::{self, ClaimedJob, Noted, Positions, Scope};
-use slowlane::queue::finish::{self, Ending, Finished, FinishedResult};
-use slowlane::queue::liveness::{self, Identity};
+use slowlane::queue::finish::{self, Became, Ending, Finished, FinishedResult};
+use slowlane::queue::interruptions::{Interruption, interrupted};
+use slowlane::queue::job::JobStatistics;
+use slowlane::queue::liveness::{self, Identity, Orphan};
 use slowlane::queue::progress::{self, Progress, Report};
+use slowlane::queue::sightings::Sighted;
 use slowlane::queue::{JobError, JobState, RawJson};
 use slowlane::results::store;
 use uuid::Uuid;
@@ -40,29 +45,44 @@ fn claim_one(connection: &mut PgConnection, scope: &Scope) -> Option<ClaimedJob>
     claim::claim(connection, scope, "default", &mut Positions::default(), 1).unwrap().pop()
 }
 
-/// Makes a process look dead for long.
-fn kill(database: &Database, worker: Uuid) {
-    database.run(&format!("UPDATE workers SET beat_at = now() - interval '1 minute' WHERE id = '{worker}'"));
+/// A process as somebody sees it who finds it dead.
+fn dead(connection: &mut PgConnection, worker: Uuid) -> Vec<Sighted> {
+    liveness::beats(connection).unwrap().into_iter().filter(|sighted| sighted.id == worker).collect()
 }
 
-/// Rescues what the dead left; how many jobs.
-fn rescue(connection: &mut PgConnection, repeatable: bool) -> usize {
+fn orphans(connection: &mut PgConnection, dead: &[Sighted]) -> Vec<Orphan> {
     let kinds = ["query".to_owned(), "gated_once".to_owned()];
-    let mut rescued = 0;
-    // Nobody is declared dead right after the server's start.
-    eventually("somebody is dead", || {
-        let orphans = liveness::orphans(connection, &kinds, &["default".to_owned()], 10).unwrap();
-        rescued = orphans
-            .iter()
-            .filter(|orphan| {
-                liveness::bury(connection, orphan.lease.worker_id).unwrap();
-                let ending = liveness::ending_of(orphan, repeatable).unwrap();
-                liveness::rescue(connection, orphan, ending).unwrap()
-            })
-            .count();
-        rescued > 0
+    liveness::orphans(connection, &kinds, &["default".to_owned()], dead, 10).unwrap()
+}
+
+/// Rescues what a process left that is dead, or on no list; how many jobs.
+fn rescue(connection: &mut PgConnection, worker: Uuid, repeatable: bool) -> usize {
+    let dead = dead(connection, worker);
+    let rescued = orphans(connection, &dead).into_iter().filter(|orphan| {
+        assert!(liveness::bury(connection, orphan.lease.worker_id, orphan.beat).unwrap());
+        let ending = liveness::ending_of(orphan, repeatable).unwrap();
+        liveness::rescue(connection, orphan, ending).unwrap().is_some()
     });
-    rescued
+    rescued.count()
+}
+
+/// An attempt that its worker hands back in order.
+fn hand_back(connection: &mut PgConnection, scope: &Scope) -> Option<Became> {
+    let job = claim_one(connection, scope).expect("it can't be claimed");
+    let ending = interrupted(Interruption::HandedBack, true, "its worker shut down").unwrap();
+    finish::end(connection, &[(job.lease, ending)]).unwrap().remove(&job.lease.job_id)
+}
+
+/// An attempt whose worker dies, after it has done something.
+fn lose(connection: &mut PgConnection, work: impl FnOnce(&mut PgConnection, &ClaimedJob)) {
+    let scope = worker(connection);
+    let job = claim_one(connection, &scope).expect("it can't be claimed");
+    work(connection, &job);
+    assert_eq!(rescue(connection, scope.worker_id, true), 1);
+}
+
+fn error() -> RawJson {
+    RawJson::of(&JobError::new("x", "x")).unwrap()
 }
 
 fn succeeded() -> Ending {
@@ -78,24 +98,25 @@ fn a_worker_that_lost_its_lease_changes_nothing() {
     let stale = worker(&mut connection);
     let old = claim_one(&mut connection, &stale).unwrap();
     assert!(store::write_part(&mut connection, &old.lease, 0, b"old").unwrap());
-    kill(&queue, stale.worker_id);
+    let seen = dead(&mut connection, stale.worker_id)[0];
     // Buried, it can't even end what is still its own.
-    assert!(liveness::bury(&mut connection, stale.worker_id).unwrap());
+    assert!(liveness::bury(&mut connection, stale.worker_id, Some(seen.beat)).unwrap());
     assert!(finish::end(&mut connection, &[(old.lease, succeeded())]).unwrap().is_empty());
     assert_eq!(claim::note_backend(&mut connection, &old.lease, 1, chrono::Utc::now()).unwrap(), Noted::LeaseLost);
-    assert_eq!(rescue(&mut connection, true), 1);
+    assert_eq!(rescue(&mut connection, stale.worker_id, true), 1);
     // A process that was declared dead gets nothing, and learns it at its next beat.
     assert!(claim_one(&mut connection, &stale).is_none());
-    assert!(!liveness::beat(&mut connection, stale.worker_id, None).unwrap());
+    assert!(!liveness::beat(&mut connection, stale.worker_id, None, false).unwrap());
     let fresh = worker(&mut connection);
     let new = claim_one(&mut connection, &fresh).unwrap();
-    assert_eq!((new.attempt, new.interruptions, new.lease.number), (1, 1, old.lease.number + 1));
+    assert_eq!((new.attempt, new.lease.number), (1, old.lease.number + 1));
+    assert_eq!(queue.count("SELECT interruptions FROM jobs"), 1);
     let before = queue.text("SELECT jobs::text FROM jobs");
     let endings = [
         succeeded(),
-        Ending::Retry { delay_ms: 1, error: RawJson::of(&JobError::new("x", "x")).unwrap() },
+        Ending::Retry { delay_ms: 1, error: error() },
         Ending::Snooze { delay_ms: 1, error: None },
-        Ending::HandBack { error: RawJson::of(&JobError::new("x", "x")).unwrap() },
+        interrupted(Interruption::HandedBack, true, "x").unwrap(),
     ];
     for ending in endings {
         assert!(finish::end(&mut connection, &[(old.lease, ending)]).unwrap().is_empty());
@@ -120,31 +141,27 @@ fn a_worker_that_came_back_in_time_keeps_its_jobs() {
     insert(&queue, 1);
     let alive = worker(&mut connection);
     claim_one(&mut connection, &alive).unwrap();
-    kill(&queue, alive.worker_id);
-    let kinds = ["query".to_owned()];
-    let mut orphans = Vec::new();
-    eventually("it looks dead", || {
-        orphans = liveness::orphans(&mut connection, &kinds, &["default".to_owned()], 10).unwrap();
-        !orphans.is_empty()
-    });
-    assert!(liveness::beat(&mut connection, alive.worker_id, None).unwrap());
-    assert!(!liveness::bury(&mut connection, orphans[0].lease.worker_id).unwrap());
-    let ending = liveness::ending_of(&orphans[0], true).unwrap();
-    assert!(!liveness::rescue(&mut connection, &orphans[0], ending).unwrap());
+    let seen = dead(&mut connection, alive.worker_id);
+    let found = orphans(&mut connection, &seen);
+    assert_eq!(found.len(), 1);
+    // It beats in the same moment as the last time, by a clock that was set back.
+    assert!(liveness::beat(&mut connection, alive.worker_id, None, false).unwrap());
+    queue.run("UPDATE workers SET beat_at = started_at");
+    assert!(!liveness::bury(&mut connection, alive.worker_id, found[0].beat).unwrap());
+    let ending = liveness::ending_of(&found[0], true).unwrap();
+    assert!(liveness::rescue(&mut connection, &found[0], ending).unwrap().is_none());
     assert_eq!(queue.text("SELECT state FROM jobs"), "running");
+    // What was seen before says nothing any more.
+    assert!(orphans(&mut connection, &seen).is_empty());
 }
 
 #[test]
-fn the_third_interruption_is_poison_and_one_is_too_many_for_some() {
+fn the_third_worker_in_a_row_that_dies_is_poison_and_one_is_too_many_for_some() {
     let queue = Postgres::shared().queue();
     let mut connection = queue.service();
     insert(&queue, 2);
     for round in 1..=3 {
-        let scope = worker(&mut connection);
-        let job = claim_one(&mut connection, &scope).unwrap();
-        assert_eq!(job.attempt, 1, "interruptions are not charged");
-        kill(&queue, scope.worker_id);
-        assert_eq!(rescue(&mut connection, true), 1);
+        lose(&mut connection, |_, job| assert_eq!(job.attempt, 1, "interruptions are not charged"));
         assert_eq!(queue.count("SELECT count(*) FROM finished_jobs"), i64::from(round == 3));
     }
     assert_eq!(
@@ -153,10 +170,215 @@ fn the_third_interruption_is_poison_and_one_is_too_many_for_some() {
     );
     let scope = worker(&mut connection);
     claim_one(&mut connection, &scope).unwrap();
-    kill(&queue, scope.worker_id);
-    assert_eq!(rescue(&mut connection, false), 1);
+    assert_eq!(rescue(&mut connection, scope.worker_id, false), 1);
     assert_eq!(queue.count("SELECT count(*) FROM finished_jobs WHERE error->>'code' = 'outcome_unknown'"), 1);
     assert_eq!(queue.count("SELECT count(*) FROM workers"), 0);
+}
+
+#[test]
+fn shutdowns_are_not_the_jobs_fault_up_to_a_bound() {
+    let queue = Postgres::shared().queue();
+    let mut connection = queue.service();
+    insert(&queue, 2);
+    let scope = worker(&mut connection);
+    for _ in 0..19 {
+        assert_eq!(hand_back(&mut connection, &scope), Some(Became::AsSaid));
+    }
+    let job = claim_one(&mut connection, &scope).unwrap();
+    assert_eq!(finish::end(&mut connection, &[(job.lease, succeeded())]).unwrap().len(), 1);
+    assert_eq!(
+        queue.text("SELECT state || ' ' || attempt || ' ' || interruptions FROM finished_jobs"),
+        "succeeded 1 19"
+    );
+    for _ in 0..19 {
+        assert_eq!(hand_back(&mut connection, &scope), Some(Became::AsSaid));
+    }
+    assert_eq!(hand_back(&mut connection, &scope), Some(Became::Poison));
+    let poison =
+        "SELECT state || ' ' || (error->>'code') || ' ' || interruptions FROM finished_jobs WHERE state = 'failed'";
+    assert_eq!(queue.text(poison), "failed poison 20");
+    assert!(
+        queue.text("SELECT error->>'message' FROM finished_jobs WHERE state = 'failed'").contains("20 times in a row")
+    );
+}
+
+#[test]
+fn workers_that_die_are_counted_in_a_row() {
+    let queue = Postgres::shared().queue();
+    let mut connection = queue.service();
+    insert(&queue, 1);
+    let waits = |queue: &Database| assert_eq!(queue.count("SELECT count(*) FROM finished_jobs"), 0);
+    let scope = worker(&mut connection);
+    let ends = |connection: &mut PgConnection, ending: Ending| {
+        let job = claim_one(connection, &scope).unwrap();
+        assert_eq!(finish::end(connection, &[(job.lease, ending)]).unwrap().len(), 1);
+        queue.run("UPDATE jobs SET state = 'queued', queued_xid = pg_current_xact_id() WHERE state <> 'queued'");
+    };
+    // An attempt that ended by itself, with an error or as it wished, lets them begin anew.
+    for ending in [Ending::Retry { delay_ms: 1, error: error() }, Ending::Snooze { delay_ms: 1, error: None }] {
+        lose(&mut connection, |_, _| {});
+        lose(&mut connection, |_, _| {});
+        waits(&queue);
+        ends(&mut connection, ending);
+    }
+    // A target that is away, a pause and a shutdown say nothing; nor does a death during a shutdown count.
+    lose(&mut connection, |_, _| {});
+    lose(&mut connection, |_, _| {});
+    ends(&mut connection, Ending::Snooze { delay_ms: 1, error: Some(error()) });
+    ends(&mut connection, Ending::Pause);
+    ends(&mut connection, interrupted(Interruption::HandedBack, true, "x").unwrap());
+    lose(&mut connection, |connection, job| {
+        assert!(liveness::beat(connection, job.lease.worker_id, None, true).unwrap());
+    });
+    waits(&queue);
+    lose(&mut connection, |_, _| {});
+    assert_eq!(queue.text("SELECT error->>'message' FROM finished_jobs"), "3 workers in a row died while they ran it");
+}
+
+#[test]
+fn work_that_gets_further_between_deaths_is_never_poison() {
+    let queue = Postgres::shared().queue();
+    let mut connection = queue.service();
+    insert(&queue, 2);
+    let checkpoint_at = |place: u32, rows: i64| Checkpoint {
+        cursor: RawJson::of(&json!({"place": place})).unwrap(),
+        statistics: JobStatistics { rows_affected: rows, ..JobStatistics::default() },
+    };
+    // A cursor that is kept.
+    for place in 0..5 {
+        lose(&mut connection, |connection, job| {
+            assert!(checkpoint::save(connection, &job.lease, &checkpoint_at(place, 0), None, Says::Further).unwrap());
+        });
+    }
+    // The same one again is no progress, whatever was counted.
+    for rows in 1..=2 {
+        assert_eq!(queue.count("SELECT count(*) FROM finished_jobs"), 0);
+        lose(&mut connection, |connection, job| {
+            assert!(checkpoint::save(connection, &job.lease, &checkpoint_at(4, rows), None, Says::Further).unwrap());
+        });
+    }
+    assert_eq!(queue.text("SELECT error->>'code' || ' ' || interruptions FROM finished_jobs"), "poison 7");
+    // A batch that was recorded is progress once it is known to be committed.
+    let server = ServerLife { system: "s".into(), timeline: "1".into() };
+    let mark = |xid: u32| TransactionMark { xid: xid.to_string(), server: server.clone() };
+    for n in 0..5 {
+        lose(&mut connection, |connection, job| {
+            let batch = |place| Effect::Batch(checkpoint_at(place, 0));
+            let first = (2 * n + 100).to_string();
+            assert!(checkpoint::record(connection, &job.lease, 1, &mark(2 * n + 100), &batch(n), None).unwrap());
+            if n % 2 == 0 {
+                checkpoint::advance(connection, job.lease.job_id, job.lease.number, &first).unwrap();
+            } else {
+                let second = mark(2 * n + 101);
+                assert!(checkpoint::record(connection, &job.lease, 2, &second, &batch(n), Some(&first)).unwrap());
+                let recorded = checkpoint::recorded(connection, job.lease.job_id).unwrap().unwrap();
+                checkpoint::forget(connection, job.lease.job_id, &recorded).unwrap();
+            }
+        });
+    }
+    assert_eq!(queue.text("SELECT state || ' ' || interruptions || ' ' || lost_in_a_row FROM jobs"), "queued 5 1");
+    // One that was rolled back is none.
+    for n in 200..202 {
+        lose(&mut connection, |connection, job| {
+            let effect = Effect::Batch(checkpoint_at(n, 0));
+            assert!(checkpoint::record(connection, &job.lease, 1, &mark(n), &effect, None).unwrap());
+            let recorded = checkpoint::recorded(connection, job.lease.job_id).unwrap().unwrap();
+            checkpoint::forget(connection, job.lease.job_id, &recorded).unwrap();
+        });
+    }
+    assert_eq!(
+        queue.text("SELECT string_agg(error->>'code' || ' ' || interruptions, ', ' ORDER BY id) FROM finished_jobs"),
+        "poison 7, poison 7"
+    );
+}
+
+#[test]
+fn deployments_in_a_row_are_not_the_jobs_fault() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let api = Server::api(&queue, &[]);
+    let id = api.client.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}}));
+    for round in 1..=4 {
+        let mut worker = Server::worker(&queue, &target, &["--shutdown-grace", "0s"]);
+        eventually("it sleeps", || !sleeping(&target).is_empty());
+        worker.signal(Signal::SIGTERM);
+        assert!(worker.wait().success(), "{}", worker.log());
+        let row = format!("SELECT state || ' ' || interruptions FROM jobs WHERE id = '{id}'");
+        assert_eq!(queue.text(&row), format!("queued {round}"));
+    }
+    assert_eq!(api.client.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
+    assert_eq!(api.client.ended(&id)["state"], "cancelled");
+}
+
+#[test]
+fn a_worker_that_is_killed_while_it_shuts_down_is_not_the_jobs_fault() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let api = Server::api(&queue, &[]);
+    let mut impatient = Server::worker(&queue, &target, &["--shutdown-grace", "10m"]);
+    let id = api.client.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}}));
+    eventually("it sleeps", || !sleeping(&target).is_empty());
+    impatient.signal(Signal::SIGTERM);
+    eventually("it says that it shuts down", || {
+        queue.count("SELECT count(*) FROM workers WHERE stopping_at IS NOT NULL") == 1
+    });
+    impatient.signal(Signal::SIGKILL);
+    impatient.wait();
+    let heir = Server::worker(&queue, &target, &[]);
+    let row = format!("SELECT state || ' ' || interruptions || ' ' || lost_in_a_row FROM jobs WHERE id = '{id}'");
+    eventually("it runs again", || queue.text(&row) == "running 1 0");
+    let error = queue.text(&format!("SELECT error->>'message' FROM attempts WHERE job_id = '{id}'"));
+    assert_eq!(error, "its worker was ended while it shut down");
+    drop(heir);
+}
+
+#[test]
+fn what_an_orderly_end_could_not_write_is_not_the_jobs_fault() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let api = Server::api(&queue, &[]);
+    let id = api.client.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}}));
+    let mut worker = Server::worker(&queue, &target, &["--shutdown-grace", "0s"]);
+    eventually("it sleeps", || !sleeping(&target).is_empty());
+    let mut holder = queue.session();
+    holder.execute_batch(&format!("BEGIN; SELECT FROM slowlane.jobs WHERE id = '{id}' FOR UPDATE")).unwrap();
+    worker.signal(Signal::SIGTERM);
+    assert!(worker.wait().success(), "{}", worker.log());
+    assert_eq!(queue.count("SELECT count(*) FROM workers"), 0, "it has signed off");
+    drop(holder);
+    let heir = Server::worker(&queue, &target, &[]);
+    let row = format!("SELECT state || ' ' || interruptions || ' ' || lost_in_a_row FROM jobs WHERE id = '{id}'");
+    eventually("it runs again", || queue.text(&row) == "running 1 0");
+    drop(heir);
+}
+
+/// As where the first look takes only some, a session is still ending or a target is away.
+#[test]
+fn a_worker_that_was_shutting_down_is_remembered_as_such_when_it_is_buried() {
+    let queue = Postgres::shared().queue();
+    let mut connection = queue.service();
+    for says_so in [true, false] {
+        insert(&queue, 2);
+        let scope = worker(&mut connection);
+        for _ in 0..2 {
+            claim_one(&mut connection, &scope).unwrap();
+        }
+        assert!(liveness::beat(&mut connection, scope.worker_id, None, says_so).unwrap());
+        let seen = dead(&mut connection, scope.worker_id);
+        let found = orphans(&mut connection, &seen);
+        assert!(liveness::bury(&mut connection, scope.worker_id, found[0].beat).unwrap());
+        let later = orphans(&mut connection, &[]);
+        assert!(later.len() == 2 && later.iter().all(|orphan| orphan.stopping == says_so), "{later:?}");
+        liveness::forget_the_dead(&mut connection, &[]).unwrap();
+        queue.run("UPDATE stopped_workers SET stopped_at = stopped_at - interval '2 hours'");
+        liveness::forget_the_dead(&mut connection, &[]).unwrap();
+        assert_eq!(queue.count("SELECT count(*) FROM stopped_workers"), i64::from(says_so), "it holds something");
+        assert_eq!(rescue(&mut connection, scope.worker_id, true), 2);
+        assert_eq!(queue.count("SELECT sum(lost_in_a_row)::bigint FROM jobs"), if says_so { 0 } else { 2 });
+        liveness::forget_the_dead(&mut connection, &[]).unwrap();
+        assert_eq!(queue.count("SELECT count(*) FROM stopped_workers"), 0);
+        queue.run("DELETE FROM jobs");
+    }
 }
 
 #[test]
@@ -166,9 +388,9 @@ fn a_job_that_was_to_be_cancelled_does_not_come_back() {
     insert(&queue, 3);
     let scope = worker(&mut connection);
     let endings = [
-        Ending::Retry { delay_ms: 1000, error: RawJson::of(&JobError::new("x", "x")).unwrap() },
+        Ending::Retry { delay_ms: 1000, error: error() },
         Ending::Snooze { delay_ms: 1000, error: None },
-        Ending::HandBack { error: RawJson::of(&JobError::new("x", "x")).unwrap() },
+        interrupted(Interruption::HandedBack, true, "x").unwrap(),
     ];
     for ending in endings {
         let job = claim_one(&mut connection, &scope).unwrap();

@@ -36,6 +36,10 @@ CREATE TABLE jobs (
     max_attempts        integer NOT NULL,
     attempt             integer NOT NULL DEFAULT 0,
     interruptions       integer NOT NULL DEFAULT 0,
+    -- Of them, in a row: workers that died, and interruptions of every kind. Both begin anew when the work got further,
+    -- or an attempt ended by itself.
+    lost_in_a_row        integer NOT NULL DEFAULT 0,
+    interrupted_in_a_row integer NOT NULL DEFAULT 0,
     -- Grows with every claim and never repeats for a job: the fence of every write that a worker makes.
     lease               bigint NOT NULL DEFAULT 0,
     version             bigint NOT NULL DEFAULT 1,
@@ -54,6 +58,12 @@ CREATE TABLE jobs (
     upload_id           uuid,
     -- The version of the saved statement that the latest attempt ran; NULL for other kinds.
     statement_version   text,
+    -- What it asks of its sessions on the target; NULL is what the target says.
+    time_zone           text,
+    lock_timeout_ms     bigint,
+    -- For how long its last attempt put it off; NULL where that isn't why it waits. With it each process can tell after a
+    -- step of the clock whether it waits too long, however often that is asked.
+    put_off_ms          bigint,
     -- One for the whole state machine: the server reads each constraint's tree again for every statement that writes
     -- here, and each costs more than a row.
     CONSTRAINT jobs_state CHECK (CASE state
@@ -97,7 +107,10 @@ CREATE FUNCTION enqueue(
     result_ttl_ms bigint      DEFAULT 86400000,
     -- The upload that the arguments name, where they name one: kept until the job has ended. An import's is known.
     upload        uuid        DEFAULT NULL,
-    notify        boolean     DEFAULT true
+    notify        boolean     DEFAULT true,
+    -- What it asks of its sessions on the target; NULL is what the target says.
+    time_zone     text        DEFAULT NULL,
+    lock_timeout_ms bigint    DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = slowlane, pg_temp AS $$
 DECLARE
     -- Not now(): the transaction may have begun long ago.
@@ -129,6 +142,12 @@ BEGIN
         WHEN (max_attempts BETWEEN 1 AND 25) IS NOT TRUE THEN 'max_attempts: expected an integer from 1 to 25'
         WHEN (result_ttl_ms BETWEEN 1 AND 2592000000) IS NOT TRUE
             THEN 'result_ttl_ms: expected an integer from 1 to 2592000000'
+        -- As src/db/time_zone.rs has it: only names, for a server takes `UTC+2` for two hours west of Greenwich.
+        WHEN char_length(time_zone) > 64 OR time_zone !~*
+            '^([a-z][a-z_]*(-[a-z_]+)*(/[a-z][a-z_]*(-[a-z_]+)*)*|(etc/)?gmt[+-]?0|etc/gmt(\+([1-9]|1[0-2])|-([1-9]|1[0-4]))|(est5e|cst6c|mst7m|pst8p)dt)$'
+            THEN 'time_zone: expected the name of a time zone, such as Europe/Berlin or UTC'
+        WHEN NOT (lock_timeout_ms BETWEEN 1 AND 3600000)
+            THEN 'lock_timeout_ms: expected an integer from 1 to 3600000'
         WHEN jsonb_typeof(labels) IS DISTINCT FROM 'object' THEN 'labels: expected an object whose values are strings'
     END;
     IF wrong IS NULL AND labels <> '{}' THEN
@@ -161,10 +180,10 @@ BEGIN
     id := encode(substring(int8send(micros / 1000) FROM 3)
         || set_byte(set_byte(substring(noise FROM 7), 0, 112 | (fraction >> 8)), 1, fraction & 255), 'hex')::uuid;
     INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
-                      timeout_ms, max_attempts, result_ttl_ms, upload_id)
+                      timeout_ms, max_attempts, result_ttl_ms, upload_id, time_zone, lock_timeout_ms)
     VALUES (id, kind, queue, target, priority, CASE WHEN later THEN 'scheduled' ELSE 'queued' END, args, labels, clock,
             greatest(run_at, clock), CASE WHEN later THEN NULL ELSE pg_current_xact_id() END,
-            timeout_ms, max_attempts, result_ttl_ms, upload);
+            timeout_ms, max_attempts, result_ttl_ms, upload, time_zone, lock_timeout_ms);
     IF notify THEN
         -- Workers wake at the commit. A hint names a place before the job, in steps of 10 ms: Postgres sends what is said
         -- twice in a transaction once, so that a thousand jobs of one are a few hints.
@@ -180,7 +199,8 @@ BEGIN
 END $$;
 -- Who may enqueue may have the targets' roles do whatever a kind does: nobody may who wasn't granted it.
 REVOKE ALL ON FUNCTION first_id_of(date), require_near_clock(uuid, uuid),
-    enqueue(text, json, text, text, integer, timestamptz, bigint, integer, jsonb, bigint, uuid, boolean) FROM PUBLIC;
+    enqueue(text, json, text, text, integer, timestamptz, bigint, integer, jsonb, bigint, uuid, boolean, text, bigint)
+    FROM PUBLIC;
 
 CREATE TABLE finished_jobs (
     id                  uuid NOT NULL,
@@ -216,6 +236,8 @@ CREATE TABLE finished_jobs (
     error               json,
     retry_of            uuid,
     statement_version   text,
+    time_zone           text,
+    lock_timeout_ms     bigint,
     CONSTRAINT finished_jobs_state CHECK (
         CASE state WHEN 'failed' THEN error IS NOT NULL ELSE state IN ('succeeded', 'cancelled') END),
     PRIMARY KEY (id)
@@ -326,6 +348,11 @@ CREATE TABLE job_checkpoints (
     outcome     json,
     next_cursor json,
     updated_at  timestamptz NOT NULL,
+    -- The cursor moved since an attempt of the job ended.
+    moved       boolean NOT NULL DEFAULT false,
+    -- The work may have left something on its target that the cursor tells: kept after its job's end until that is seen to.
+    leaves      boolean NOT NULL DEFAULT false,
+    looked_at   timestamptz,
     CONSTRAINT job_checkpoints_transaction CHECK (CASE
         WHEN xid IS NULL THEN num_nonnulls(system, timeline, outcome, next_cursor) = 0
         ELSE num_nonnulls(system, timeline) = 2 AND num_nonnulls(outcome, next_cursor) = 1 END)
@@ -333,6 +360,8 @@ CREATE TABLE job_checkpoints (
     fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000,
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000, autovacuum_vacuum_cost_delay = 0
 );
+
+CREATE INDEX job_checkpoints_leaves ON job_checkpoints (job_id) WHERE leaves;
 
 CREATE TABLE workers (
     id         uuid PRIMARY KEY,
@@ -344,9 +373,20 @@ CREATE TABLE workers (
     queues     text[] NOT NULL,
     started_at timestamptz NOT NULL,
     beat_at    timestamptz NOT NULL,
+    -- Grows with each beat. Whoever looks for the dead compares it, and no clock: a step of the clock kills nobody.
+    beat       bigint NOT NULL DEFAULT 0,
+    -- Since when it shuts down: jobs that it leaves are handed back, and its death isn't their fault.
+    stopping_at timestamptz,
     -- Its targets, and why it can't reach one: a list of objects with name, available, trouble and since.
     targets    json NOT NULL DEFAULT '[]'
 ) WITH (fillfactor = 50);
+
+-- Workers that are off the list and had said that they shut down: what they left is handed back, however late it is found.
+-- A row of its own, because a job's row may be locked when its worker goes.
+CREATE TABLE stopped_workers (
+    id         uuid PRIMARY KEY,
+    stopped_at timestamptz NOT NULL
+);
 
 -- What an operator said of a queue. One that nobody said anything of has no row, and is served.
 CREATE TABLE queues (

@@ -78,6 +78,8 @@ impl Accept {
             deadline_at: None,
             timeout_ms: job.timeout_ms,
             result_ttl_ms: job.result_ttl_ms,
+            time_zone: job.time_zone,
+            lock_timeout_ms: job.lock_timeout_ms,
             progress: None,
             statistics: JobStatistics::default(),
             result: None,

@@ -1,10 +1,10 @@
 //! What of an attempt must survive a crash: where its work goes on, and the transaction on the target that it was about
 //! to commit.
 //!
-//! Every write is fenced by the lease. A recorded transaction comes to one of two things: the end of the job, or a cursor
-//! at which its work goes on. Nobody ends, pauses or runs the job before the fate of that transaction is known: not by a
-//! cancel, not by one interruption too many. The attempt that had the answer to its COMMIT knows it: it makes the cursor
-//! the saved one in the same statement as it records the next transaction. Knows no target.
+//! Every write is fenced by the lease. A recorded transaction comes to one of two things: the end of the job, or a
+//! cursor at which its work goes on. Nobody ends, pauses or runs the job before the fate of that transaction is
+//! known: not by a cancel, not by one interruption too many. The attempt that had the answer to its COMMIT knows it:
+//! it makes the cursor the saved one in the same statement as it records the next transaction. Knows no target.
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
@@ -75,9 +75,9 @@ pub struct Recorded {
 const MINE: &str = "FROM jobs j WHERE j.id = $1 AND j.lease = $2 AND j.worker_id = $3 AND j.state = 'running'
      AND EXISTS (SELECT FROM workers w WHERE w.id = $3) FOR SHARE OF j";
 
-/// Records a transaction before its COMMIT is sent: the `seq`-th of this attempt. `false` when the lease is lost: then it
-/// must not be. A copy of an earlier one, on its way for long, changes nothing. `advanced` is the batch before, where this
-/// attempt knows that it was committed: its cursor is the saved one from now on.
+/// Records a transaction before its COMMIT is sent: the `seq`-th of this attempt. `false` when the lease is lost:
+/// then it must not be. A copy of an earlier one, on its way for long, changes nothing. `advanced` is the batch
+/// before, where this attempt knows that it was committed: its cursor is the saved one from now on.
 ///
 /// # Errors
 /// When the database fails. Whether it was recorded isn't known then; recording it again does no harm.
@@ -100,6 +100,7 @@ pub fn record(
             SET lease = excluded.lease, seq = excluded.seq, xid = excluded.xid, system = excluded.system,
                 timeline = excluded.timeline, outcome = excluded.outcome, next_cursor = excluded.next_cursor,
                 cursor = CASE WHEN c.xid::text = $10 THEN c.next_cursor ELSE c.cursor END,
+                moved = c.moved OR coalesce(c.xid::text = $10, false),
                 updated_at = excluded.updated_at
           WHERE (c.lease, c.seq) <= (excluded.lease, excluded.seq)"
     ))
@@ -211,7 +212,7 @@ pub fn forget(connection: &mut PgConnection, job_id: Uuid, recorded: &Recorded) 
 pub fn advance(connection: &mut PgConnection, job_id: Uuid, lease: i64, xid: &str) -> Result<(), DbError> {
     prepared(
         "UPDATE job_checkpoints SET cursor = next_cursor, next_cursor = NULL, xid = NULL, system = NULL, timeline = NULL,
-                updated_at = clock_timestamp()
+                moved = true, updated_at = clock_timestamp()
           WHERE job_id = $1 AND lease = $2 AND xid = $3::xid8 AND next_cursor IS NOT NULL",
     )
     .bind::<diesel::sql_types::Uuid, _>(job_id)
@@ -230,8 +231,25 @@ pub(super) fn rows_affected(id: &str, settled: &str) -> String {
     )
 }
 
-/// Keeps where the work goes on. `false` when the lease is lost. `advanced` is the last batch, where this attempt knows that
-/// it was committed: its cursor is of the past.
+/// A condition on a row of `jobs`: its work got further since an attempt of it ended.
+pub(super) const MOVED: &str = "EXISTS (SELECT FROM job_checkpoints c WHERE c.job_id = jobs.id AND c.moved)";
+
+/// What a checkpoint says that is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Says {
+    /// The work got further.
+    Further,
+    /// Where an attempt began, and what it may leave: it outlives its job, until [`leavings::done`] says that nothing is
+    /// left of that.
+    ///
+    /// [`leavings::done`]: crate::queue::leavings::done
+    MayLeave,
+    /// Nothing is left of what the last one told: an attempt that was interrupted is as if it had not begun.
+    NothingLeft,
+}
+
+/// Keeps where the work goes on. `false` when the lease is lost. `advanced` is the last batch, where this attempt
+/// knows that it was committed: its cursor is of the past.
 ///
 /// # Errors
 /// When the database fails.
@@ -240,15 +258,18 @@ pub fn save(
     lease: &Lease,
     checkpoint: &Checkpoint,
     advanced: Option<&str>,
+    says: Says,
 ) -> Result<bool, DbError> {
     // A column of a transaction that stays, or of one that is over.
     let kept = |column: &str| format!("{column} = CASE WHEN c.xid::text = $5 THEN NULL ELSE c.{column} END");
     let kept = ["xid", "system", "timeline", "outcome", "next_cursor"].map(kept).join(", ");
     let written = prepared(format!(
-        "INSERT INTO job_checkpoints AS c (job_id, lease, cursor, updated_at)
-         SELECT j.id, j.lease, $4, clock_timestamp() {MINE}
+        "INSERT INTO job_checkpoints AS c (job_id, lease, cursor, updated_at, moved, leaves)
+         SELECT j.id, j.lease, $4, clock_timestamp(), $7, $6 {MINE}
          ON CONFLICT (job_id) DO UPDATE
-            SET lease = excluded.lease, cursor = excluded.cursor, updated_at = excluded.updated_at,
+            SET lease = excluded.lease, cursor = excluded.cursor, updated_at = excluded.updated_at, leaves = excluded.leaves,
+                moved = c.moved OR coalesce(c.xid::text = $5, false)
+                     OR $7 AND (c.cursor->'cursor')::text IS DISTINCT FROM (excluded.cursor->'cursor')::text,
                 seq = CASE WHEN c.lease = excluded.lease THEN c.seq ELSE 0 END, {kept}
           WHERE c.lease <= excluded.lease"
     ))
@@ -257,6 +278,8 @@ pub fn save(
     .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
     .bind::<Json, _>(json(checkpoint)?)
     .bind::<Nullable<Text>, _>(advanced)
+    .bind::<Bool, _>(says == Says::MayLeave)
+    .bind::<Bool, _>(says == Says::Further)
     .execute(connection)?;
     Ok(written == 1)
 }
@@ -279,13 +302,14 @@ pub fn saved(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Check
     row.and_then(|row| row.cursor).map(|cursor| read(&cursor)).transpose()
 }
 
-/// Removes what was written for jobs that were over already, some of it: the rest goes with the job's end.
+/// Removes what was written for jobs that were over already, some of it: the rest goes with the job's end. What tells
+/// of something that was left on a target has its own end.
 ///
 /// # Errors
 /// When the database fails.
 pub fn sweep(connection: &mut PgConnection) -> Result<(), DbError> {
     let sql = "DELETE FROM job_checkpoints WHERE job_id = ANY(ARRAY(
-        SELECT c.job_id FROM job_checkpoints c WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = c.job_id) LIMIT $1))";
+        SELECT c.job_id FROM job_checkpoints c WHERE NOT c.leaves AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = c.job_id) LIMIT $1))";
     prepared(sql).bind::<BigInt, _>(SWEPT).execute(connection)?;
     Ok(())
 }

@@ -35,10 +35,12 @@ pub struct ClaimedJob {
     pub attempt: i32,
     /// Attempts that it may use.
     pub max_attempts: i32,
-    /// Attempts that ended through no fault of its own.
-    pub interruptions: i32,
     /// How long this attempt may take.
     pub timeout_ms: i64,
+    /// The time zone of its sessions, where it names one.
+    pub time_zone: Option<String>,
+    /// How long its statements wait for a lock, where it says that.
+    pub lock_timeout_ms: Option<i64>,
     /// When it was claimed, by the database's clock.
     pub started_at: DateTime<Utc>,
     /// The version of the saved statement that an earlier attempt ran.
@@ -126,10 +128,12 @@ struct ClaimedRow {
     attempt: i32,
     #[diesel(sql_type = Integer)]
     max_attempts: i32,
-    #[diesel(sql_type = Integer)]
-    interruptions: i32,
     #[diesel(sql_type = BigInt)]
     timeout_ms: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    time_zone: Option<String>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    lock_timeout_ms: Option<i64>,
     #[diesel(sql_type = Timestamptz)]
     started_at: DateTime<Utc>,
     #[diesel(sql_type = Nullable<Text>)]
@@ -152,8 +156,8 @@ pub const CLAIM_SQL: &str = "
                AND (j.run_at, j.id) > (p.run_at, p.id) AND j.kind = ANY($6) AND j.target = ANY($7)
              ORDER BY j.run_at, j.id LIMIT $8 FOR UPDATE SKIP LOCKED) c
          LIMIT $8))
-    RETURNING id, lease, priority, run_at, kind, args, target, attempt, max_attempts, interruptions, timeout_ms,
-              started_at, statement_version";
+    RETURNING id, lease, priority, run_at, kind, args, target, attempt, max_attempts, timeout_ms,
+              time_zone, lock_timeout_ms, started_at, statement_version";
 
 /// Claims at most `most` jobs of one queue, in the order of priority, `run_at` and id.
 ///
@@ -199,8 +203,9 @@ impl ClaimedRow {
             target: self.target,
             attempt: self.attempt,
             max_attempts: self.max_attempts,
-            interruptions: self.interruptions,
             timeout_ms: self.timeout_ms,
+            time_zone: self.time_zone,
+            lock_timeout_ms: self.lock_timeout_ms,
             started_at: self.started_at,
             statement_version: self.statement_version,
         }

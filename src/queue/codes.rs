@@ -32,6 +32,8 @@ pub(crate) use codes;
 codes! {
     /// What the `code` of a job's error can be, where slowlane's own kinds and workers say it.
     ErrorCode {
+        /// The server left out all that the job asked for.
+        AllSkipped = "all_skipped";
         /// Work of an embedder began a batch or a commit within a transaction of its own.
         AlreadyInTransaction = "already_in_transaction";
         /// A batch took too long, and couldn't be made smaller.
@@ -60,8 +62,12 @@ codes! {
         GuardFailed = "guard_failed";
         /// The guard's query isn't one that answers yes or no.
         GuardNotAllowed = "guard_not_allowed";
+        /// The file ends in the middle of a row.
+        IncompleteFile = "incomplete_file";
         /// Another index has the name.
         IndexExists = "index_exists";
+        /// A constraint or another index needs the index.
+        IndexNeeded = "index_needed";
         /// There is no index of the name.
         IndexNotFound = "index_not_found";
         /// A failure of ours.
@@ -114,6 +120,8 @@ codes! {
         QueueUnavailable = "queue_unavailable";
         /// The transaction, the role or the server only reads.
         ReadOnly = "read_only";
+        /// A standby stopped the work, so that it could go on with what its primary sends.
+        RecoveryConflict = "recovery_conflict";
         /// The store of results is full.
         ResultStoreFull = "result_store_full";
         /// The table has row-level security.
@@ -144,6 +152,10 @@ codes! {
         TooManyColumns = "too_many_columns";
         /// More rows were refused than the job allows.
         TooManyRejects = "too_many_rejects";
+        /// The transaction was open for longer than the server lets it be.
+        TransactionTimeout = "transaction_timeout";
+        /// There is no such collation.
+        UnknownCollation = "unknown_collation";
         /// The table has no such columns.
         UnknownColumns = "unknown_columns";
         /// The process that claimed it doesn't know the kind.
@@ -154,6 +166,8 @@ codes! {
         UnknownStatement = "unknown_statement";
         /// The process that claimed it doesn't know the target.
         UnknownTarget = "unknown_target";
+        /// The target's server doesn't know the job's time zone.
+        UnknownTimeZone = "unknown_time_zone";
         /// The upload isn't there any more.
         UploadGone = "upload_gone";
         /// The upload can't be decoded.

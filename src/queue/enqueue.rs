@@ -10,9 +10,10 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Json, Jsonb, Nullable, Text, Timestamptz};
 use uuid::Uuid;
 
+use crate::db::time_zone;
 use crate::queue::job::{
-    MAX_ARGS_BYTES, MAX_ARGS_DEPTH, MAX_LABEL_CHARS, MAX_LABELS, MAX_MAX_ATTEMPTS, MAX_NAME_CHARS, MAX_PRIORITY,
-    MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS, NewJob, RawJson,
+    MAX_ARGS_BYTES, MAX_ARGS_DEPTH, MAX_LABEL_CHARS, MAX_LABELS, MAX_LOCK_TIMEOUT_MS, MAX_MAX_ATTEMPTS, MAX_NAME_CHARS,
+    MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS, NewJob, RawJson,
 };
 
 /// A field of a job that no queue accepts.
@@ -67,6 +68,9 @@ impl NewJob {
         integer("timeout_ms", self.timeout_ms, 1, MAX_TIMEOUT_MS)?;
         integer("max_attempts", i64::from(self.max_attempts), 1, i64::from(MAX_MAX_ATTEMPTS))?;
         integer("result_ttl_ms", self.result_ttl_ms, 1, MAX_RESULT_TTL_MS)?;
+        let is_zone = self.time_zone.as_deref().is_none_or(time_zone::is_name);
+        expect(is_zone, "time_zone", || time_zone::EXPECTED.to_owned())?;
+        integer("lock_timeout_ms", self.lock_timeout_ms.unwrap_or(1), 1, MAX_LOCK_TIMEOUT_MS)?;
         expect(self.labels.len() <= MAX_LABELS, "labels", || format!("at most {MAX_LABELS} labels"))?;
         let fits = |text: &str| text.chars().count() <= MAX_LABEL_CHARS && !text.contains('\0');
         let good = self.labels.iter().all(|(name, value)| !name.is_empty() && fits(name) && fits(value));
@@ -168,7 +172,8 @@ fn enqueue(connection: &mut PgConnection, job: &NewJob, notify: bool) -> Result<
     // Not kept prepared: the connection may reach its server through a pooler.
     let row = diesel::sql_query(
         "SELECT slowlane.enqueue(kind => $1, args => $2, queue => $3, target => $4, priority => $5, run_at => $6,
-                timeout_ms => $7, max_attempts => $8, labels => $9, result_ttl_ms => $10, upload => $11, notify => $12) AS id",
+                timeout_ms => $7, max_attempts => $8, labels => $9, result_ttl_ms => $10, upload => $11, notify => $12,
+                time_zone => $13, lock_timeout_ms => $14) AS id",
     )
     .bind::<Text, _>(&job.kind)
     .bind::<Json, _>(&job.args)
@@ -182,6 +187,8 @@ fn enqueue(connection: &mut PgConnection, job: &NewJob, notify: bool) -> Result<
     .bind::<BigInt, _>(job.result_ttl_ms)
     .bind::<Nullable<diesel::sql_types::Uuid>, _>(job.upload)
     .bind::<Bool, _>(notify)
+    .bind::<Nullable<Text>, _>(job.time_zone.as_deref())
+    .bind::<Nullable<BigInt>, _>(job.lock_timeout_ms)
     .get_result::<Enqueued>(connection)?;
     Ok(row.id)
 }

@@ -5,7 +5,7 @@
 //! `finished_jobs` and the result's manifest are one statement: there is no moment at which half of it can be seen. The
 //! attempt that ended its job is told by the record of the job.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
 use crate::queue::checkpoint;
+use crate::queue::interruptions::{self, InARow, Interruption};
 use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
 use crate::queue::log::{self, LogLine};
 use crate::queue::partitions;
@@ -41,12 +42,31 @@ pub enum Ending {
     },
     /// It stopped because it was asked to pause, and can go on from where it was. Nothing is charged.
     Pause,
-    /// It was interrupted through no fault of its own: claimable again at once, counted in `interruptions`.
+    /// It was interrupted through no fault of its own: claimable again at once, counted in `interruptions`. Where it is one
+    /// too many in a row, the job ends as `poison` instead.
     HandBack {
-        /// Why.
+        /// How.
+        by: Interruption,
+        /// Why, in words.
+        why: String,
+        /// The same, as the attempt's error.
         error: RawJson,
     },
 }
+
+/// What an end became.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// What it said.
+    AsSaid,
+    /// Its job was to be cancelled, and is.
+    Cancelled,
+    /// The interruption was one too many: its job ended as failed, `poison`.
+    Poison,
+}
+
+/// The jobs whose lease was still held, and what the ends of their attempts became.
+pub type Held = HashMap<Uuid, Became>;
 
 /// The end of a job.
 #[derive(Clone, Debug)]
@@ -108,7 +128,7 @@ struct Touched {
 ///
 /// # Errors
 /// When the database fails. Nothing is written then.
-pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+pub fn end(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<Held, DbError> {
     end_with_log(connection, endings, &[])
 }
 
@@ -121,11 +141,12 @@ pub fn end_with_log(
     connection: &mut PgConnection,
     endings: &[(Lease, Ending)],
     lines: &[(Lease, Vec<LogLine>)],
-) -> Result<HashSet<Uuid>, DbError> {
+) -> Result<Held, DbError> {
     let finished = finished(endings);
     if finished.len() == endings.len() && lines.is_empty() {
         let ids = finished.iter().map(|(lease, _)| lease.job_id);
-        return partitions::with_days_of(connection, ids, |connection| finish(connection, &finished, Owners::Living));
+        let work = |connection: &mut PgConnection| finish(connection, &finished, Owners::Living);
+        return partitions::with_days_of(connection, ids, work).map(as_said);
     }
     in_a_transaction(connection, endings, |connection| {
         let living = living(connection, endings)?;
@@ -133,7 +154,7 @@ pub fn end_with_log(
             endings.iter().filter(|(lease, _)| living.contains(&lease.worker_id)).cloned().collect();
         let held = write(connection, &of_the_living)?;
         let of_the_held: Vec<(Lease, Vec<LogLine>)> =
-            lines.iter().filter(|(lease, _)| held.contains(&lease.job_id)).cloned().collect();
+            lines.iter().filter(|(lease, _)| held.contains_key(&lease.job_id)).cloned().collect();
         log::write_last(connection, of_the_held)?;
         Ok(held)
     })
@@ -143,7 +164,7 @@ pub fn end_with_log(
 ///
 /// # Errors
 /// As [`end`].
-pub fn end_for_the_dead(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+pub fn end_for_the_dead(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<Held, DbError> {
     in_a_transaction(connection, endings, |connection| write(connection, endings))
 }
 
@@ -167,25 +188,27 @@ fn living(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<
     Ok(found.into_iter().collect())
 }
 
-fn write(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
-    let mut held = HashSet::new();
+fn as_said(jobs: HashSet<Uuid>) -> Held {
+    jobs.into_iter().map(|id| (id, Became::AsSaid)).collect()
+}
+
+fn write(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<Held, DbError> {
+    let mut held = Held::new();
     let finished = finished(endings);
     if !finished.is_empty() {
-        held.extend(finish(connection, &finished, Owners::Known)?);
+        held.extend(as_said(finish(connection, &finished, Owners::Known)?));
     }
     let others = endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_)));
-    let (cancelled, others): (Vec<_>, Vec<_>) = match to_be_cancelled(connection, endings)? {
-        none if none.is_empty() => (Vec::new(), others.collect()),
-        some => others.partition(|(lease, _)| some.contains(&lease.job_id)),
-    };
-    if !cancelled.is_empty() {
-        // Its caller was told that it would be stopped: it has, and doesn't come back.
-        let plain = Finished::plain(JobState::Cancelled);
-        let ends: Vec<(&Lease, &Finished)> = cancelled.iter().map(|(lease, _)| (lease, &plain)).collect();
-        held.extend(finish(connection, &ends, Owners::Known)?);
+    let overruled = overruled(connection, endings)?;
+    let (over, others): (Vec<_>, Vec<_>) = others.partition(|(lease, _)| overruled.contains_key(&lease.job_id));
+    if !over.is_empty() {
+        let ends: Vec<(&Lease, &Finished)> =
+            over.iter().filter_map(|(lease, _)| Some((lease, &overruled.get(&lease.job_id)?.1))).collect();
+        let ended = finish(connection, &ends, Owners::Known)?;
+        held.extend(ended.into_iter().filter_map(|id| Some((id, overruled.get(&id)?.0))));
     }
     if !others.is_empty() {
-        held.extend(put_back(connection, &others)?);
+        held.extend(as_said(put_back(connection, &others)?.into_iter().collect()));
     }
     Ok(held)
 }
@@ -198,29 +221,52 @@ fn finished(endings: &[(Lease, Ending)]) -> Vec<(&Lease, &Finished)> {
     finished.collect()
 }
 
-/// Of the jobs that would wait again, those whose end was asked for, and of which no transaction is in doubt: whether that
-/// one took effect comes first. Locked, so that no request comes in between.
-fn to_be_cancelled(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
+/// A job that would wait again: what was asked of it, and its interruptions in a row.
+type Waiting = (Uuid, Option<DateTime<Utc>>, i32, i32, bool);
+
+/// Of the jobs that would wait again, those that end instead, unless a transaction of theirs is in doubt: whether that one
+/// took effect comes first. A caller was told that his job would be stopped: it has, and doesn't come back. An interruption
+/// may be one too many. Locked, so that no request comes in between.
+fn overruled(
+    connection: &mut PgConnection,
+    endings: &[(Lease, Ending)],
+) -> Result<HashMap<Uuid, (Became, Finished)>, DbError> {
     use crate::db::schema::jobs::dsl;
     let waiting = endings.iter().filter(|(_, ending)| !matches!(ending, Ending::Finished(_)));
-    let ids: Vec<Uuid> = waiting.map(|(lease, _)| lease.job_id).collect();
-    if ids.is_empty() {
-        return Ok(HashSet::new());
+    let waiting: HashMap<Uuid, &Ending> = waiting.map(|(lease, ending)| (lease.job_id, ending)).collect();
+    if waiting.is_empty() {
+        return Ok(HashMap::new());
     }
-    let rows: Vec<(Uuid, Option<DateTime<Utc>>)> = dsl::jobs
-        .filter(dsl::id.eq_any(ids).and(diesel::dsl::sql::<Bool>(checkpoint::NOT_IN_DOUBT)))
+    let rows: Vec<Waiting> = dsl::jobs
+        .filter(dsl::id.eq_any(waiting.keys()).and(diesel::dsl::sql::<Bool>(checkpoint::NOT_IN_DOUBT)))
         .order(dsl::id)
-        .select((dsl::id, dsl::cancel_requested_at))
+        .select((
+            dsl::id,
+            dsl::cancel_requested_at,
+            dsl::lost_in_a_row,
+            dsl::interrupted_in_a_row,
+            diesel::dsl::sql::<Bool>(checkpoint::MOVED),
+        ))
         .for_update()
         .load(connection)?;
-    Ok(rows.into_iter().filter(|(_, asked)| asked.is_some()).map(|(id, _)| id).collect())
+    let mut overruled = HashMap::new();
+    for (id, cancel_requested_at, lost, interrupted, moved) in rows {
+        if cancel_requested_at.is_some() {
+            overruled.insert(id, (Became::Cancelled, Finished::plain(JobState::Cancelled)));
+        } else if let Some(Ending::HandBack { by, why, .. }) = waiting.get(&id)
+            && let Some(error) = (InARow { lost, interrupted, moved }).poison(*by, why)
+        {
+            overruled.insert(id, (Became::Poison, interruptions::failed(&error)?));
+        }
+    }
+    Ok(overruled)
 }
 
 /// The columns of `finished_jobs` that are carried over from a row of `jobs` called `d`.
 pub(crate) const CARRIED: &str =
     "id, kind, queue, target, priority, args, labels, created_at, run_at, timeout_ms, max_attempts,
     attempt, lease, worker_id, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of,
-    statement_version";
+    statement_version, time_zone, lock_timeout_ms";
 
 /// The owner of the row `j` is the one of the end `e`. Said so that no index can serve it: by the index of what a worker
 /// holds, each end would look at everything that its worker runs.
@@ -286,7 +332,7 @@ fn finish(
             SELECT d.id, d.lease, 'available', d.stored_rows, d.stored_bytes, d.truncated,
                    clock_timestamp() + d.result_ttl_ms * interval '1 millisecond', d.manifest::json
               FROM d WHERE d.manifest IS NOT NULL),
-        k AS (DELETE FROM job_checkpoints c WHERE c.job_id = ANY(ARRAY(SELECT d.id FROM d)))
+        k AS (DELETE FROM job_checkpoints c WHERE c.job_id = ANY(ARRAY(SELECT d.id FROM d)) AND NOT c.leaves)
         SELECT id FROM d"
     );
     let results: Vec<Option<&FinishedResult>> = ends.iter().map(|(_, f)| f.result.as_ref()).collect();
@@ -317,10 +363,12 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
     let parts: Vec<PutBack<'_>> = endings.iter().map(|(lease, ending)| PutBack::of(lease, ending)).collect();
     let rows = prepared(format!(
         "WITH e AS MATERIALIZED (
-            SELECT * FROM unnest($1, $2, $3, $4, $5, $6) AS e(id, lease, worker_id, outcome, delay_ms, error)),
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
+                AS e(id, lease, worker_id, outcome, delay_ms, error, lost, anew)),
         old AS (
             SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, j.statement_version, e.outcome,
-                   e.delay_ms, e.error,
+                   e.delay_ms, e.error, e.lost, e.anew,
+                   EXISTS (SELECT FROM job_checkpoints c WHERE c.job_id = j.id AND c.moved) AS moved,
                    CASE WHEN j.pause_requested_at IS NOT NULL AND NOT EXISTS (
                             SELECT FROM job_checkpoints c WHERE c.job_id = j.id AND c.xid IS NOT NULL) THEN 'paused'
                         WHEN e.delay_ms > 0 THEN 'scheduled' ELSE 'queued' END AS state
@@ -331,14 +379,19 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
                    state = o.state,
                    run_at = CASE o.state WHEN 'scheduled' THEN clock_timestamp() + o.delay_ms * interval '1 millisecond'
                                  ELSE j.run_at END,
+                   put_off_ms = CASE o.state WHEN 'scheduled' THEN o.delay_ms END,
                    queued_xid = CASE o.state WHEN 'queued' THEN pg_current_xact_id() END,
                    pause_requested_at = CASE o.state WHEN 'paused' THEN NULL ELSE j.pause_requested_at END,
                    attempt = j.attempt - (o.outcome <> 'retried')::int,
                    interruptions = j.interruptions + (o.outcome = 'interrupted')::int,
+                   lost_in_a_row = CASE WHEN o.anew OR o.moved THEN 0 ELSE j.lost_in_a_row END + o.lost::int,
+                   interrupted_in_a_row = CASE WHEN o.anew OR o.moved THEN 0 ELSE j.interrupted_in_a_row END
+                                          + (o.outcome = 'interrupted')::int,
                    error = o.error::json, version = j.version + 1, worker_id = NULL, deadline_at = NULL,
                    backend_pid = NULL, backend_start = NULL
               FROM old o WHERE j.id = o.id
             RETURNING j.id),
+        m AS (UPDATE job_checkpoints c SET moved = false FROM old o WHERE c.job_id = o.id AND o.moved),
         a AS (
             INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error,
                                   statement_version)
@@ -353,6 +406,8 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
     .bind::<Array<Text>, _>(column(&parts, |p| p.outcome))
     .bind::<Array<BigInt>, _>(column(&parts, |p| p.delay_ms))
     .bind::<Array<Nullable<Text>>, _>(column(&parts, |p| p.error.map(RawJson::text)))
+    .bind::<Array<Bool>, _>(column(&parts, |p| p.lost))
+    .bind::<Array<Bool>, _>(column(&parts, |p| p.anew))
     .load::<Touched>(connection)?;
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
@@ -362,18 +417,30 @@ struct PutBack<'e> {
     outcome: &'static str,
     delay_ms: i64,
     error: Option<&'e RawJson>,
+    /// Its worker died.
+    lost: bool,
+    /// It ended by itself: interruptions are counted anew.
+    anew: bool,
 }
 
 impl<'e> PutBack<'e> {
     fn of(lease: &'e Lease, ending: &'e Ending) -> PutBack<'e> {
-        let (outcome, delay_ms, error) = match ending {
-            Ending::Retry { delay_ms, error } => ("retried", (*delay_ms).max(1), Some(error)),
-            Ending::Snooze { delay_ms, error } => ("snoozed", (*delay_ms).max(1), error.as_ref()),
-            Ending::HandBack { error } => ("interrupted", 0, Some(error)),
-            Ending::Pause => ("paused", 0, None),
-            Ending::Finished(_) => ("interrupted", 0, None),
-        };
-        PutBack { lease, outcome, delay_ms, error }
+        let plain = PutBack { lease, outcome: "interrupted", delay_ms: 0, error: None, lost: false, anew: false };
+        match ending {
+            Ending::Retry { delay_ms, error } => {
+                PutBack { outcome: "retried", delay_ms: (*delay_ms).max(1), error: Some(error), anew: true, ..plain }
+            }
+            // With an error it had nothing to begin with: that says nothing of the work.
+            Ending::Snooze { delay_ms, error } => {
+                let (delay_ms, error, anew) = ((*delay_ms).max(1), error.as_ref(), error.is_none());
+                PutBack { outcome: "snoozed", delay_ms, error, anew, ..plain }
+            }
+            Ending::HandBack { by, error, .. } => {
+                PutBack { error: Some(error), lost: *by == Interruption::WorkerLost, ..plain }
+            }
+            Ending::Pause => PutBack { outcome: "paused", ..plain },
+            Ending::Finished(_) => plain,
+        }
     }
 }
 

@@ -138,11 +138,11 @@ struct Row {
 fn insert_sql(condition: &str) -> String {
     format!(
         "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
-                           timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id)
+                           timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id, time_zone, lock_timeout_ms)
          SELECT id, kind, queue, target, priority, CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
                 args::json, labels::jsonb, now(), greatest(run_at, now()),
                 CASE WHEN run_at > now() THEN NULL ELSE pg_current_xact_id() END,
-                timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id
+                timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id, time_zone, lock_timeout_ms
            FROM i WHERE {condition}
          RETURNING id, created_at, run_at, state = 'scheduled' AS scheduled"
     )
@@ -151,12 +151,13 @@ fn insert_sql(condition: &str) -> String {
 /// The statement, without keys and uploads and with them: most requests have none, and what looks after them costs as
 /// much as a row. An upload is locked until its user is committed, so that nobody deletes it in between.
 fn statement(with_more: bool) -> String {
-    const COLUMNS: &str = "id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id";
-    const CLOCK: &str = "(SELECT require_near_clock($14, $15))";
+    const COLUMNS: &str = "id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id,
+        time_zone, lock_timeout_ms";
+    const CLOCK: &str = "(SELECT require_near_clock($16, $17))";
     if !with_more {
         return format!(
             "WITH i AS MATERIALIZED (
-                SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) AS i({COLUMNS}))
+                SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) AS i({COLUMNS}))
              {}",
             insert_sql(CLOCK)
         );
@@ -165,7 +166,8 @@ fn statement(with_more: bool) -> String {
         "WITH ready AS MATERIALIZED (
             SELECT id FROM uploads WHERE id = ANY($13) AND state = 'ready' ORDER BY id FOR SHARE),
         i AS MATERIALIZED (
-            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $16, $17, $18, $19) WITH ORDINALITY
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $18, $19, $20, $21)
+                WITH ORDINALITY
                 AS i({COLUMNS}, principal, route, key, fingerprint, n)
              WHERE {CLOCK} AND (upload_id IS NULL OR upload_id IN (SELECT id FROM ready))),
         keys AS (
@@ -205,6 +207,8 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         .bind::<Array<BigInt>, _>(column(requests, |r| r.job.result_ttl_ms))
         .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.retry_of))
         .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.job.upload))
+        .bind::<Array<Nullable<Text>>, _>(column(requests, |r| r.job.time_zone.as_deref()))
+        .bind::<Array<Nullable<BigInt>>, _>(column(requests, |r| r.job.lock_timeout_ms))
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).min())
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).max());
     let rows: Vec<Row> = if with_more {
@@ -252,11 +256,11 @@ fn look_up_keys(connection: &mut PgConnection, requests: &[&&Accept]) -> Result<
     Ok(answers)
 }
 
-/// Forgets idempotency keys that are past their time. Says how many.
+/// Forgets idempotency keys that are past their time at `now`. Says how many.
 ///
 /// # Errors
 /// When the database fails.
-pub fn forget_old_keys(connection: &mut PgConnection) -> Result<usize, DbError> {
-    let sql = format!("DELETE FROM idempotency_keys WHERE created_at < now() - interval '{IDEMPOTENCY_KEY_KEPT}'");
-    Ok(diesel::sql_query(sql).execute(connection)?)
+pub fn forget_old_keys(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<usize, DbError> {
+    let sql = format!("DELETE FROM idempotency_keys WHERE created_at < $1 - interval '{IDEMPOTENCY_KEY_KEPT}'");
+    Ok(diesel::sql_query(sql).bind::<Timestamptz, _>(now).execute(connection)?)
 }

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::db::activity::Blocker;
+pub use crate::db::targets::MAX_LOCK_TIMEOUT_MS;
+pub use crate::db::time_zone::{EXPECTED as TIME_ZONE_EXPECTED, MAX_TIME_ZONE_CHARS, is_name as is_time_zone};
+pub use crate::queue::blocked_by::BlockedBy;
 
 /// `timeout_ms` when the caller names none: 1 hour.
 pub const DEFAULT_TIMEOUT_MS: i64 = 3_600_000;
@@ -46,8 +48,10 @@ pub const MAX_NAME_CHARS: usize = 128;
 pub const MAX_ARGS_BYTES: usize = 1024 * 1024;
 /// The deepest nesting of arguments: with the request around them, 64 levels.
 pub const MAX_ARGS_DEPTH: usize = 63;
-/// A job that was interrupted this often ends as `failed`, `poison`.
-pub const MAX_INTERRUPTIONS: i32 = 3;
+/// A job during which so many workers in a row died ends as `failed`, `poison`.
+pub const MAX_LOST_IN_A_ROW: i32 = 3;
+/// The same for interruptions of every kind, orderly shutdowns included.
+pub const MAX_INTERRUPTED_IN_A_ROW: i32 = 20;
 /// An id's time may differ from the database's clock by this much.
 pub const MAX_ID_CLOCK_DIFFERENCE: Duration = Duration::from_secs(86_400);
 
@@ -205,6 +209,11 @@ pub struct NewJob {
     pub labels: BTreeMap<String, String>,
     /// How long its result is kept.
     pub result_ttl_ms: i64,
+    /// The time zone of its sessions on the target, by name. That of the target or its login when absent.
+    pub time_zone: Option<String>,
+    /// How long its statements wait for a lock, in milliseconds: 1 to [`MAX_LOCK_TIMEOUT_MS`]. As the target says when
+    /// absent.
+    pub lock_timeout_ms: Option<i64>,
     /// The upload that its arguments name: kept until the job has ended. An `import`'s is known from its arguments.
     pub upload: Option<Uuid>,
 }
@@ -223,6 +232,8 @@ impl NewJob {
             max_attempts: DEFAULT_MAX_ATTEMPTS,
             labels: BTreeMap::new(),
             result_ttl_ms: DEFAULT_RESULT_TTL_MS,
+            time_zone: None,
+            lock_timeout_ms: None,
             upload: None,
         }
     }
@@ -244,6 +255,13 @@ impl Lease {
     pub fn application_name(&self) -> String {
         format!("slowlane:{}:{}", self.job_id, self.number)
     }
+
+    /// The job whose attempt has this `application_name`; `None` when it is nobody's.
+    pub fn job_of(application_name: &str) -> Option<Uuid> {
+        let (job, lease) = application_name.strip_prefix("slowlane:")?.split_once(':')?;
+        lease.parse::<i64>().ok()?;
+        job.parse().ok()
+    }
 }
 
 /// Why a job or an attempt failed, as its caller sees it.
@@ -263,6 +281,15 @@ pub struct JobError {
     pub hint: Option<String>,
     /// Where in the caller's SQL, in characters from 1.
     pub position: Option<u32>,
+    /// The column that the server names, such as that of a value which it can't read. Left out of the JSON when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub column: Option<String>,
+    /// The constraint that the server names. Left out of the JSON when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<String>,
+    /// After a lock was waited for in vain: who held it when it was looked at last. `None` where nobody was seen.
+    #[serde(default)]
+    pub blocked_by: Option<Vec<BlockedBy>>,
 }
 
 impl JobError {
@@ -277,6 +304,9 @@ impl JobError {
             detail: None,
             hint: None,
             position: None,
+            column: None,
+            constraint: None,
+            blocked_by: None,
         }
     }
 
@@ -379,6 +409,10 @@ pub struct Job {
     pub timeout_ms: i64,
     /// How long its result is kept.
     pub result_ttl_ms: i64,
+    /// The time zone of its sessions, where it names one.
+    pub time_zone: Option<String>,
+    /// How long its statements wait for a lock, where it says that.
+    pub lock_timeout_ms: Option<i64>,
     /// How far it is, where that is known.
     pub progress: Option<JobProgress>,
     /// Rows and bytes, once it has ended.
@@ -420,7 +454,7 @@ pub struct JobProgress {
     pub wait_event: Option<String>,
     /// Whom its session waits for. `None` while nobody has looked.
     #[serde(default)]
-    pub blocked_by: Option<Vec<Blocker>>,
+    pub blocked_by: Option<Vec<BlockedBy>>,
     /// Bytes that its session has in temporary files, where the target's role may see them.
     #[serde(default)]
     pub temp_bytes: Option<i64>,

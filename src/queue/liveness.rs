@@ -1,8 +1,9 @@
-//! Who is alive, by the database's clock, and what the dead left behind.
+//! Who is alive, by their beats, and what the dead left behind.
 //!
-//! One beat per process. A process that hasn't beaten for [`DEAD_AFTER`] is dead: it may still be running, but it
-//! has lost its leases. Ending its sessions on a target is not done here; the janitor does it before it calls
-//! [`rescue`].
+//! One beat per process, and each changes the number in its row. A process whose number was the same for
+//! [`DEAD_AFTER`] is dead: it may still be running, but it has lost its leases. How long that is says the clock that the
+//! looker's machine counts by and nobody sets ([`Sightings`](crate::queue::sightings::Sightings)); the time of a beat is
+//! for people. Ending its sessions on a target is not done here; the janitor does it before it calls [`rescue`].
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,16 +12,17 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Json, Nullable, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Json, Nullable, Text, Timestamptz};
 use serde::Serialize;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::codes::ErrorCode;
-use crate::queue::finish::{self, Ending, Finished};
-use crate::queue::job::{JobError, JobState, Lease, MAX_INTERRUPTIONS, RawJson};
+use crate::queue::finish::{self, Became, Ending, Finished};
+use crate::queue::interruptions::{Interruption, interrupted};
+use crate::queue::job::{JobState, Lease, RawJson};
 use crate::queue::overview::TargetHealth;
+use crate::queue::sightings::Sighted;
 
 /// Between two beats of a process.
 pub const BEAT_EVERY: Duration = Duration::from_secs(2);
@@ -67,45 +69,85 @@ pub fn register(connection: &mut PgConnection, identity: &Identity) -> Result<()
         ))
         .on_conflict(dsl::id)
         .do_update()
-        .set(dsl::beat_at.eq(diesel::dsl::now))
+        .set((dsl::beat_at.eq(diesel::dsl::now), dsl::beat.eq(dsl::beat + 1)))
         .execute(connection)?;
     Ok(())
 }
 
-/// Beats, and says how the process' targets are where there is anything new. `false` when the process was declared dead
-/// meanwhile: its leases are gone, and it goes on under a new id.
+/// Beats, and says how the process' targets are where there is anything new, and that it shuts down where it does.
+/// `false` when the process was declared dead meanwhile: its leases are gone, and it goes on under a new id.
 ///
 /// # Errors
 /// When the database fails.
-pub fn beat(connection: &mut PgConnection, id: Uuid, targets: Option<&[TargetHealth]>) -> Result<bool, DbError> {
-    let changed =
-        prepared("UPDATE workers SET beat_at = clock_timestamp(), targets = coalesce($2, targets) WHERE id = $1")
-            .bind::<diesel::sql_types::Uuid, _>(id)
-            .bind::<Nullable<Json>, _>(targets.map(json).transpose()?)
-            .execute(connection)?;
+pub fn beat(
+    connection: &mut PgConnection,
+    id: Uuid,
+    targets: Option<&[TargetHealth]>,
+    stopping: bool,
+) -> Result<bool, DbError> {
+    let statement = prepared(
+        "UPDATE workers SET beat = beat + 1, beat_at = clock_timestamp(), targets = coalesce($2, targets),
+                stopping_at = CASE WHEN $3 THEN coalesce(stopping_at, clock_timestamp()) END
+          WHERE id = $1",
+    );
+    let changed = statement
+        .bind::<diesel::sql_types::Uuid, _>(id)
+        .bind::<Nullable<Json>, _>(targets.map(json).transpose()?)
+        .bind::<Bool, _>(stopping)
+        .execute(connection)?;
     Ok(changed == 1)
 }
 
-/// Takes a process off the list, at its own end.
+/// Takes a process off the list, at its own end. What it still holds was left in order, and stays known as such.
 ///
 /// # Errors
 /// When the database fails.
 pub fn unregister(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
-    use crate::db::schema::workers::dsl;
-    diesel::delete(dsl::workers.find(id)).execute(connection)?;
+    // In a statement of its own it could be there without the other.
+    prepared(
+        "WITH w AS (DELETE FROM workers WHERE id = $1 RETURNING id)
+         INSERT INTO stopped_workers (id, stopped_at) SELECT w.id, clock_timestamp() FROM w ON CONFLICT (id) DO NOTHING",
+    )
+    .bind::<diesel::sql_types::Uuid, _>(id)
+    .execute(connection)?;
     Ok(())
 }
 
-/// Takes processes off the list that have been dead for an hour and hold nothing any more.
+/// How often each process on the list has beaten.
 ///
 /// # Errors
 /// When the database fails.
-pub fn forget_the_dead(connection: &mut PgConnection) -> Result<usize, DbError> {
+pub fn beats(connection: &mut PgConnection) -> Result<Vec<Sighted>, DbError> {
+    use crate::db::schema::workers::dsl;
+    let rows: Vec<(Uuid, i64)> = dsl::workers.select((dsl::id, dsl::beat)).load(connection)?;
+    Ok(rows.into_iter().map(|(id, beat)| Sighted { id, beat }).collect())
+}
+
+/// Takes those of the dead off the list that have been so for an hour, by the clock, and hold nothing any more; and forgets
+/// those that had stopped before.
+///
+/// # Errors
+/// When the database fails.
+pub fn forget_the_dead(connection: &mut PgConnection, dead: &[Sighted]) -> Result<usize, DbError> {
+    let (ids, beats) = columns(dead);
+    diesel::sql_query(
+        "DELETE FROM stopped_workers s
+          WHERE s.stopped_at < clock_timestamp() - interval '1 hour'
+            AND NOT EXISTS (SELECT FROM jobs j WHERE j.worker_id = s.id AND j.state = 'running')",
+    )
+    .execute(connection)?;
     Ok(diesel::sql_query(
-        "DELETE FROM workers w WHERE w.beat_at < clock_timestamp() - interval '1 hour'
+        "DELETE FROM workers w USING unnest($1, $2) AS d(id, beat)
+          WHERE w.id = d.id AND w.beat = d.beat AND w.beat_at < clock_timestamp() - interval '1 hour'
             AND NOT EXISTS (SELECT FROM jobs j WHERE j.worker_id = w.id AND j.state = 'running')",
     )
+    .bind::<Array<diesel::sql_types::Uuid>, _>(ids)
+    .bind::<Array<BigInt>, _>(beats)
     .execute(connection)?)
+}
+
+fn columns(sighted: &[Sighted]) -> (Vec<Uuid>, Vec<i64>) {
+    sighted.iter().map(|worker| (worker.id, worker.beat)).unzip()
 }
 
 /// A running attempt as its row says.
@@ -115,27 +157,28 @@ pub struct Held {
     pub lease: Lease,
     /// The kind of work.
     pub kind: String,
-    /// Interruptions so far.
-    pub interruptions: i32,
+    /// The database that it was to run on.
+    pub target: String,
+    /// Attempts charged, this one included.
+    pub attempt: i32,
 }
 
-/// What this process holds by the rows, claimed at least 10 s ago: to be compared with what it really runs.
+/// What this process holds by the rows: to be compared with what it really runs. A claim whose answer is on its way is
+/// among them.
 ///
 /// # Errors
 /// When the database fails.
 pub fn held(connection: &mut PgConnection, worker_id: Uuid) -> Result<Vec<Held>, DbError> {
     use crate::db::schema::jobs::dsl;
-    let rows: Vec<(Uuid, i64, String, i32)> = dsl::jobs
+    let rows: Vec<(Uuid, i64, String, String, i32)> = dsl::jobs
         .filter(dsl::worker_id.eq(worker_id).and(dsl::state.eq(JobState::Running.as_str())))
-        .filter(
-            dsl::started_at.lt(diesel::dsl::sql::<Nullable<Timestamptz>>("clock_timestamp() - interval '10 seconds'")),
-        )
-        .select((dsl::id, dsl::lease, dsl::kind, dsl::interruptions))
+        .select((dsl::id, dsl::lease, dsl::kind, dsl::target, dsl::attempt))
         .load(connection)?;
-    let held = |(job_id, number, kind, interruptions)| Held {
+    let held = |(job_id, number, kind, target, attempt)| Held {
         lease: Lease { job_id, number, worker_id },
         kind,
-        interruptions,
+        target,
+        attempt,
     };
     Ok(rows.into_iter().map(held).collect())
 }
@@ -155,8 +198,14 @@ pub struct Orphan {
     pub backend_start: Option<DateTime<Utc>>,
     /// Its cancellation was asked for.
     pub cancel_requested: bool,
-    /// Interruptions before this one.
-    pub interruptions: i32,
+    /// Attempts charged, this one included.
+    pub attempt: i32,
+    /// How long ago it was claimed, by the database's clock, in milliseconds.
+    pub age_ms: i64,
+    /// The beat with which its owner was found dead; `None` when the owner isn't on the list any more.
+    pub beat: Option<i64>,
+    /// Its owner was shutting down, or had done so.
+    pub stopping: bool,
 }
 
 #[derive(QueryableByName)]
@@ -178,11 +227,17 @@ struct OrphanRow {
     #[diesel(sql_type = Bool)]
     cancel_requested: bool,
     #[diesel(sql_type = Integer)]
-    interruptions: i32,
+    attempt: i32,
+    #[diesel(sql_type = BigInt)]
+    age_ms: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    beat: Option<i64>,
+    #[diesel(sql_type = Bool)]
+    stopping: bool,
 }
 
-/// At most `most` running jobs of these kinds and targets whose owner is dead or not on the list. None within
-/// [`DEAD_AFTER`] of the server's start: everybody was silent then.
+/// At most `most` running jobs of these kinds and targets whose owner is one of `dead`, and hasn't beaten since that was
+/// found, or isn't on the list.
 ///
 /// # Errors
 /// When the database fails.
@@ -190,20 +245,24 @@ pub fn orphans(
     connection: &mut PgConnection,
     kinds: &[String],
     targets: &[String],
+    dead: &[Sighted],
     most: i64,
 ) -> Result<Vec<Orphan>, DbError> {
+    let (ids, beats) = columns(dead);
     let rows = diesel::sql_query(
-        "SELECT j.id, j.lease, j.worker_id, j.kind, j.target, j.backend_pid, j.backend_start,
-                j.cancel_requested_at IS NOT NULL AS cancel_requested, j.interruptions
-           FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id
+        "SELECT j.id, j.lease, j.worker_id, j.kind, j.target, j.backend_pid, j.backend_start, j.attempt,
+                j.cancel_requested_at IS NOT NULL AS cancel_requested, w.beat,
+                greatest(0, extract(epoch FROM clock_timestamp() - j.started_at) * 1000)::bigint AS age_ms,
+                w.stopping_at IS NOT NULL OR s.id IS NOT NULL AS stopping
+           FROM jobs j LEFT JOIN workers w ON w.id = j.worker_id LEFT JOIN stopped_workers s ON s.id = j.worker_id
           WHERE j.state = 'running' AND j.kind = ANY($1) AND j.target = ANY($2)
-            AND (w.id IS NULL OR w.beat_at < clock_timestamp() - $3 * interval '1 second')
-            AND pg_postmaster_start_time() < clock_timestamp() - $3 * interval '1 second'
-          ORDER BY j.id LIMIT $4",
+            AND (w.id IS NULL OR (w.id, w.beat) IN (SELECT d.id, d.beat FROM unnest($3, $4) AS d(id, beat)))
+          ORDER BY j.id LIMIT $5",
     )
     .bind::<Array<Text>, _>(kinds)
     .bind::<Array<Text>, _>(targets)
-    .bind::<Double, _>(DEAD_AFTER.as_secs_f64())
+    .bind::<Array<diesel::sql_types::Uuid>, _>(ids)
+    .bind::<Array<BigInt>, _>(beats)
     .bind::<BigInt, _>(most)
     .load::<OrphanRow>(connection)?;
     Ok(rows
@@ -215,56 +274,54 @@ pub fn orphans(
             backend_pid: row.backend_pid,
             backend_start: row.backend_start,
             cancel_requested: row.cancel_requested,
-            interruptions: row.interruptions,
+            attempt: row.attempt,
+            age_ms: row.age_ms,
+            beat: row.beat,
+            stopping: row.stopping,
         })
         .collect())
 }
 
 /// Takes an orphan from its dead owner, to end as `ending` says. Call it only when the owner is buried, its sessions on
-/// the target are gone, and no transaction of it is in doubt. `false` when it isn't buried, or somebody was faster.
+/// the target are gone, and no transaction of it is in doubt. What became of it; `None` when the owner isn't buried, or
+/// somebody was faster.
 ///
 /// # Errors
 /// When the database fails.
-pub fn rescue(connection: &mut PgConnection, orphan: &Orphan, ending: Ending) -> Result<bool, DbError> {
+pub fn rescue(connection: &mut PgConnection, orphan: &Orphan, ending: Ending) -> Result<Option<Became>, DbError> {
     use crate::db::schema::workers::dsl;
     let buried =
         dsl::workers.find(orphan.lease.worker_id).select(dsl::id).first::<Uuid>(connection).optional()?.is_none();
     if !buried {
-        return Ok(false);
+        return Ok(None);
     }
     let endings = [(orphan.lease, ending)];
-    Ok(!finish::end_for_the_dead(connection, &endings)?.is_empty())
+    Ok(finish::end_for_the_dead(connection, &endings)?.remove(&orphan.lease.job_id))
 }
 
 /// Makes sure that a process is dead, and stays so: from now on it can neither claim nor begin anything, and it
-/// finds its row gone at its next beat. `false` when it is alive.
+/// finds its row gone at its next beat. `beat` is the one with which it was found dead, `None` when it wasn't on the list.
+/// `false` when it has beaten since: it is alive. That it was shutting down outlives its row: not all that it left is
+/// taken at once.
 ///
 /// # Errors
 /// When the database fails.
-pub fn bury(connection: &mut PgConnection, worker_id: Uuid) -> Result<bool, DbError> {
-    connection.transaction(|connection| try_bury(connection, worker_id))
-}
-
-fn try_bury(connection: &mut PgConnection, worker_id: Uuid) -> Result<bool, DbError> {
-    #[derive(QueryableByName)]
-    struct Alive {
-        #[diesel(sql_type = Bool)]
-        alive: bool,
-    }
-    let rows = diesel::sql_query(
-        "SELECT beat_at >= clock_timestamp() - $2 * interval '1 second' AS alive FROM workers WHERE id = $1 FOR UPDATE",
+pub fn bury(connection: &mut PgConnection, worker_id: Uuid, beat: Option<i64>) -> Result<bool, DbError> {
+    use crate::db::schema::workers::dsl;
+    // A beat at the same moment is before this, and changes the number, or after it, and finds no row.
+    prepared(
+        "WITH w AS (DELETE FROM workers WHERE id = $1 AND beat = $2 RETURNING id, stopping_at)
+         INSERT INTO stopped_workers (id, stopped_at) SELECT w.id, clock_timestamp() FROM w WHERE w.stopping_at IS NOT NULL
+         ON CONFLICT (id) DO NOTHING",
     )
     .bind::<diesel::sql_types::Uuid, _>(worker_id)
-    .bind::<Double, _>(DEAD_AFTER.as_secs_f64())
-    .load::<Alive>(connection)?;
-    if rows.iter().any(|row| row.alive) {
-        return Ok(false);
-    }
-    unregister(connection, worker_id)?;
-    Ok(true)
+    .bind::<Nullable<BigInt>, _>(beat)
+    .execute(connection)?;
+    Ok(dsl::workers.find(worker_id).select(dsl::id).first::<Uuid>(connection).optional()?.is_none())
 }
 
-/// The end of an orphan of which nothing is in doubt: handed back if its kind may run again, ended otherwise.
+/// The end of an orphan of which nothing is in doubt: handed back if its kind may run again, ended otherwise. A worker that
+/// shut down, or was doing so when it died, is no loss: whoever stopped it lost patience, or a row was locked.
 ///
 /// # Errors
 /// Never in practice: the error has a JSON form.
@@ -272,35 +329,10 @@ pub fn ending_of(orphan: &Orphan, repeatable: bool) -> Result<Ending, DbError> {
     if orphan.cancel_requested && repeatable {
         return Ok(Ending::Finished(Finished { interrupted: true, ..Finished::plain(JobState::Cancelled) }));
     }
-    interrupted(orphan.interruptions, repeatable, "the worker died")
-}
-
-/// The end of an attempt that was interrupted: handed back, or `poison` when it is one too many. One that may not be
-/// repeated ends as `outcome_unknown`.
-///
-/// # Errors
-/// Never in practice: the error has a JSON form.
-pub fn interrupted(interruptions_before: i32, repeatable: bool, why: &str) -> Result<Ending, DbError> {
-    if !repeatable {
-        return failed(&outcome_unknown(why));
+    match orphan.stopping {
+        true => interrupted(Interruption::HandedBack, repeatable, "its worker was ended while it shut down"),
+        false => interrupted(Interruption::WorkerLost, repeatable, "the worker died"),
     }
-    if interruptions_before.saturating_add(1) >= MAX_INTERRUPTIONS {
-        let message = format!("interrupted {MAX_INTERRUPTIONS} times, the last time because {why}");
-        let error = JobError::new(ErrorCode::Poison, message).with_hint("it may be what ends the process that runs it");
-        return failed(&error);
-    }
-    let error = JobError::new(ErrorCode::Interrupted, why).retryable();
-    Ok(Ending::HandBack { error: json(&error)? })
-}
-
-/// The error of an attempt that may have taken effect and may not be repeated.
-pub fn outcome_unknown(why: &str) -> JobError {
-    JobError::new(ErrorCode::OutcomeUnknown, format!("{why}, and nobody knows whether its work took effect"))
-        .with_hint("look at the target before you submit it again")
-}
-
-fn failed(error: &JobError) -> Result<Ending, DbError> {
-    Ok(Ending::Finished(Finished { error: Some(json(error)?), interrupted: true, ..Finished::plain(JobState::Failed) }))
 }
 
 fn json<T: Serialize + ?Sized>(value: &T) -> Result<RawJson, DbError> {

@@ -16,6 +16,10 @@
 //! | [`checkpoint`] | what survives a crash: cursors, and transactions about to be committed |
 //! | [`promote`] | scheduled jobs become claimable |
 //! | [`liveness`] | heartbeats, and what the dead left behind |
+//! | [`sightings`] | who was seen to beat, and who is dead |
+//! | [`interruptions`] | how many interruptions in a row a job may have |
+//! | [`report`] | one line of the process' log for each attempt that ended |
+//! | [`clock`] | the database's clock, as far as a step of it is believed |
 //! | [`log`] | what attempts say while they run |
 //! | [`attempts`] | the attempts of a job |
 //! | [`retry`] | a job that failed becomes a new one |
@@ -29,15 +33,19 @@
 
 pub mod accept;
 pub mod attempts;
+mod blocked_by;
 pub mod cancel;
 pub mod checkpoint;
 pub mod claim;
+pub mod clock;
 pub mod codes;
 pub mod enqueue;
 pub mod finish;
 pub mod history;
 pub mod insert;
+pub mod interruptions;
 pub mod job;
+pub mod leavings;
 pub mod liveness;
 pub mod log;
 pub mod overview;
@@ -48,7 +56,9 @@ pub mod progress;
 pub mod promote;
 pub mod queues;
 pub mod read;
+pub mod report;
 pub mod retry;
+pub mod sightings;
 pub mod signals;
 
 pub use codes::ErrorCode;

@@ -219,7 +219,9 @@ fn workers(connection: &mut PgConnection, at: DateTime<Utc>) -> Result<Vec<Worke
     )
     .load::<WorkerRow>(connection)?;
     let worker = |row: WorkerRow| {
-        let silent = (at - row.beat_at).to_std().unwrap_or_default();
+        // One that beats writes the clock as it is. So one whose beat is from the future hasn't beaten since the clock was
+        // set back.
+        let silent = (at - row.beat_at).abs().to_std().unwrap_or_default();
         let state = match silent {
             silent if silent >= DEAD_AFTER => WorkerState::Dead,
             silent if silent >= BEAT_EVERY * 3 => WorkerState::Late,

@@ -11,7 +11,7 @@ use diesel::sql_types::{Array, BigInt, Json, Nullable, Text};
 
 use crate::db::activity::{Activity, CommandProgress};
 use crate::db::{DbError, prepared};
-use crate::queue::job::{JobProgress, Lease, ProgressBasis, RawJson};
+use crate::queue::job::{BlockedBy, JobProgress, Lease, ProgressBasis, RawJson};
 use crate::queue::log::cut;
 
 /// What is shown of an attempt whose work has said nothing.
@@ -154,7 +154,7 @@ impl Progress {
             basis,
             eta_ms,
             wait_event: seen.and_then(|seen| seen.wait_event.clone()),
-            blocked_by: seen.map(|seen| seen.blocked_by.clone()),
+            blocked_by: seen.map(|seen| seen.blocked_by.iter().cloned().map(BlockedBy::from).collect()),
             temp_bytes: seen.and_then(|seen| seen.temp_bytes),
             sampled_at: Utc::now(),
         })
@@ -296,6 +296,7 @@ mod tests {
     use super::*;
     use crate::db::activity::Blocker;
     use crate::db::targets::TargetBackend;
+    use uuid::Uuid;
 
     fn rows(done: i64, total: Option<i64>, basis: ProgressBasis) -> Report {
         Report { phase: "copying".to_owned(), done, total, unit: "rows".to_owned(), basis }
@@ -319,6 +320,23 @@ mod tests {
     fn shown(progress: &mut Progress) -> (String, i64, Option<i64>, ProgressBasis) {
         let now = progress.now().unwrap();
         (now.phase, now.done, now.total, now.basis)
+    }
+
+    #[test]
+    fn a_blocker_of_ours_is_told_with_its_job() {
+        let lease = Lease { job_id: Uuid::now_v7(), number: 7, worker_id: Uuid::now_v7() };
+        for (name, job) in [
+            (lease.application_name(), Some(lease.job_id)),
+            ("psql".to_owned(), None),
+            (format!("slowlane:{}", lease.job_id), None),
+            (format!("slowlane:{}:x", lease.job_id), None),
+            ("slowlane:nothing:1".to_owned(), None),
+        ] {
+            let mut progress = Progress::default();
+            let blocker = Blocker { pid: 2, application_name: Some(name.clone()) };
+            progress.seen(Activity { blocked_by: vec![blocker], ..activity(None) });
+            assert_eq!(progress.now().unwrap().blocked_by.unwrap()[0].job_id, job, "{name}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ const LIVE_COLUMNS: &str =
     "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
         j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
         NULL::timestamptz AS finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
+        j.time_zone, j.lock_timeout_ms,
         NULL::bigint AS rows_returned, NULL::bigint AS rows_affected, NULL::bigint AS result_bytes,
         (SELECT json_build_object('phase', p.phase, 'done', p.done, 'total', p.total, 'unit', p.unit, 'basis', p.basis,
                                   'eta_ms', p.eta_ms, 'wait_event', p.wait_event, 'blocked_by', p.blocked_by,
@@ -29,6 +30,7 @@ const FINISHED_COLUMNS: &str =
     "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
         j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
         j.finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
+        j.time_zone, j.lock_timeout_ms,
         j.rows_returned, j.rows_affected, j.result_bytes,
         j.progress, j.output, j.error, j.retry_of, j.statement_version";
 const RESULT_COLUMNS: &str =
@@ -79,6 +81,10 @@ struct JobRow {
     cancel_requested_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = BigInt)]
     result_ttl_ms: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    time_zone: Option<String>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    lock_timeout_ms: Option<i64>,
     #[diesel(sql_type = Nullable<BigInt>)]
     rows_returned: Option<i64>,
     #[diesel(sql_type = Nullable<BigInt>)]
@@ -132,6 +138,8 @@ impl From<JobRow> for Job {
             deadline_at: row.deadline_at,
             timeout_ms: row.timeout_ms,
             result_ttl_ms: row.result_ttl_ms,
+            time_zone: row.time_zone,
+            lock_timeout_ms: row.lock_timeout_ms,
             // Written by this program; one that can't be read is no reason to hide the job.
             progress: row.progress.and_then(|json| serde_json::from_str::<JobProgress>(json.text()).ok()),
             statistics: JobStatistics {

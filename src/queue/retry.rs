@@ -48,6 +48,8 @@ fn again(job: Job) -> NewJob {
         max_attempts: job.max_attempts,
         labels: job.labels,
         result_ttl_ms: job.result_ttl_ms,
+        time_zone: job.time_zone,
+        lock_timeout_ms: job.lock_timeout_ms,
         // The kind says it.
         upload: None,
     }

@@ -1,0 +1,125 @@
+//! One line of the process' log for each attempt that ended, once its end is stored.
+//!
+//! A line has the job's id, kind, target and attempt, how long that took, and the code of its error: never arguments, SQL or a
+//! message, which may hold values of the caller's. Jobs that failed are warnings, the others are told at level info.
+
+use std::time::Duration;
+
+use log::Level;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::queue::codes::ErrorCode;
+use crate::queue::finish::{Became, Ending};
+use crate::queue::job::{BlockedBy, Job, JobState, RawJson};
+
+/// The name under which these lines are logged: filters choose by it.
+pub const LOG_TARGET: &str = "slowlane::jobs";
+
+/// The longest name that is shown, in characters. Kinds and codes of an embedder's are his own words.
+const SHOWN: usize = 128;
+
+/// An attempt that ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempted<'a> {
+    /// The job.
+    pub job_id: Uuid,
+    /// The kind of work.
+    pub kind: &'a str,
+    /// The database that it was to run on.
+    pub target: &'a str,
+    /// The number of the attempt, from 1.
+    pub attempt: i32,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+/// Tells how an attempt ended, once that is stored.
+pub fn ended(attempted: &Attempted<'_>, ending: &Ending, became: Became) {
+    let (level, text) = match (became, ending) {
+        (Became::Cancelled, _) => (Level::Info, "a job was cancelled"),
+        (Became::Poison, _) => (Level::Warn, "a job failed"),
+        (Became::AsSaid, Ending::Finished(finished)) => match finished.state {
+            JobState::Succeeded => (Level::Info, "a job succeeded"),
+            JobState::Cancelled => (Level::Info, "a job was cancelled"),
+            _ => (Level::Warn, "a job failed"),
+        },
+        (Became::AsSaid, Ending::Retry { .. }) => (Level::Info, "an attempt failed, and the job is tried again"),
+        (Became::AsSaid, Ending::Snooze { .. }) => (Level::Info, "a job is put off"),
+        (Became::AsSaid, Ending::HandBack { .. }) => (Level::Info, "a job is handed back"),
+        (Became::AsSaid, Ending::Pause) => (Level::Info, "a job is paused"),
+    };
+    // Under load there are thousands a second, and most are filtered out.
+    if log::log_enabled!(target: LOG_TARGET, level) {
+        say(level, text, attempted, told(ending, became));
+    }
+}
+
+/// Tells that a job was cancelled that no attempt of ran.
+pub fn cancelled(job: &Job) {
+    let (kind, target) = (job.kind.as_str(), job.target.as_str());
+    let attempted = Attempted { job_id: job.id, kind, target, attempt: job.attempt, took: Duration::ZERO };
+    say(Level::Info, "a job was cancelled", &attempted, None);
+}
+
+fn say(level: Level, text: &str, attempted: &Attempted<'_>, told: Option<Coded>) {
+    let job = attempted.job_id.to_string();
+    let (kind, target, attempt) = (shown(attempted.kind), shown(attempted.target), attempted.attempt);
+    let duration_ms = u64::try_from(attempted.took.as_millis()).unwrap_or(u64::MAX);
+    let code = told.as_ref().map(|told| shown(&told.code));
+    let blockers = told.and_then(|told| told.blocked_by).unwrap_or_default();
+    match code {
+        Some(code) if !blockers.is_empty() => log::log!(
+            target: LOG_TARGET, level,
+            job = job, kind = kind, target = target, code = code, attempt = attempt, duration_ms = duration_ms,
+            blocked_by = shown(&blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")); "{text}"
+        ),
+        Some(code) => log::log!(
+            target: LOG_TARGET, level,
+            job = job, kind = kind, target = target, code = code, attempt = attempt, duration_ms = duration_ms; "{text}"
+        ),
+        None => log::log!(
+            target: LOG_TARGET, level,
+            job = job, kind = kind, target = target, attempt = attempt, duration_ms = duration_ms; "{text}"
+        ),
+    }
+}
+
+#[derive(Deserialize)]
+struct Coded {
+    code: String,
+    /// Who held a lock that was waited for in vain.
+    #[serde(default)]
+    blocked_by: Option<Vec<BlockedBy>>,
+}
+
+fn told(ending: &Ending, became: Became) -> Option<Coded> {
+    let error: &RawJson = match (became, ending) {
+        (Became::Cancelled, _) => return None,
+        (Became::Poison, _) => return Some(Coded { code: ErrorCode::Poison.into(), blocked_by: None }),
+        (_, Ending::Finished(finished)) => finished.error.as_ref()?,
+        (_, Ending::Retry { error, .. } | Ending::HandBack { error, .. }) => error,
+        (_, Ending::Snooze { error, .. }) => error.as_ref()?,
+        (_, Ending::Pause) => return None,
+    };
+    serde_json::from_str(error.text()).ok()
+}
+
+/// One line stays one line, whatever a name holds.
+fn shown(name: &str) -> String {
+    let safe =
+        name.chars().take(SHOWN).flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] });
+    safe.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_stays_on_its_line_and_short() {
+        assert_eq!(shown("query"), "query");
+        assert_eq!(shown("a\nWARN b\u{1b}[1m"), "a\\nWARN b\\u{1b}[1m");
+        assert_eq!(shown(&"é".repeat(1000)).chars().count(), SHOWN);
+    }
+}

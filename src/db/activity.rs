@@ -106,7 +106,7 @@ impl Observer {
         let source = source.clone().with("application_name", NAME);
         let setup = format!(
             "SET ROLE NONE; SET statement_timeout = {TIMEOUT_MS}; SET TimeZone = 'UTC'; SET default_transaction_read_only = on;
-             SET jit = off; SET search_path = pg_catalog"
+             SET jit = off; SET search_path = pg_catalog, pg_temp"
         );
         let answer = Duration::from_millis(TIMEOUT_MS).saturating_add(ANSWER_SLACK);
         Observer { manager: Manager::work(source, &setup).answering_within(answer), connection: None }

@@ -16,7 +16,24 @@ use crate::pq::{Notice, Patience, PqError, Session};
 /// counts as committed, with a warning.
 const LIMIT: Duration = Duration::from_secs(10);
 /// At least `on`: a weaker setting is that of whoever works.
-const SETUP: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning;";
+const SETUP: &str = "SET search_path = pg_catalog, pg_temp; SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning;";
+
+/// Why a flush isn't known to have been done.
+#[derive(Debug, thiserror::Error)]
+pub enum FlushError {
+    /// No session for it could be opened.
+    #[error("no connection for the flush of its WAL could be opened: {0}")]
+    NoSession(String),
+    /// It began, and didn't end in time.
+    #[error("the target's WAL could not be flushed: {0}")]
+    Failed(String),
+}
+
+impl From<FlushError> for DbError {
+    fn from(error: FlushError) -> DbError {
+        DbError::Unavailable(error.to_string())
+    }
+}
 
 /// Its sessions' `application_name`.
 pub(super) const NAME: &str = "slowlane flush";
@@ -62,7 +79,7 @@ impl Flusher {
     ///
     /// # Errors
     /// When that isn't known within 10 s.
-    pub(super) fn flush(&self) -> Result<ServerLife, DbError> {
+    pub(super) fn flush(&self) -> Result<ServerLife, FlushError> {
         let arrived = self.begun.load(Ordering::SeqCst);
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // One that began after our arrival has covered us, or found out for us that it can't be done.
@@ -70,7 +87,7 @@ impl Flusher {
             return Ok(server.clone());
         }
         if self.failed.load(Ordering::SeqCst) > arrived {
-            return Err(DbError::Unavailable("the target's WAL could not be flushed".to_owned()));
+            return Err(FlushError::Failed("another flush at the same moment failed".to_owned()));
         }
         let number = self.begun.fetch_add(1, Ordering::SeqCst).saturating_add(1);
         match self.commit(&mut turn.session) {
@@ -82,7 +99,7 @@ impl Flusher {
                 self.failed.store(number, Ordering::SeqCst);
                 let given_up = turn.session.take().map(|session| session.backend_pid());
                 *self.given_up.lock().unwrap_or_else(PoisonError::into_inner) = given_up;
-                Err(DbError::Unavailable(format!("the target's WAL could not be flushed: {error}")))
+                Err(error)
             }
         }
     }
@@ -93,18 +110,40 @@ impl Flusher {
     }
 
     /// A session that lay in wait may have died: then once more with a fresh one.
-    fn commit(&self, place: &mut Option<Session>) -> Result<ServerLife, PqError> {
+    fn commit(&self, place: &mut Option<Session>) -> Result<ServerLife, FlushError> {
+        let failed = |error: PqError| FlushError::Failed(error.message);
         if let Some(session) = place.as_mut() {
             match commit(session) {
                 Err(_) if session.is_broken() => {}
-                outcome => return outcome,
+                outcome => return outcome.map_err(failed),
             }
         }
-        let mut session = self.source.connect(Session::connect)?;
-        session.allow(Patience::Each(LIMIT));
-        session.execute_batch(&format!("{SETUP} {SAFE_COMMITS_SQL}"))?;
         // Kept also when it fails: it is known then which process to end.
-        commit(place.insert(session))
+        commit(place.insert(self.open()?)).map_err(failed)
+    }
+
+    fn open(&self) -> Result<Session, FlushError> {
+        let open = || {
+            let mut session = self.source.connect(Session::connect)?;
+            session.allow(Patience::Each(LIMIT));
+            session.execute_batch(&format!("{SETUP} {SAFE_COMMITS_SQL}"))?;
+            Ok(session)
+        };
+        open().map_err(|error: PqError| FlushError::NoSession(error.message))
+    }
+
+    /// Opens the session before it is needed, where there is none: who has taken locks already would hold them while it
+    /// waits for a free slot of the server.
+    ///
+    /// # Errors
+    /// [`FlushError::NoSession`].
+    pub(super) fn reserve(&self) -> Result<(), FlushError> {
+        // Somebody flushes at the moment: there is one, or its user finds out.
+        let Ok(mut turn) = self.turn.try_lock() else { return Ok(()) };
+        if turn.session.as_ref().is_none_or(Session::is_broken) {
+            turn.session = Some(self.open()?);
+        }
+        Ok(())
     }
 }
 

@@ -105,7 +105,7 @@ impl Manager {
     }
 
     fn connect_to(&self, dsn: &Dsn) -> Result<PgConnection, DbError> {
-        self.source.once(|| vet(dsn))?;
+        self.source.once(|| vet(dsn)).map_err(|error| DbError::Unavailable(error.message))?;
         let refused = |failure: ConnectFailure| DbError::Unavailable(failure.explain(dsn));
         let mut connection = line::establish(dsn, self.patience).map_err(refused)?;
         if !self.cached_statements {

@@ -130,7 +130,7 @@ impl ConnectError for DbError {
 
 impl ConnectError for PqError {
     fn trouble(&self) -> Option<String> {
-        matches!(self.kind, PqErrorKind::Connect | PqErrorKind::ConnectionLost).then(|| self.message.clone())
+        matches!(self.kind, PqErrorKind::Connect(_) | PqErrorKind::ConnectionLost).then(|| self.message.clone())
     }
 
     fn refused(reason: String) -> PqError {

@@ -7,7 +7,7 @@
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Text};
+use diesel::sql_types::{Bool, Nullable, Text};
 
 use crate::db::DbError;
 use crate::pq::quote::{identifier, literal};
@@ -102,6 +102,57 @@ fn set_up_database(superuser: &mut PgConnection, database: &str, owner: &str) ->
         superuser.batch_execute(&format!("CREATE DATABASE {} OWNER {}", identifier(database), identifier(owner)))?;
     }
     Ok(())
+}
+
+/// How the role of a session stands to the queue's schema, as the catalog has it: it may be asked by a role without any right.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Standing {
+    /// The session's role.
+    #[diesel(sql_type = Text)]
+    pub role: String,
+    /// Its database.
+    #[diesel(sql_type = Text)]
+    pub database: String,
+    /// Who owns the schema; `None` where there is none yet.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub owner: Option<String>,
+    /// The role may use the schema, and read and change its jobs, as far as there are any tables.
+    #[diesel(sql_type = Bool)]
+    pub may_use: bool,
+    /// The role is the owner, or can act as it by saying so.
+    #[diesel(sql_type = Bool)]
+    pub may_act: bool,
+    /// The role may create a schema in the database.
+    #[diesel(sql_type = Bool)]
+    pub may_create: bool,
+}
+
+/// How the role of this session stands to the queue's schema.
+///
+/// # Errors
+/// When the database fails.
+pub fn standing(connection: &mut PgConnection) -> Result<Standing, DbError> {
+    let row = diesel::sql_query(
+        "SELECT current_user::text AS role, current_database()::text AS database,
+                pg_get_userbyid(n.nspowner)::text AS owner,
+                coalesce(has_schema_privilege(n.oid, 'USAGE'), true) AND NOT EXISTS (
+                    SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND (
+                        c.relname = '__diesel_schema_migrations' AND NOT has_table_privilege(c.oid, 'SELECT')
+                        OR c.relname = 'jobs' AND EXISTS (
+                            SELECT FROM unnest('{SELECT,INSERT,UPDATE,DELETE}'::text[]) AS needed(right_)
+                             WHERE NOT has_table_privilege(c.oid, needed.right_)))) AS may_use,
+                coalesce(CASE WHEN current_setting('server_version_num')::int >= 160000
+                              THEN pg_has_role(n.nspowner, 'SET') ELSE pg_has_role(n.nspowner, 'MEMBER') END, true) AS may_act,
+                has_database_privilege(current_database(), 'CREATE') AS may_create
+           FROM (SELECT) AS always LEFT JOIN pg_namespace n ON n.nspname = 'slowlane'",
+    );
+    Ok(row.get_result(connection)?)
+}
+
+/// A role's name as a word of a command line.
+pub fn shell_word(role: &str) -> String {
+    let plain = !role.is_empty() && role.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    if plain { role.to_owned() } else { format!("'{}'", role.replace('\'', "'\\''")) }
 }
 
 /// Lets a role enqueue by SQL, as the schema's owner and after migrating: it sees no table and no job.

@@ -29,8 +29,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// [`DbError::Unavailable`] with what to do about it, or what the server says.
 pub fn open_alone(dsn: &Dsn, application_name: &str) -> Result<Session, DbError> {
     let source = Source::from(dsn).for_connecting().with("application_name", application_name);
-    vet(source.dsn())?;
     let unavailable = |error: PqError| DbError::Unavailable(error.message);
+    vet(source.dsn()).map_err(unavailable)?;
     let mut session = Session::connect(source.dsn()).map_err(unavailable)?;
     session.allow(Patience::Each(ANSWER));
     session

@@ -47,23 +47,17 @@ struct Inner {
 }
 
 impl Supervisor {
-    /// The first session, and what keeps it.
-    ///
-    /// # Errors
-    /// When the target can't be reached.
-    pub(super) fn open(source: &Source) -> Result<(Supervisor, PgConnection), DbError> {
+    /// Connects when it is first needed.
+    pub(super) fn new(source: &Source) -> Supervisor {
         let source = source.clone().with("application_name", "slowlane supervisor");
-        // Whatever role the login is set to take on: what it opened is known by the login itself, and may be ended by it.
-        let setup = format!("SET ROLE NONE; SET statement_timeout = {TIMEOUT_MS}; SET TimeZone = 'UTC'");
+        // Whatever role the login is set to take on: what it opened is known by the login itself, and may be ended by it. And
+        // whatever its search_path: a view of somebody else's would hide sessions that are still there.
+        let setup = format!(
+            "SET ROLE NONE; SET search_path = pg_catalog, pg_temp; SET statement_timeout = {TIMEOUT_MS}; SET TimeZone = 'UTC'"
+        );
         let manager = Manager::work(source, &setup).answering_within(ANSWER);
-        let first = manager.open()?;
         let inner = Mutex::new(Inner { idle: None, in_use: 0 });
-        Ok((Supervisor { manager, inner, given_back: Condvar::new() }, first))
-    }
-
-    /// Keeps a session for whoever asks next.
-    pub(super) fn keep(&self, connection: PgConnection) {
-        self.lock().idle.get_or_insert(connection);
+        Supervisor { manager, inner, given_back: Condvar::new() }
     }
 
     /// Calls a function of the server's on this backend, `pg_cancel_backend(pid)` say. Does nothing when the backend is
@@ -73,7 +67,7 @@ impl Supervisor {
     /// When the target can't be reached.
     pub(super) fn signal(&self, call: &str, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
         let sql = format!(
-            "SELECT {call} FROM pg_stat_activity WHERE pid = $1 AND backend_start = $2
+            "SELECT pg_catalog.{call} FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND backend_start = $2
                 AND (application_name = $3 OR application_name NOT LIKE 'slowlane:%')"
         );
         self.supervise(|connection| {
@@ -93,7 +87,7 @@ impl Supervisor {
     pub(super) fn end_process(&self, pid: i32, application_name: &str) -> Result<(), DbError> {
         self.supervise(|connection| {
             diesel::sql_query(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
                   WHERE pid = $1 AND usename = session_user AND application_name = $2",
             )
             .bind::<Integer, _>(pid)
@@ -116,9 +110,9 @@ impl Supervisor {
         }
         self.supervise(|connection| {
             let rows = diesel::sql_query(
-                "SELECT pg_terminate_backend(pid, $2) AS ended FROM pg_stat_activity
-                  WHERE usename = session_user AND pid <> pg_backend_pid() AND (application_name = $1
-                     OR ((pid, backend_start) IN (SELECT * FROM unnest($3, $4))
+                "SELECT pg_catalog.pg_terminate_backend(pid, $2) AS ended FROM pg_catalog.pg_stat_activity
+                  WHERE usename = session_user AND pid <> pg_catalog.pg_backend_pid() AND (application_name = $1
+                     OR ((pid, backend_start) IN (SELECT * FROM ROWS FROM (pg_catalog.unnest($3), pg_catalog.unnest($4)))
                          AND application_name NOT LIKE 'slowlane:%'))",
             )
             .bind::<Text, _>(application_name)

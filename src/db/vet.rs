@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use crate::db::error::DbError;
+use crate::db::reach::Source;
 use crate::dsn::Dsn;
 use crate::pq::{ConnectFailure, Patience, PqError, PqErrorKind, Session};
 
@@ -18,14 +18,24 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// How often both are asked, in case others use the pooler meanwhile.
 const ROUNDS: u32 = 3;
 
+/// Looks at a database before the first connection of this process that relies on it. Asks nothing after a success.
+///
+/// # Errors
+/// [`PqErrorKind::Connect`] with what to do about it: no session came about, the server is too old, or its sessions don't
+/// stay; [`PqErrorKind::ConnectionLost`] when it isn't the time to try again.
+pub fn preflight(source: &Source) -> Result<(), PqError> {
+    source.connect(|dsn| source.once(|| vet(dsn)))
+}
+
 /// Opens a session by `dsn` and looks at it.
 ///
 /// # Errors
-/// [`DbError::Unavailable`] with what to do about it: no session came about, the server is too old, or its sessions
+/// [`PqErrorKind::Connect`] with what to do about it: no session came about, the server is too old, or its sessions
 /// don't stay.
-pub(super) fn vet(dsn: &Dsn) -> Result<(), DbError> {
-    let refused = |failure: ConnectFailure| Err(DbError::Unavailable(failure.explain(dsn)));
-    let mut session = open(dsn)?;
+pub(super) fn vet(dsn: &Dsn) -> Result<(), PqError> {
+    let refused = |failure: ConnectFailure| Err(PqError::refused(failure, dsn));
+    let mut session = Session::connect(dsn)?;
+    session.allow(Patience::Each(ANSWER));
     if (1..OLDEST_SERVER).contains(&session.server_version()) {
         return refused(ConnectFailure::ServerTooOld);
     }
@@ -36,18 +46,12 @@ pub(super) fn vet(dsn: &Dsn) -> Result<(), DbError> {
     match in_between(dsn, &mut session) {
         Ok(InBetween::ChangesSessions) => refused(ConnectFailure::Pooler),
         Ok(InBetween::Nothing | InBetween::KeepsSessions) => Ok(()),
-        Err(error) if error.kind == PqErrorKind::Connect => Err(DbError::Unavailable(error.message)),
+        Err(error) if matches!(error.kind, PqErrorKind::Connect(_)) => Err(error),
         Err(error) => {
             log::debug!("whether a pooler in between keeps sessions could not be found out: {error}");
             Ok(())
         }
     }
-}
-
-fn open(dsn: &Dsn) -> Result<Session, DbError> {
-    let session = Session::connect(dsn).map_err(|error| DbError::Unavailable(error.message))?;
-    session.allow(Patience::Each(ANSWER));
-    Ok(session)
 }
 
 /// What is between a session and its server.

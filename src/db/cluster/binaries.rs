@@ -1,4 +1,5 @@
-//! Finding an installed Postgres server: in PATH, by `pg_config`, in Debian's folders; the newest first.
+//! Finding an installed Postgres server: where `SLOWLANE_POSTGRES_BIN` says, otherwise in PATH, by `pg_config` and in
+//! Debian's folders; the newest first.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,8 @@ use crate::db::cluster::ClusterError;
 
 /// The oldest server that is supported.
 const OLDEST_MAJOR: u32 = 14;
+/// The environment variable that names the folder of the server's programs. No other server is looked for then.
+const CHOSEN: &str = "SLOWLANE_POSTGRES_BIN";
 
 /// The programs of one installed server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,9 +34,9 @@ impl Binaries {
 /// The newest installed server.
 ///
 /// # Errors
-/// When there is none of at least version 14.
+/// When there is none of at least version 14, or `SLOWLANE_POSTGRES_BIN` names a folder without one.
 pub fn find_binaries() -> Result<Binaries, ClusterError> {
-    installed().into_iter().next().ok_or(ClusterError::NoBinaries)
+    candidates()?.into_iter().next().ok_or(ClusterError::NoBinaries)
 }
 
 /// The server for a data folder: of its own version, or the newest for one that isn't made yet.
@@ -43,21 +46,32 @@ pub(super) fn for_folder(data: &Path) -> Result<Binaries, ClusterError> {
     };
     let version = version.trim();
     let other = || ClusterError::OtherVersion(data.to_owned(), version.to_owned());
-    installed().into_iter().find(|binaries| binaries.major.to_string() == version).ok_or_else(other)
+    candidates()?.into_iter().find(|binaries| binaries.major.to_string() == version).ok_or_else(other)
+}
+
+/// The servers to choose from: the one that the environment names, or all that are installed.
+fn candidates() -> Result<Vec<Binaries>, ClusterError> {
+    match std::env::var_os(CHOSEN).filter(|folder| !folder.is_empty()) {
+        Some(folder) => {
+            let folder = PathBuf::from(folder);
+            let chosen = in_folder(folder.clone());
+            Ok(vec![chosen.ok_or(ClusterError::NoBinariesThere(folder))?])
+        }
+        None => Ok(installed()),
+    }
+}
+
+/// The server whose programs are in this folder, where it is new enough.
+fn in_folder(folder: PathBuf) -> Option<Binaries> {
+    let major = major_of(&folder)?;
+    (folder.join("initdb").is_file() && major >= OLDEST_MAJOR).then_some(Binaries { folder, major })
 }
 
 fn installed() -> Vec<Binaries> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let in_path = std::env::split_paths(&path).filter(|folder| folder.join("postgres").is_file());
     let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|e| e.path().join("bin"));
-    let mut found: Vec<Binaries> = in_path
-        .chain(by_pg_config())
-        .chain(debian)
-        .filter_map(|folder| {
-            let major = major_of(&folder)?;
-            (folder.join("initdb").is_file() && major >= OLDEST_MAJOR).then_some(Binaries { folder, major })
-        })
-        .collect();
+    let mut found: Vec<Binaries> = in_path.chain(by_pg_config()).chain(debian).filter_map(in_folder).collect();
     found.sort_by_key(|binaries| std::cmp::Reverse(binaries.major));
     found
 }

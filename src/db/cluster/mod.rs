@@ -42,6 +42,12 @@ pub enum ClusterError {
         "no Postgres server was found in PATH, by pg_config or under /usr/lib/postgresql: install it, on Debian and Ubuntu with `apt-get install postgresql`"
     )]
     NoBinaries,
+    /// `SLOWLANE_POSTGRES_BIN` names a folder without the programs of a server.
+    #[error(
+        "SLOWLANE_POSTGRES_BIN names {0}, which holds no postgres and initdb of version 14 or newer that can be run: name \
+         the folder of a server's programs, or unset it to use the newest that is installed"
+    )]
+    NoBinariesThere(PathBuf),
     /// Another process uses the folder.
     #[error("{0} is in use by another slowlane (process {1}): stop it, or choose another folder with --data-dir")]
     InUse(PathBuf, String),

@@ -7,19 +7,27 @@
 //! | file | what it has |
 //! | --- | --- |
 //! | `decode` | the upload's bytes as they were before they were coded |
+//! | `sniff` | files that are no text in UTF-8 |
+//! | `dialect` | what delimits, quotes and escapes values of CSV |
 //! | `records` | lines, or CSV records |
 //! | `csv`, `ndjson` | records as rows for COPY |
+//! | `members`, `shape` | a JSON object's members; a JSON value as the text that its column's type reads |
+//! | `unreadable` | lines that are no JSON object, and what they look like |
 //! | `batch` | some rows, and on which lines they stand |
-//! | `table` | the catalog, and what is done about rows that are there already |
+//! | `names` | names that no column has, and what they look like |
+//! | `table`, `keys` | the catalog: columns, and unique indexes |
+//! | `plan` | straight into the table, or first into a temporary one |
+//! | `staging` | the temporary table, and what is done about rows that are there already |
 //! | `load` | COPY, blocks, refused rows |
+//! | `refusal` | what a server's error says of a row |
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::kinds::context::WorkContext;
-use crate::kinds::params::ParamType;
-use crate::kinds::{ArgError, UploadArg, Work, WorkError, exactly_once};
+use crate::kinds::validate::{Validation, look_at_target};
+use crate::kinds::{ArgError, UploadArg, Work, WorkError, exactly_once, reads};
 use crate::pq::Session;
 use crate::pq::quote::{identifiers, literal};
 use crate::queue::{ErrorCode, JobError};
@@ -28,19 +36,34 @@ use crate::uploads::{ContentType, Upload};
 mod batch;
 mod csv;
 mod decode;
+mod dialect;
+mod keys;
 mod load;
+mod members;
+mod names;
 mod ndjson;
+mod plan;
 mod records;
+mod refusal;
+mod shape;
+mod sniff;
+mod staging;
 mod table;
+mod unreadable;
 
 pub use decode::MAX_DECODED_BYTES;
 pub use load::BLOCK_ROWS;
+pub use plan::{AllColumns, ColumnNames, Missing};
 pub use records::MAX_ROW_BYTES;
 
 use decode::Decoded;
+use dialect::Dialect;
 use load::{Form, Sink, Source};
+use plan::forced_columns;
 use records::Records;
-use table::{Conflict, Existing, Merged, Table};
+use refusal::Names;
+use staging::{Merged, Staging};
+use table::Table;
 
 /// The largest `reject_limit`.
 pub const MAX_REJECT_LIMIT: u64 = 10_000;
@@ -59,14 +82,27 @@ pub struct Import {
     /// The columns that the file has, in its order. Defaults to what the header or the keys say; without either, to all that can
     /// be written.
     pub columns: Option<Vec<String>>,
-    /// What the file is, as its upload was sent.
+    /// What the file is, as its upload was sent: 422 `format_mismatch` otherwise.
     pub format: ImportFormat,
     /// CSV: what stands for NULL, without quotes; nothing by default, and not `\.`.
     pub null: Option<String>,
-    /// CSV: the first line has the names of the columns, true by default. Where `columns` is given it is read and dropped.
+    /// CSV: the first line has the names of the columns: true by default, and false for an upload that was sent as
+    /// `text/csv; header=absent`. Where `columns` is given it is read and dropped.
     pub header: Option<bool>,
     /// CSV: what stands between values: one character of ASCII, no dot and no backslash. Defaults to a comma.
     pub delimiter: Option<String>,
+    /// CSV: what stands around values: one character of ASCII, no dot and no backslash, or nothing (`""`) where no value is quoted.
+    /// Defaults to a double quote.
+    pub quote: Option<String>,
+    /// CSV: what stands before a quote within quotes: one character of ASCII. Defaults to the quote: it is doubled.
+    pub escape: Option<String>,
+    /// CSV: columns in which a value that is what `null` says is NULL within quotes too; `"*"` for all.
+    pub force_null: Option<ColumnNames>,
+    /// CSV: columns in which a value that is what `null` says is that text and not NULL; `"*"` for all.
+    pub force_not_null: Option<ColumnNames>,
+    /// NDJSON: what becomes of a column whose key a row lacks: its default (the default), or NULL, for which `columns` has to be
+    /// given.
+    pub missing: Option<Missing>,
     /// What becomes of rows whose key is in the table already: the job fails (the default), they are left out, or they
     /// replace what is there in the columns that the file has.
     #[serde(default)]
@@ -86,6 +122,16 @@ pub enum ImportFormat {
     Csv,
     /// One JSON object a line.
     Ndjson,
+}
+
+impl ImportFormat {
+    /// What an upload was sent as that is such a file.
+    fn content_types(self) -> &'static [ContentType] {
+        match self {
+            ImportFormat::Csv => &[ContentType::Csv, ContentType::CsvWithoutHeader],
+            ImportFormat::Ndjson => &[ContentType::Ndjson],
+        }
+    }
 }
 
 /// What becomes of rows whose key is in the table already.
@@ -127,6 +173,7 @@ impl Work for Import {
     const KIND: &'static str = "import";
     const REPEATABLE: bool = true;
     const FENCED: bool = true;
+    const VALIDATES: bool = true;
     type Output = Imported;
 
     fn check(&self) -> Result<(), Vec<ArgError>> {
@@ -135,7 +182,13 @@ impl Work for Import {
         if self.table.trim().is_empty() {
             wrong("/table", "expected the name of a table".to_owned());
         }
-        for (pointer, names) in [("/columns", &self.columns), ("/conflict_columns", &self.conflict_columns)] {
+        let lists = [
+            ("/columns", self.columns.as_ref()),
+            ("/conflict_columns", self.conflict_columns.as_ref()),
+            ("/force_null", self.force_null.as_ref().and_then(ColumnNames::named)),
+            ("/force_not_null", self.force_not_null.as_ref().and_then(ColumnNames::named)),
+        ];
+        for (pointer, names) in lists {
             let Some(names) = names else { continue };
             if names.is_empty() || names.len() > MAX_COLUMNS || names.iter().any(String::is_empty) {
                 wrong(pointer, format!("expected 1 to {MAX_COLUMNS} names of columns"));
@@ -155,31 +208,40 @@ impl Work for Import {
             ("/null", self.null.is_some()),
             ("/header", self.header.is_some()),
             ("/delimiter", self.delimiter.is_some()),
+            ("/force_null", self.force_null.is_some()),
+            ("/force_not_null", self.force_not_null.is_some()),
+            ("/quote", self.quote.is_some()),
+            ("/escape", self.escape.is_some()),
         ];
         for (pointer, _) in csv_only.iter().filter(|(_, given)| *given && self.format == ImportFormat::Ndjson) {
             wrong(pointer, "expected it with the format csv only".to_owned());
         }
-        let delimiter = self.delimiter.as_deref().unwrap_or(",");
-        // A line that is `\.` has to be one value, and that one.
-        if delimiter.len() != 1 || delimiter.contains(['"', '\n', '\r', '\0', '.', '\\']) {
-            let expected = "expected one character of ASCII that is no quote, line end, dot or backslash";
-            wrong("/delimiter", expected.to_owned());
+        if self.missing.is_some() && self.format == ImportFormat::Csv {
+            wrong("/missing", "expected it with the format ndjson only".to_owned());
         }
-        let unfit = |null: &str| null.contains(['"', '\n', '\r', '\0']) || null.contains(delimiter) || null == "\\.";
-        if self.null.as_deref().is_some_and(unfit) {
-            wrong("/null", "expected a text without quotes, line ends and delimiters, and not \\.".to_owned());
+        if self.missing == Some(Missing::Null) && self.columns.is_none() {
+            let expected =
+                "expected columns beside null: the keys of some rows are not to decide what is NULL in others";
+            wrong("/missing", expected.to_owned());
+        }
+        for (pointer, expected) in self.unfit_marks() {
+            wrong(pointer, expected.to_owned());
         }
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     fn upload(&self) -> Option<UploadArg> {
-        Some(UploadArg { pointer: "/upload", id: self.upload })
+        Some(UploadArg::new("/upload", self.upload).reading("/format", self.format.content_types()))
+    }
+
+    fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+        look_at_target(ctx, reads::must_write, |_| Ok(()))
     }
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Imported, WorkError> {
         let upload = ctx.upload(self.upload)?;
         self.check_format(&upload)?;
-        let mut work = ctx.session()?;
+        let mut work = ctx.committing_session()?;
         let (session, _, close) = work.split();
         match self.up_to_commit(session, ctx, &upload) {
             Ok(imported) => {
@@ -197,16 +259,67 @@ impl Work for Import {
 }
 
 impl Import {
+    /// What can't be among the marks of a CSV file: the argument, and what was expected.
+    fn unfit_marks(&self) -> Vec<(&'static str, &'static str)> {
+        let mut unfit = Vec::new();
+        let delimiter = self.delimiter.as_deref().unwrap_or(",");
+        let quote = self.quote.as_deref().unwrap_or("\"");
+        let is_mark = |text: &str| text.len() == 1 && !text.contains(['\n', '\r', '\0']);
+        // A line that is `\.` has to be one value, and that one.
+        let is_free = |text: &str| is_mark(text) && !text.contains(['.', '\\']);
+        if !is_free(delimiter) || delimiter == quote {
+            unfit.push(("/delimiter", "expected one character of ASCII that is no quote, line end, dot or backslash"));
+        }
+        if !quote.is_empty() && !is_free(quote) {
+            let expected = "expected nothing, or one character of ASCII that is no line end, dot or backslash";
+            unfit.push(("/quote", expected));
+        }
+        match &self.escape {
+            Some(escape) if !is_mark(escape) => {
+                unfit.push(("/escape", "expected one character of ASCII that is no line end"));
+            }
+            Some(_) if quote.is_empty() => unfit.push(("/escape", "expected a quote beside it")),
+            _ => {}
+        }
+        let null = self.null.as_deref().unwrap_or_default();
+        let holds = |mark: &str| !mark.is_empty() && null.contains(mark);
+        if null.contains(['\n', '\r', '\0']) || holds(delimiter) || holds(quote) || null == "\\." {
+            unfit.push(("/null", "expected a text without quotes, line ends and delimiters, and not \\."));
+        } else if unfit.is_empty() && self.dialect().is_none() {
+            unfit.push(("/null", "expected a shorter text, where nothing is quoted"));
+        }
+        unfit
+    }
+
+    /// The marks of a CSV file. `None` when there can't be any.
+    fn dialect(&self) -> Option<Dialect> {
+        let byte = |text: &Option<String>| text.as_ref().and_then(|text| text.bytes().next());
+        let quote = if self.quote.is_some() { byte(&self.quote) } else { Some(b'"') };
+        let null = self.null.as_deref().unwrap_or_default();
+        Dialect::new(byte(&self.delimiter).unwrap_or(b','), quote, byte(&self.escape), null)
+    }
+
+    /// The marks of the file, where it is CSV.
+    fn csv(&self) -> Result<Option<Dialect>, WorkError> {
+        if self.format == ImportFormat::Ndjson {
+            return Ok(None);
+        }
+        let unfit =
+            || WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, "null leaves no byte that could be a quote"));
+        self.dialect().map(Some).ok_or_else(unfit)
+    }
+
+    fn has_header(&self, upload: &Upload) -> bool {
+        self.header.unwrap_or(upload.content_type != ContentType::CsvWithoutHeader)
+    }
+
     fn check_format(&self, upload: &Upload) -> Result<(), WorkError> {
-        let expected = match self.format {
-            ImportFormat::Csv => ContentType::Csv,
-            ImportFormat::Ndjson => ContentType::Ndjson,
-        };
-        if upload.content_type == expected {
+        if self.format.content_types().contains(&upload.content_type) {
             return Ok(());
         }
         let message = format!("the upload was sent as {}, and format says otherwise", upload.content_type.as_str());
-        Err(WorkError::Fail(JobError::new(ErrorCode::FormatMismatch, message)))
+        let hint = "name what the upload is in format, or send the file again with the Content-Type that it has";
+        Err(WorkError::Fail(JobError::new(ErrorCode::FormatMismatch, message).with_hint(hint)))
     }
 
     /// Everything but the COMMIT.
@@ -218,29 +331,32 @@ impl Import {
     ) -> Result<Imported, WorkError> {
         session.execute_batch("BEGIN")?;
         let table = Table::find(session, &self.table)?;
+        let csv = self.csv()?;
         let mut records = self.records(ctx, upload, "copying rows")?;
-        let Some(columns) = self.columns(ctx, upload, &table, &mut records)? else { return Ok(Imported::default()) };
-        let conflict = match self.on_conflict {
-            OnConflict::Error => None,
-            OnConflict::Skip => Some(Existing::Keep),
-            OnConflict::Update => Some(Existing::Replace),
+        sniff::check(records.head()?, upload.content_encoding)?;
+        // From 16 on a COPY can be told to take the default for a value.
+        let takes_defaults = session.server_version() >= 160_000;
+        let watched = !takes_defaults && self.on_conflict == OnConflict::Error && self.fills_in();
+        let Some((columns, some_lack)) = self.columns(ctx, upload, &table, &mut records, watched)? else {
+            return Ok(Imported::default());
         };
-        let keys = self.conflict_columns.as_deref();
-        let conflict = conflict.map(|existing| table.conflict(session, keys, &columns, existing)).transpose()?;
-        if let Some(conflict) = &conflict {
-            conflict.make_staging(session)?;
+        let staging = self.staging(session, &table, &columns, some_lack)?;
+        if let Some(staging) = &staging {
+            staging.make(session)?;
         }
-        let staged = conflict.is_some();
-        let target = if staged { Conflict::STAGING } else { &table.name };
-        let copied = if staged { Conflict::STAGING.trim_start_matches("pg_temp.") } else { &table.bare_name };
+        let form = self.form(&table, &columns, csv, staging.as_ref(), takes_defaults);
         let mut sink = Sink {
-            copy: self.copy(target, &columns),
-            copied: copied.to_owned(),
-            may_split: staged || table.may_split,
-            conflict,
+            copy: self.copy(&table, &columns, staging.as_ref(), &form)?,
+            may_split: staging.is_some() || table.may_split,
+            names: Names {
+                copied: if staging.is_some() { Staging::BARE.to_owned() } else { table.bare_name.clone() },
+                schema: table.schema.clone(),
+                table: table.bare_name.clone(),
+                columns,
+            },
+            staging,
             session,
         };
-        let form = self.form(&table, &columns);
         let mut source = Source { ctx, records, form, total: upload.bytes };
         let mut imported = match self.reject_limit {
             0 => sink.load_all(&mut source)?,
@@ -257,37 +373,47 @@ impl Import {
     fn records<'c>(&self, ctx: &'c WorkContext<'_>, upload: &Upload, phase: &'c str) -> Result<Records<'c>, WorkError> {
         let decoded = Decoded::new(ctx.read_upload(upload)?, upload.content_encoding)?;
         let total = upload.bytes;
-        Ok(Records::new(decoded, self.format == ImportFormat::Csv, move |done| {
+        Ok(Records::new(decoded, self.csv()?, move |done| {
             load::report(ctx, phase, done, total);
             ctx.check()
         }))
     }
 
-    /// The columns that rows fill, in the order of the file. `None` when there is nothing to be imported.
+    /// The columns that rows fill, in the order of the file, and whether some row lacks one that has a default, where that is
+    /// `watched`. `None` when there is nothing to be imported.
     fn columns(
         &self,
         ctx: &WorkContext<'_>,
         upload: &Upload,
         table: &Table,
         records: &mut Records<'_>,
-    ) -> Result<Option<Vec<String>>, WorkError> {
-        let header = if self.format == ImportFormat::Csv && self.header.unwrap_or(true) {
+        watched: bool,
+    ) -> Result<Option<(Vec<String>, bool)>, WorkError> {
+        let header = if let Some(dialect) = self.csv()?.filter(|_| self.has_header(upload)) {
             let Some(record) = records.next()? else {
                 let error =
                     JobError::new(ErrorCode::NoHeader, "the file is empty: not even a line with the names of columns");
                 return Err(WorkError::Fail(error.with_hint("set header to false for a file without one")));
             };
+            // Rows that it took with it would be lost.
+            if let Some(reject) = csv::refusal(dialect, record, records.bytes(record)) {
+                return Err(WorkError::Fail(load::refused_row(&reject)));
+            }
             // Names that are given count, and the header's aren't read.
             match self.columns {
                 Some(_) => None,
-                None => Some(self.header(records.bytes(record))?),
+                None => Some(csv::header(records.bytes(record), dialect)?),
             }
         } else {
             None
         };
         let columns = match (&self.columns, header, self.format) {
-            (Some(columns), _, _) => {
+            (Some(columns), _, format) => {
                 table.check(columns, "columns")?;
+                if watched && format == ImportFormat::Ndjson {
+                    let keys = self.keys(ctx, upload, table, columns, true)?;
+                    return Ok(keys.map(|keys| (columns.clone(), keys.some_lack)));
+                }
                 columns.clone()
             }
             (None, Some(header), _) => {
@@ -295,68 +421,70 @@ impl Import {
                 header
             }
             (None, None, ImportFormat::Csv) => table.writable().map(|column| column.name.clone()).collect(),
-            (None, None, ImportFormat::Ndjson) => match self.keys(ctx, upload, table)? {
-                Some(columns) => columns,
-                None => return Ok(None),
-            },
+            (None, None, ImportFormat::Ndjson) => {
+                let writable: Vec<String> = table.writable().map(|column| column.name.clone()).collect();
+                let Some(keys) = self.keys(ctx, upload, table, &writable, watched)? else { return Ok(None) };
+                if keys.seen.is_empty() {
+                    let message = format!("no key of any row is a column of {}", table.name);
+                    let error = JobError::new(ErrorCode::UnknownColumns, message);
+                    return Err(WorkError::Fail(error.with_hint(format!("it has: {}", writable.join(", ")))));
+                }
+                return Ok(Some((
+                    writable.into_iter().filter(|name| keys.seen.contains(name)).collect(),
+                    keys.some_lack,
+                )));
+            }
         };
-        Ok(Some(columns))
+        Ok(Some((columns, false)))
     }
 
-    fn header(&self, record: &[u8]) -> Result<Vec<String>, WorkError> {
-        csv::fields(record, self.delimiter_byte(), MAX_COLUMNS).ok_or_else(|| {
-            let message = format!("the header has more than {MAX_COLUMNS} names, which no table has columns for");
-            WorkError::Fail(JobError::new(ErrorCode::TooManyColumns, message))
-        })
-    }
-
-    /// The columns that a key of any row names: a column that none names is left to its default. The file is read for
-    /// this until all columns were seen: to its end where a column, such as a serial one, has no key anywhere.
-    fn keys(&self, ctx: &WorkContext<'_>, upload: &Upload, table: &Table) -> Result<Option<Vec<String>>, WorkError> {
+    /// Which of these columns a key of any row names. The file is read for this until all columns were seen: to its end where
+    /// a column, such as a serial one, has no key anywhere. Where it is `watched`, also until some row lacks one that has a default.
+    fn keys(
+        &self,
+        ctx: &WorkContext<'_>,
+        upload: &Upload,
+        table: &Table,
+        columns: &[String],
+        watched: bool,
+    ) -> Result<Option<ndjson::Keys>, WorkError> {
         let mut records = self.records(ctx, upload, "looking for keys")?;
-        let writable: Vec<&str> = table.writable().map(|column| column.name.as_str()).collect();
-        let Some(seen) = ndjson::keys(&mut records, &writable)? else { return Ok(None) };
-        if seen.is_empty() {
-            let error =
-                JobError::new(ErrorCode::UnknownColumns, format!("no key of any row is a column of {}", table.name));
-            return Err(WorkError::Fail(error.with_hint(format!("it has: {}", writable.join(", ")))));
-        }
-        Ok(Some(writable.into_iter().filter(|name| seen.contains(*name)).map(str::to_owned).collect()))
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        let has_default = |name: &&str| watched && table.column(name).is_some_and(|column| column.default.is_some());
+        let with_default: Vec<&str> = columns.iter().copied().filter(has_default).collect();
+        // Columns that are named are imported whether a row has them or not.
+        ndjson::keys(&mut records, &columns, &with_default, self.columns.is_some())
     }
 
-    fn delimiter_byte(&self) -> u8 {
-        self.delimiter.as_ref().and_then(|delimiter| delimiter.bytes().next()).unwrap_or(b',')
-    }
-
-    fn copy(&self, target: &str, columns: &[String]) -> String {
-        let columns = identifiers(columns);
-        let options = match self.format {
-            ImportFormat::Csv => format!(
-                "FORMAT csv, HEADER true, DELIMITER {}, NULL {}",
-                literal(self.delimiter.as_deref().unwrap_or(",")),
-                literal(self.null.as_deref().unwrap_or_default())
-            ),
-            ImportFormat::Ndjson => "FORMAT text".to_owned(),
+    fn copy(
+        &self,
+        table: &Table,
+        columns: &[String],
+        staging: Option<&Staging>,
+        form: &Form,
+    ) -> Result<String, WorkError> {
+        let target = staging.map_or(table.name.as_str(), |_| Staging::NAME);
+        let copied = staging.map_or_else(|| identifiers(columns), Staging::copied);
+        let mut options = match form {
+            Form::Csv(reader) => {
+                let null = literal(self.null.as_deref().unwrap_or_default());
+                format!("FORMAT csv, HEADER true, {}, NULL {null}", reader.dialect.options())
+            }
+            Form::Ndjson(encoder) if encoder.has_defaults() => {
+                format!("FORMAT text, DEFAULT {}", literal(ndjson::DEFAULT_MARK))
+            }
+            Form::Ndjson(_) => "FORMAT text".to_owned(),
         };
-        format!("COPY {target} ({columns}) FROM STDIN WITH ({options}, ENCODING 'UTF8')")
-    }
-
-    fn form(&self, table: &Table, columns: &[String]) -> Form {
-        match self.format {
-            ImportFormat::Csv => Form::Csv,
-            ImportFormat::Ndjson => {
-                let kind = |name: &String| {
-                    let column = table.columns.iter().find(|column| column.name == *name);
-                    (name.clone(), column.map_or(ParamType::Scalar, |column| column.kind))
-                };
-                let generated = table.columns.iter().filter(|column| column.generated);
-                Form::Ndjson(ndjson::Encoder::new(
-                    &table.name,
-                    columns.iter().map(kind).collect(),
-                    generated.map(|column| column.name.clone()).collect(),
-                    self.reject_limit > 0,
-                ))
+        let forced = [
+            ("force_null", "FORCE_NULL", &self.force_null),
+            ("force_not_null", "FORCE_NOT_NULL", &self.force_not_null),
+        ];
+        for (argument, option, names) in forced {
+            if let Some(names) = names {
+                let names = forced_columns(argument, names, columns)?;
+                options = format!("{options}, {option} ({})", identifiers(names));
             }
         }
+        Ok(format!("COPY {target} ({copied}) FROM STDIN WITH ({options}, ENCODING 'UTF8')"))
     }
 }

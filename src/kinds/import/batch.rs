@@ -1,5 +1,6 @@
 //! Some rows on their way into COPY, and those that can't be.
 
+use crate::queue::ErrorCode;
 use crate::queue::log::cut;
 
 /// The longest text of a row, and the longest message, that are kept with a refusal, in bytes.
@@ -23,19 +24,68 @@ pub(super) struct Row {
 pub(super) struct Reject {
     pub line: u64,
     pub sqlstate: String,
+    /// The column that it is about, where that is known.
+    pub column: Option<String>,
     pub message: String,
     pub text: String,
+    /// So many rows are lost with it: the lines that it has, as far as can be told.
+    pub rows: u64,
+    /// What to do.
+    pub hint: Option<String>,
+    /// What a job ends as that may refuse no row.
+    pub code: ErrorCode,
 }
 
 impl Reject {
     pub fn new(line: u64, sqlstate: &str, message: &str, row: &[u8]) -> Reject {
         let text = String::from_utf8_lossy(head(row)).replace('\0', "\u{fffd}");
-        Reject { line, sqlstate: sqlstate.to_owned(), message: cut(message, MAX_TEXT_BYTES), text }
+        Reject {
+            line,
+            sqlstate: sqlstate.to_owned(),
+            column: None,
+            message: cut(message, MAX_TEXT_BYTES),
+            text,
+            rows: 1,
+            hint: None,
+            code: ErrorCode::InvalidRow,
+        }
+    }
+
+    /// The same, of a column.
+    pub fn about(self, column: Option<String>) -> Reject {
+        Reject { column, ..self }
+    }
+
+    /// It has so many lines or objects, and counts as so many rows: nobody knows how many of them one error made one row.
+    pub fn standing_for(mut self, rows: u64, of: &str) -> Reject {
+        if rows > 1 {
+            let addition = format!(" (it has {rows} {of}, and counts as so many rows)");
+            self.message = cut(&self.message, MAX_TEXT_BYTES.saturating_sub(addition.len())) + &addition;
+            self.rows = rows;
+        }
+        self
+    }
+
+    /// What else was in the file can't be known: the job ends, however many rows may be refused.
+    pub fn of_a_torn_file(mut self) -> Reject {
+        self.code = ErrorCode::IncompleteFile;
+        self
+    }
+
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Reject {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// However many rows may be refused.
+    pub fn ends_the_job(&self) -> bool {
+        self.code != ErrorCode::InvalidRow
     }
 
     /// What it takes in memory, about.
     fn bytes(&self) -> usize {
-        size_of::<Reject>().saturating_add(self.message.len()).saturating_add(self.text.len())
+        let texts = [self.message.len(), self.text.len(), self.column.as_ref().map_or(0, String::len)];
+        texts.into_iter().fold(size_of::<Reject>(), usize::saturating_add)
     }
 }
 
@@ -48,6 +98,8 @@ fn head(row: &[u8]) -> &[u8] {
 pub(super) struct Batch {
     pub data: Vec<u8>,
     pub rows: Vec<Row>,
+    /// Some of the rows lack a column, and say so by a mark.
+    pub lacking: bool,
     /// The beginnings of the rows as they were, where that is another form and they are kept.
     originals: Vec<u8>,
     /// Rows that have no such form.
@@ -55,6 +107,8 @@ pub(super) struct Batch {
     refused_bytes: usize,
     /// Bytes of the file that its rows took.
     taken: usize,
+    /// The row that the end of the file ends, and no line end.
+    unended: Option<usize>,
 }
 
 impl Batch {
@@ -64,6 +118,7 @@ impl Batch {
         self.originals.clear();
         self.refused.clear();
         (self.refused_bytes, self.taken) = (0, 0);
+        (self.lacking, self.unended) = (false, None);
     }
 
     /// Rows that were read, refused ones included.
@@ -82,6 +137,28 @@ impl Batch {
         self.originals.extend_from_slice(original.map_or(&[], head));
         self.taken = self.taken.saturating_add(bytes);
         self.rows.push(Row { end: self.data.len(), original_end: self.originals.len(), line, lines });
+    }
+
+    /// The row that was added last has no line end.
+    pub fn last_has_no_line_end(&mut self) {
+        self.unended = self.rows.len().checked_sub(1);
+    }
+
+    /// The row is the file's last one and has no line end.
+    pub fn has_no_line_end(&self, n: usize) -> bool {
+        self.unended == Some(n)
+    }
+
+    /// The lines that a row has in the file.
+    pub fn lines_of(&self, n: usize) -> u64 {
+        let data = self.data_of(n, n.saturating_add(1));
+        let behind = data.iter().skip(1).chain(b"\n");
+        let ends = data.iter().zip(behind).filter(|(byte, behind)| match **byte {
+            b'\n' => true,
+            b'\r' => **behind != b'\n',
+            _ => false,
+        });
+        u64::try_from(ends.count()).unwrap_or(u64::MAX)
     }
 
     /// A row of so many bytes has no form.
@@ -218,5 +295,19 @@ mod tests {
             batch.clear();
             assert!(!full(batch));
         }
+    }
+
+    #[test]
+    fn a_refused_row_counts_as_its_lines() {
+        let mut batch = Batch::default();
+        for row in ["a\n", "a,\"b\nc\r\nd\"\n", "a\rb\rc\n", "\"\r\"\n", "a\r\n"] {
+            batch.data.extend_from_slice(row.as_bytes());
+            batch.end_row(row.len(), None, 1, 1);
+        }
+        let lines: Vec<u64> = (0..5).map(|n| batch.lines_of(n)).collect();
+        assert_eq!(lines, [1, 3, 3, 2, 1]);
+        let reject = Reject::new(1, "22P04", &"m".repeat(2_000), b"").standing_for(3, "lines");
+        assert!(reject.message.len() <= MAX_TEXT_BYTES && reject.message.ends_with("counts as so many rows)"));
+        assert_eq!(reject.rows, 3);
     }
 }

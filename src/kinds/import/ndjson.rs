@@ -1,44 +1,65 @@
 //! NDJSON as rows of COPY's text format: keys are columns, a number is the literal that it was.
 
-use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
-use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::kinds::WorkError;
-use crate::kinds::import::batch::{Batch, Reject};
+use crate::kinds::import::batch::Batch;
+use crate::kinds::import::load::refused_row;
+use crate::kinds::import::members::members;
 use crate::kinds::import::records::{Record, Records};
-use crate::kinds::params::{ParamType, array_literal};
+use crate::kinds::import::shape::{Refusal, Shape};
+use crate::kinds::import::unreadable::{self, INVALID_JSON, NOT_UTF8};
 use crate::queue::log::cut;
 
 /// SQLSTATEs of what isn't even sent.
-const INVALID_JSON: &str = "22032";
 const DUPLICATE_KEY: &str = "22030";
 const UNKNOWN_KEY: &str = "42703";
-const NO_FORM: &str = "22P02";
-const NUL: &str = "22P05";
 /// What is told of a key, in bytes.
 const MAX_KEY_BYTES: usize = 100;
+
+/// What a COPY from PostgreSQL 16 on takes for a column's default, where it is told to.
+pub(super) const DEFAULT_MARK: &str = "\\D";
+
+/// A column that objects have.
+pub(super) struct Field {
+    pub name: String,
+    pub shape: Shape,
+    /// What stands there in the row of an object that lacks it: [`DEFAULT_MARK`] instead of NULL.
+    pub defaults: bool,
+}
 
 /// Writes objects as rows of these columns.
 pub(super) struct Encoder {
     places: HashMap<String, usize>,
-    types: Vec<ParamType>,
+    fields: Vec<Field>,
+    /// Each row ends with a bit for each column that says whether it lacks it, or with NULL when it has all.
+    marks: bool,
     /// Keys that name a column which can't be written.
     generated: Vec<String>,
     table: String,
     /// Rows may be refused and left out: what follows one is read, and each row's text kept.
     may_refuse: bool,
+    /// A line was a JSON object, whatever else was wrong with it.
+    read_one: Cell<bool>,
 }
 
 impl Encoder {
-    pub fn new(table: &str, columns: Vec<(String, ParamType)>, generated: Vec<String>, may_refuse: bool) -> Encoder {
-        let types = columns.iter().map(|(_, kind)| *kind).collect();
-        let places = columns.into_iter().enumerate().map(|(n, (name, _))| (name, n)).collect();
-        Encoder { places, types, generated, table: table.to_owned(), may_refuse }
+    pub fn new(table: &str, fields: Vec<Field>, marks: bool, generated: Vec<String>, may_refuse: bool) -> Encoder {
+        let places = fields.iter().enumerate().map(|(n, field)| (field.name.clone(), n)).collect();
+        Encoder { places, fields, marks, generated, table: table.to_owned(), may_refuse, read_one: Cell::new(false) }
+    }
+
+    /// Its rows may have [`DEFAULT_MARK`]s.
+    pub fn has_defaults(&self) -> bool {
+        self.fields.iter().any(|field| field.defaults)
+    }
+
+    /// No line was a JSON object up to here.
+    pub fn read_none(&self) -> bool {
+        !self.read_one.get()
     }
 
     /// The next rows, and what can't be one; none at the end. Where none may be refused, the first that is ends them.
@@ -53,10 +74,16 @@ impl Encoder {
             let Some(record) = next(records)? else { break };
             let (bytes, before) = (records.bytes(record), batch.data.len());
             match self.row(bytes, &mut batch.data) {
-                Ok(()) => batch.end_row(bytes.len(), self.may_refuse.then_some(bytes), record.line, 1),
-                Err((sqlstate, message)) => {
+                Ok(lacking) => {
+                    self.read_one.set(true);
+                    batch.lacking |= lacking;
+                    batch.end_row(bytes.len(), self.may_refuse.then_some(bytes), record.line, 1);
+                }
+                Err((column, (sqlstate, message))) => {
                     batch.data.truncate(before);
-                    batch.refuse(bytes.len(), Reject::new(record.line, sqlstate, &message, bytes));
+                    self.read_one.set(!self.read_none() || ![INVALID_JSON, NOT_UTF8].contains(&sqlstate));
+                    let reject = unreadable::refusal(record, bytes, sqlstate, &message);
+                    batch.refuse(bytes.len(), reject.about(column));
                     if !self.may_refuse {
                         break;
                     }
@@ -66,57 +93,125 @@ impl Encoder {
         Ok(())
     }
 
-    fn row(&self, line: &[u8], out: &mut Vec<u8>) -> Result<(), (&'static str, String)> {
-        let mut values: Vec<Option<&RawValue>> = vec![None; self.types.len()];
+    /// Writes one row. Says whether it lacks a column, where that is marked.
+    ///
+    /// # Errors
+    /// Why it has no form, and the column that this is about.
+    fn row(&self, line: &[u8], out: &mut Vec<u8>) -> Result<bool, (Option<String>, Refusal)> {
+        let mut values: Vec<Option<&RawValue>> = vec![None; self.fields.len()];
         let mut refusal = None;
-        each_member(line, |key, value| {
+        let read = each_member(line, |key, value| {
             let slot = self.places.get(key).and_then(|place| values.get_mut(*place));
             if let Some(slot @ None) = slot {
                 *slot = Some(value);
                 return;
             }
             let twice = slot.is_some();
-            refusal.get_or_insert_with(|| {
-                let shown = cut(key, MAX_KEY_BYTES);
-                if twice {
-                    (DUPLICATE_KEY, format!("the key {shown:?} stands twice"))
-                } else if self.generated.iter().any(|name| name == key) {
-                    (UNKNOWN_KEY, format!("{shown:?} is generated by {} itself", self.table))
-                } else {
-                    (UNKNOWN_KEY, format!("{} has no column {shown:?} among those that are imported", self.table))
-                }
-            });
-        })?;
+            refusal.get_or_insert_with(|| self.refused_key(key, twice));
+        });
+        read.map_err(|refusal| (None, refusal))?;
         if let Some(refusal) = refusal {
-            return Err(refusal);
+            return Err((None, refusal));
         }
-        for (n, (value, kind)) in values.iter().zip(&self.types).enumerate() {
+        for (n, (value, field)) in values.iter().zip(&self.fields).enumerate() {
             if n > 0 {
                 out.push(b'\t');
             }
-            write(out, *value, *kind)?;
+            field.write(*value, out).map_err(|refusal| (Some(field.name.clone()), refusal))?;
+        }
+        let lacking = self.marks && values.iter().any(Option::is_none);
+        if lacking {
+            out.push(b'\t');
+            out.extend(values.iter().map(|value| if value.is_none() { b'1' } else { b'0' }));
+        } else if self.marks {
+            out.extend_from_slice(b"\t\\N");
         }
         out.push(b'\n');
+        Ok(lacking)
+    }
+
+    fn refused_key(&self, key: &str, twice: bool) -> Refusal {
+        let shown = cut(key, MAX_KEY_BYTES);
+        if twice {
+            (DUPLICATE_KEY, format!("the key {shown:?} stands twice"))
+        } else if self.generated.iter().any(|name| name == key) {
+            (UNKNOWN_KEY, format!("{shown:?} is generated by {} itself", self.table))
+        } else {
+            (UNKNOWN_KEY, format!("{} has no column {shown:?} among those that are imported", self.table))
+        }
+    }
+}
+
+impl Field {
+    /// A value as COPY's text format has it.
+    fn write(&self, value: Option<&RawValue>, out: &mut Vec<u8>) -> Result<(), Refusal> {
+        match value {
+            None if self.defaults => out.extend_from_slice(DEFAULT_MARK.as_bytes()),
+            None => out.extend_from_slice(b"\\N"),
+            Some(value) => match self.shape.text(value)? {
+                None => out.extend_from_slice(b"\\N"),
+                Some(text) => escape(out, &text),
+            },
+        }
         Ok(())
     }
 }
 
-/// The keys of all rows, as far as they name one of `columns`; at most until all of those were seen. `None` when there is
-/// no row.
-pub(super) fn keys(records: &mut Records<'_>, columns: &[&str]) -> Result<Option<BTreeSet<String>>, WorkError> {
-    let mut seen = BTreeSet::new();
-    let mut any = false;
-    while seen.len() < columns.len() {
+/// The keys of a file.
+pub(super) struct Keys {
+    /// Those of any row that name a column.
+    pub seen: BTreeSet<String>,
+    /// Some row lacks one of the columns that were watched.
+    pub some_lack: bool,
+}
+
+/// The keys of all rows, as far as they name one of `columns`; the file is read until all of those were seen, and until it is
+/// known whether some row lacks one of those that are `watched`: one that others have, or with `lacks_all` any.
+/// `None` when there is no row.
+///
+/// # Errors
+/// What is wrong with the first line, when no line can be read.
+pub(super) fn keys(
+    records: &mut Records<'_>,
+    columns: &[&str],
+    watched: &[&str],
+    lacks_all: bool,
+) -> Result<Option<Keys>, WorkError> {
+    let places: HashMap<&str, usize> = columns.iter().enumerate().map(|(n, name)| (*name, n)).collect();
+    let mut keys = Keys { seen: BTreeSet::new(), some_lack: false };
+    // How many rows have each column, of all that can be read.
+    let mut counts = vec![0_u64; columns.len()];
+    let (mut rows, mut unreadable) = (0_u64, None);
+    while keys.seen.len() < columns.len() || !(watched.is_empty() || keys.some_lack) {
         let Some(record) = next(records)? else { break };
-        any = true;
-        // What is wrong with a line is said when its row is written.
-        let _ = each_member(records.bytes(record), |key, _| {
-            if columns.contains(&key) && !seen.contains(key) {
-                seen.insert(key.to_owned());
+        let bytes = records.bytes(record);
+        let mut here = vec![false; columns.len()];
+        let read = each_member(bytes, |key, _| {
+            if let Some(has) = places.get(key).and_then(|place| here.get_mut(*place)) {
+                *has = true;
             }
         });
+        if let Err((sqlstate, message)) = read {
+            // What is wrong with a line among others is said when its row is written.
+            if rows == 0 {
+                unreadable.get_or_insert_with(|| unreadable::refusal(record, bytes, sqlstate, &message));
+            }
+            continue;
+        }
+        rows = rows.saturating_add(1);
+        for ((name, count), _) in columns.iter().zip(&mut counts).zip(here).filter(|(_, has)| *has) {
+            if *count == 0 {
+                keys.seen.insert((*name).to_owned());
+            }
+            *count = count.saturating_add(1);
+        }
+        let counts = watched.iter().filter_map(|name| counts.get(*places.get(name)?).copied());
+        keys.some_lack = counts.into_iter().any(|count| count < rows && (lacks_all || count > 0));
     }
-    Ok(any.then_some(seen))
+    match unreadable.filter(|_| rows == 0) {
+        Some(first) => Err(WorkError::Fail(refused_row(&first))),
+        None => Ok((rows > 0).then_some(keys)),
+    }
 }
 
 /// The next line that isn't blank.
@@ -129,81 +224,18 @@ fn next(records: &mut Records<'_>) -> Result<Option<Record>, WorkError> {
     Ok(None)
 }
 
-fn each_member<'l>(line: &'l [u8], each: impl FnMut(&str, &'l RawValue)) -> Result<(), (&'static str, String)> {
+fn each_member<'l>(line: &'l [u8], each: impl FnMut(&str, &'l RawValue)) -> Result<(), Refusal> {
     let invalid = |detail: String| (INVALID_JSON, format!("the line is no JSON object: {detail}"));
     let text = std::str::from_utf8(line).map_err(|error| {
-        ("22021", format!("the line isn't UTF-8 from its byte {} on", error.valid_up_to().saturating_add(1)))
+        (NOT_UTF8, format!("the line isn't UTF-8 from its byte {} on", error.valid_up_to().saturating_add(1)))
     })?;
     let begin = text.trim_start_matches([' ', '\t', '\r']);
     if !begin.starts_with('{') {
         // The reader's own message would have all of a text that stands here.
         let column = text.len().saturating_sub(begin.len()).saturating_add(1);
-        return Err(invalid(format!("expected an object at its character {column}")));
+        return Err(invalid(unreadable::instead_of_an_object(text, column)));
     }
-    let mut reader = serde_json::Deserializer::from_str(text);
-    let read = Members(each).deserialize(&mut reader).and_then(|()| reader.end());
-    read.map_err(|error| {
-        let words = error.to_string();
-        let column = error.column();
-        invalid(format!("{} at its character {column}", words.split(" at line ").next().unwrap_or(&words)))
-    })
-}
-
-struct Members<F>(F);
-
-#[derive(Deserialize)]
-struct Key<'k>(#[serde(borrow)] Cow<'k, str>);
-
-impl<'de, F: FnMut(&str, &'de RawValue)> DeserializeSeed<'de> for Members<F> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, F: FnMut(&str, &'de RawValue)> Visitor<'de> for Members<F> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-        while let Some((key, value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
-            (self.0)(&key.0, value);
-        }
-        Ok(())
-    }
-}
-
-/// A value as COPY's text format has it.
-fn write(out: &mut Vec<u8>, value: Option<&RawValue>, kind: ParamType) -> Result<(), (&'static str, String)> {
-    let Some(value) = value.map(RawValue::get).filter(|text| *text != "null").and(value) else {
-        out.extend_from_slice(b"\\N");
-        return Ok(());
-    };
-    let text = value.get();
-    match (text.as_bytes().first(), kind) {
-        (_, ParamType::Json) => escape(out, text),
-        (Some(b'"'), _) => {
-            let text: Cow<'_, str> = match text.get(1..text.len().saturating_sub(1)).filter(|t| !t.contains('\\')) {
-                Some(plain) => plain.into(),
-                None => serde_json::from_str::<String>(text)
-                    .map_err(|error| (INVALID_JSON, format!("the line is no JSON object: {error}")))?
-                    .into(),
-            };
-            if text.contains('\0') {
-                return Err((NUL, "a text holds the character \\u0000, which Postgres can't store".to_owned()));
-            }
-            escape(out, &text);
-        }
-        (Some(b'['), ParamType::Array { of_json, delimiter }) => {
-            let literal = array_literal(value, of_json, delimiter).map_err(|what| (NO_FORM, what.to_owned()))?;
-            escape(out, &literal);
-        }
-        _ => escape(out, text),
-    }
-    Ok(())
+    members(text, each).map_err(|error| invalid(unreadable::within_an_object(text, &error)))
 }
 
 fn escape(out: &mut Vec<u8>, text: &str) {
@@ -231,7 +263,11 @@ mod tests {
     use crate::kinds::import::decode::Decoded;
 
     fn encoder(may_refuse: bool) -> Encoder {
-        Encoder::new("t", vec![("a".to_owned(), ParamType::Scalar)], Vec::new(), may_refuse)
+        Encoder::new("t", vec![field("a", Shape::Scalar, false)], false, Vec::new(), may_refuse)
+    }
+
+    fn field(name: &str, shape: Shape, defaults: bool) -> Field {
+        Field { name: name.to_owned(), shape, defaults }
     }
 
     #[test]
@@ -243,9 +279,9 @@ mod tests {
         };
         for look in [true, false] {
             reads.set(0);
-            let mut records = Records::new(Decoded::of(io::repeat(b'\n')), false, stop_at_the_tenth);
+            let mut records = Records::new(Decoded::of(io::repeat(b'\n')), None, stop_at_the_tenth);
             let outcome = if look {
-                keys(&mut records, &["a"]).map(drop)
+                keys(&mut records, &["a"], &[], false).map(drop)
             } else {
                 encoder(true).fill(&mut records, &mut Batch::default(), usize::MAX, usize::MAX)
             };
@@ -259,7 +295,7 @@ mod tests {
         let file = "{\"a\":1}\n{\"x\":1}\n".repeat(100);
         for (may_refuse, expected) in [(false, (1, 1)), (true, (100, 100))] {
             let file = io::Cursor::new(file.clone());
-            let mut records = Records::new(Decoded::of(file), false, |_| Ok(()));
+            let mut records = Records::new(Decoded::of(file), None, |_| Ok(()));
             let mut batch = Batch::default();
             encoder(may_refuse).fill(&mut records, &mut batch, usize::MAX, usize::MAX).unwrap();
             assert_eq!((batch.rows.len(), batch.refused.len()), expected);
@@ -270,18 +306,55 @@ mod tests {
     fn a_refusal_has_no_more_than_the_beginning_of_a_key_or_a_text() {
         let long = "k".repeat(1_000_000);
         for line in [format!("{{\"{long}\":1}}"), format!("{{\"{long}\":1,\"{long}\":1}}"), format!("\"{long}\"")] {
-            let (_, message) = row(&line).unwrap_err();
+            let (_, (_, message)) = row(&line).unwrap_err();
             assert!(message.len() < 500, "{} bytes", message.len());
         }
     }
 
-    fn row(line: &str) -> Result<String, (&'static str, String)> {
-        let array = ParamType::Array { of_json: false, delimiter: ',' };
-        let columns = [("a", ParamType::Scalar), ("b", ParamType::Json), ("c", array)];
-        let columns = columns.map(|(name, kind)| (name.to_owned(), kind)).to_vec();
-        let encoder = Encoder::new("t", columns, vec!["g".to_owned()], false);
+    fn row(line: &str) -> Result<String, (Option<String>, Refusal)> {
+        let array = Shape::Array { element: Box::new(Shape::Scalar), delimiter: ',' };
+        let fields = vec![field("a", Shape::Scalar, false), field("b", Shape::Json, false), field("c", array, false)];
+        let encoder = Encoder::new("t", fields, false, vec!["g".to_owned()], false);
         let mut out = Vec::new();
-        encoder.row(line.as_bytes(), &mut out).map(|()| String::from_utf8(out).unwrap())
+        encoder.row(line.as_bytes(), &mut out).map(|_| String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_column_that_a_row_lacks_is_marked_where_that_is_wanted() {
+        let fields = |defaults| vec![field("a", Shape::Scalar, false), field("b", Shape::Scalar, defaults)];
+        for (marks, defaults, line, expected, lacks) in [
+            (false, true, r#"{"a":"\\D"}"#, "\\\\D\t\\D\n", false),
+            (false, true, r#"{"b":null}"#, "\\N\t\\N\n", false),
+            (true, false, r#"{"b":1}"#, "\\N\t1\t10\n", true),
+            (true, false, r#"{"b":null,"a":1}"#, "1\t\\N\t\\N\n", false),
+            (true, false, "{}", "\\N\t\\N\t11\n", true),
+        ] {
+            let encoder = Encoder::new("t", fields(defaults), marks, Vec::new(), false);
+            let mut out = Vec::new();
+            let lacking = encoder.row(line.as_bytes(), &mut out).unwrap();
+            assert_eq!((String::from_utf8(out).unwrap().as_str(), lacking), (expected, lacks), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_until_it_is_known_what_its_rows_lack() {
+        let look = |file: &str, watched: &[&str], lacks_all: bool| {
+            let mut records = Records::new(Decoded::of(io::Cursor::new(file.to_owned())), None, |_| Ok(()));
+            let keys = keys(&mut records, &["a", "b"], watched, lacks_all).unwrap().unwrap();
+            (keys.seen.into_iter().collect::<String>(), keys.some_lack, records.next().unwrap().is_some())
+        };
+        let both = "{\"a\":1,\"b\":2}\n";
+        let file = |rest: &str| format!("{both}{both}{rest}");
+        assert_eq!(look(&file("{\"a\":1}\n"), &[], false), ("ab".to_owned(), false, true));
+        assert_eq!(look(&file("{\"a\":1}\n{}\n"), &["b"], false), ("ab".to_owned(), true, true));
+        assert_eq!(look(&file("{\"b\":1}\n"), &["b"], false), ("ab".to_owned(), false, false));
+        // A line that can't be read lacks nothing.
+        assert_eq!(look(&file("{\"a\":1\n"), &["b"], false), ("ab".to_owned(), false, false));
+        assert_eq!(look("{\"b\":1\n{\"a\":1}\n", &[], false), ("a".to_owned(), false, false));
+        // A column that no row has is not one that some lack, unless it was named.
+        assert_eq!(look("{\"a\":1}\n", &["b"], false), ("a".to_owned(), false, false));
+        assert_eq!(look("{\"a\":1}\n", &["b"], true), ("a".to_owned(), true, false));
+        assert_eq!(look("{\"a\":1}\n{\"b\":1}\n", &["a"], false), ("ab".to_owned(), true, false));
     }
 
     #[test]
@@ -310,10 +383,18 @@ mod tests {
             ("[1]", INVALID_JSON),
             ("{\"a\":1} x", INVALID_JSON),
             ("{\"a\":1", INVALID_JSON),
-            ("{\"a\":\"\\u0000\"}", NUL),
-            ("{\"c\":[{}]}", NO_FORM),
+            ("{\"a\":\"\\u0000\"}", "22P05"),
+            ("{\"c\":[{}]}", "22P02"),
         ] {
-            assert_eq!(row(line).unwrap_err().0, sqlstate, "{line}");
+            let (column, (found, _)) = row(line).unwrap_err();
+            assert_eq!(found, sqlstate, "{line}");
+            // A value's refusal says whose it is.
+            let expected = match sqlstate {
+                "22P05" => Some("a"),
+                "22P02" => Some("c"),
+                _ => None,
+            };
+            assert_eq!(column.as_deref(), expected, "{line}");
         }
     }
 }

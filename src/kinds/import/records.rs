@@ -6,6 +6,7 @@
 
 use crate::kinds::WorkError;
 use crate::kinds::import::decode::Decoded;
+use crate::kinds::import::dialect::Dialect;
 use crate::queue::{ErrorCode, JobError};
 
 /// The largest row: 64 MiB.
@@ -14,6 +15,8 @@ pub const MAX_ROW_BYTES: usize = 64 * 1024 * 1024;
 const CHUNK: usize = 256 * 1024;
 /// What some programs write before the first byte.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// How much of the file [`Records::head`] shows: 4 KiB.
+const HEAD_BYTES: usize = 4096;
 
 /// Where a record is.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +27,19 @@ pub(super) struct Record {
     pub line: u64,
     /// The lines that a COPY counts for it which was told to expect line feeds.
     pub lines: u64,
+    /// The lines that it has in the file.
+    pub spans: u64,
+    pub ending: Ending,
+}
+
+/// What a record ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Line,
+    /// The end of the file.
+    File,
+    /// The end of the file, within quotes that open on this line.
+    InQuotes(u64),
 }
 
 /// What ends lines beside line feeds.
@@ -43,13 +59,15 @@ pub(super) struct Records<'c> {
     /// Told by every read how many bytes of the upload were read, and says whether to go on: what is skipped and what is
     /// refused can be as long as the file.
     may_go_on: Box<dyn Fn(i64) -> Result<(), WorkError> + 'c>,
-    /// Line ends within double quotes belong to the record.
-    quotes: bool,
+    /// CSV: line ends within quotes belong to the record.
+    csv: Option<Dialect>,
     buffer: Vec<u8>,
     /// Where the next record begins, and how far was looked for its end.
     start: usize,
     looked: usize,
     in_quotes: bool,
+    /// The line on which the quotes opened.
+    opened: u64,
     returns: Returns,
     line: u64,
     /// Line feeds and lone carriage returns within the record.
@@ -60,16 +78,22 @@ pub(super) struct Records<'c> {
 }
 
 impl<'c> Records<'c> {
-    pub fn new(input: Decoded, quotes: bool, may_go_on: impl Fn(i64) -> Result<(), WorkError> + 'c) -> Records<'c> {
+    /// Records of CSV in a dialect, or lines.
+    pub fn new(
+        input: Decoded,
+        csv: Option<Dialect>,
+        may_go_on: impl Fn(i64) -> Result<(), WorkError> + 'c,
+    ) -> Records<'c> {
         Records {
             input,
             may_go_on: Box::new(may_go_on),
-            quotes,
+            csv,
             buffer: Vec::new(),
             start: 0,
             looked: 0,
             in_quotes: false,
-            returns: if quotes { Returns::Unknown } else { Returns::AreData },
+            opened: 0,
+            returns: if csv.is_some() { Returns::Unknown } else { Returns::AreData },
             line: 1,
             feeds: 0,
             lone_returns: 0,
@@ -88,15 +112,24 @@ impl<'c> Records<'c> {
         self.buffer.get(record.start..record.end).unwrap_or_default()
     }
 
+    /// The first bytes of the file, behind a byte order mark; to be asked for before the first record is.
+    pub fn head(&mut self) -> Result<&[u8], WorkError> {
+        while self.buffer.len() < HEAD_BYTES && !self.ended {
+            self.fill()?;
+        }
+        Ok(self.buffer.get(..HEAD_BYTES).unwrap_or(&self.buffer))
+    }
+
     /// The next record, which has to be looked at before the one after it is asked for. `None` at the end.
     pub fn next(&mut self) -> Result<Option<Record>, WorkError> {
         loop {
             if let Some((end, behind)) = self.look() {
-                return Ok(Some(self.take(end, behind)));
+                return Ok(Some(self.take(end, behind, Ending::Line)));
             }
             if self.ended {
                 let end = self.buffer.len();
-                return Ok((self.start < end).then(|| self.take(end, end)));
+                let ending = if self.in_quotes { Ending::InQuotes(self.opened) } else { Ending::File };
+                return Ok((self.start < end).then(|| self.take(end, end, ending)));
             }
             self.fill()?;
         }
@@ -105,50 +138,90 @@ impl<'c> Records<'c> {
     /// Looks for the line end that ends the record: where it begins, and what is behind it.
     fn look(&mut self) -> Option<(usize, usize)> {
         while let Some(rest) = self.buffer.get(self.looked..).filter(|rest| !rest.is_empty()) {
-            let found = match (self.quotes, self.returns) {
-                (false, _) => memchr::memchr(b'\n', rest),
-                (true, Returns::AreData) => memchr::memchr2(b'\n', b'"', rest),
-                (true, _) => memchr::memchr3(b'\n', b'"', b'\r', rest),
-            };
-            let Some(found) = found else {
+            let Some(found) = self.find(rest) else {
                 self.looked = self.buffer.len();
                 return None;
             };
             let at = self.looked.saturating_add(found);
             let behind = at.saturating_add(1);
-            match (self.buffer.get(at), self.buffer.get(behind)) {
-                (Some(b'"'), _) => self.in_quotes = !self.in_quotes,
-                // Whether it is alone shows with what is read next.
-                (Some(b'\r'), None) if !self.ended => {
-                    self.looked = at;
-                    return None;
-                }
-                (Some(b'\r'), Some(b'\n')) => {}
-                (Some(b'\r'), _) if self.in_quotes => self.lone_returns = self.lone_returns.saturating_add(1),
-                (Some(b'\r'), _) => {
-                    self.returns = Returns::End;
-                    return Some((at, behind));
-                }
-                _ if self.in_quotes => self.feeds = self.feeds.saturating_add(1),
-                _ => {
+            let (byte, next) = (self.buffer.get(at).copied().unwrap_or_default(), self.buffer.get(behind).copied());
+            let escapes = self.in_quotes && self.escapes(byte);
+            // What it is shows with what is read next.
+            if (byte == b'\r' || escapes) && next.is_none() && !self.ended {
+                self.looked = at;
+                return None;
+            }
+            self.looked = behind;
+            match byte {
+                b'\n' if self.in_quotes => self.feeds = self.feeds.saturating_add(1),
+                b'\n' => {
                     if self.returns == Returns::Unknown {
                         self.returns = Returns::AreData;
                     }
                     return Some((at, behind));
                 }
+                b'\r' if next == Some(b'\n') => {}
+                b'\r' if self.in_quotes => self.lone_returns = self.lone_returns.saturating_add(1),
+                b'\r' => {
+                    self.returns = Returns::End;
+                    return Some((at, behind));
+                }
+                _ if escapes && next.is_some_and(|next| self.escapes(next) || self.quotes(next)) => {
+                    self.looked = behind.saturating_add(1);
+                }
+                byte if self.quotes(byte) => {
+                    self.in_quotes = !self.in_quotes;
+                    self.opened = self.line.saturating_add(self.feeds).saturating_add(self.returned());
+                }
+                // An escape of nothing.
+                _ => {}
             }
-            self.looked = behind;
         }
         None
     }
 
-    fn take(&mut self, end: usize, behind: usize) -> Record {
-        let carriage_return = end.checked_sub(1).filter(|last| *last >= self.start);
-        let end = carriage_return.filter(|last| self.buffer.get(*last) == Some(&b'\r')).unwrap_or(end);
-        let record = Record { start: self.start, end, line: self.line, lines: self.feeds.saturating_add(1) };
-        // Within the first record's quotes they were counted before it was known whether they end lines.
-        let returns = if self.returns == Returns::End { self.lone_returns } else { 0 };
-        self.line = self.line.saturating_add(record.lines).saturating_add(returns);
+    /// The next byte that may be more than one of a value.
+    fn find(&self, rest: &[u8]) -> Option<usize> {
+        let Some(csv) = self.csv else { return memchr::memchr(b'\n', rest) };
+        match (csv.quote, self.returns == Returns::AreData) {
+            (None, true) => memchr::memchr(b'\n', rest),
+            (None, false) => memchr::memchr2(b'\n', b'\r', rest),
+            (Some(quote), true) if quote == csv.escape => memchr::memchr2(b'\n', quote, rest),
+            (Some(quote), true) => memchr::memchr3(b'\n', quote, csv.escape, rest),
+            (Some(quote), false) if quote == csv.escape => memchr::memchr3(b'\n', quote, b'\r', rest),
+            (Some(quote), false) => rest.iter().position(|byte| [b'\n', b'\r', quote, csv.escape].contains(byte)),
+        }
+    }
+
+    fn quotes(&self, byte: u8) -> bool {
+        self.csv.is_some_and(|csv| csv.quote == Some(byte))
+    }
+
+    /// It is an escape that isn't the quote itself: doubled quotes close and open.
+    fn escapes(&self, byte: u8) -> bool {
+        self.csv.is_some_and(|csv| csv.escape == byte && csv.quote.is_some_and(|quote| quote != byte))
+    }
+
+    /// Carriage returns within the record that end lines. Within the first record's quotes they are counted before it is known
+    /// whether they do.
+    fn returned(&self) -> u64 {
+        if self.returns == Returns::End { self.lone_returns } else { 0 }
+    }
+
+    fn take(&mut self, end: usize, behind: usize, ending: Ending) -> Record {
+        let last = end.checked_sub(1).filter(|last| *last >= self.start);
+        let is_last = |byte: u8| last.is_some_and(|last| self.buffer.get(last) == Some(&byte));
+        let lines = self.feeds.saturating_add(1);
+        let mut spans = lines.saturating_add(self.lone_returns);
+        let mut end = end;
+        match ending {
+            Ending::InQuotes(_) if is_last(b'\n') || is_last(b'\r') => spans = spans.saturating_sub(1),
+            Ending::InQuotes(_) => {}
+            Ending::Line | Ending::File if is_last(b'\r') => end = end.saturating_sub(1),
+            Ending::Line | Ending::File => {}
+        }
+        let record = Record { start: self.start, end, line: self.line, lines, spans, ending };
+        self.line = self.line.saturating_add(lines).saturating_add(self.returned());
         (self.start, self.looked, self.in_quotes) = (behind, behind, false);
         (self.feeds, self.lone_returns) = (0, 0);
         record
@@ -160,8 +233,11 @@ impl<'c> Records<'c> {
         if self.buffer.len() > MAX_ROW_BYTES {
             let message = format!("line {}: the row that begins there is larger than {MAX_ROW_BYTES} bytes", self.line);
             let error = JobError::new(ErrorCode::RowTooLarge, message);
-            return Err(WorkError::Fail(match self.quotes {
-                true => error.with_hint("a double quote that isn't closed makes one row of all that follows"),
+            return Err(WorkError::Fail(match self.in_quotes {
+                true => error.with_hint(format!(
+                    "a quote opens on line {}: one that isn't closed makes one row of all that follows",
+                    self.opened
+                )),
                 false => error,
             }));
         }
@@ -198,8 +274,16 @@ mod tests {
         }
     }
 
-    fn records(file: &[u8], quotes: bool) -> Vec<(String, u64, u64)> {
-        let mut records = Records::new(Decoded::of(Drip(std::io::Cursor::new(file.to_vec()))), quotes, |_| Ok(()));
+    fn usual() -> Option<Dialect> {
+        Dialect::new(b',', Some(b'"'), None, "")
+    }
+
+    fn read(file: &[u8], csv: Option<Dialect>) -> Records<'static> {
+        Records::new(Decoded::of(Drip(std::io::Cursor::new(file.to_vec()))), csv, |_| Ok(()))
+    }
+
+    fn records(file: &[u8], csv: Option<Dialect>) -> Vec<(String, u64, u64)> {
+        let mut records = read(file, csv);
         let mut found = Vec::new();
         while let Some(record) = records.next().unwrap() {
             let text = String::from_utf8(records.bytes(record).to_vec()).unwrap();
@@ -224,9 +308,56 @@ mod tests {
         ] {
             let expected: Vec<_> =
                 expected.iter().map(|(text, line, lines)| ((*text).to_owned(), *line, *lines)).collect();
-            assert_eq!(records(file.as_bytes(), true), expected, "{file:?}");
+            assert_eq!(records(file.as_bytes(), usual()), expected, "{file:?}");
         }
         // To JSON it is a blank.
-        assert_eq!(records(b"{}\r{}\r\n", false), [("{}\r{}".to_owned(), 1, 1)]);
+        assert_eq!(records(b"{}\r{}\r\n", None), [("{}\r{}".to_owned(), 1, 1)]);
+    }
+
+    #[test]
+    fn an_escape_hides_a_quote_within_quotes_alone() {
+        let escaped = Dialect::new(b',', Some(b'\''), Some(b'\\'), "");
+        for (file, expected) in [
+            ("'a\\'\n'\nb", &["'a\\'\n'", "b"][..]),
+            ("'a\\\\'\nb", &["'a\\\\'", "b"]),
+            ("a\\'\n'\nb", &["a\\'\n'", "b"]),
+            ("'a\\\nb'\nc", &["'a\\\nb'", "c"]),
+            ("'a'\r'b\\'\r'\rc", &["'a'", "'b\\'\r'", "c"]),
+            ("\"a\n'\"\n'", &["\"a", "'\"\n'"]),
+        ] {
+            let found: Vec<_> = records(file.as_bytes(), escaped).into_iter().map(|(text, _, _)| text).collect();
+            assert_eq!(found, expected, "{file:?}");
+        }
+        let unquoted = Dialect::new(b',', None, None, "");
+        assert_eq!(records(b"\"a\n'b\r\n\"", unquoted).len(), 3);
+    }
+
+    #[test]
+    fn what_a_record_ends_with_is_known() {
+        for (file, expected) in [
+            ("a\nb\n", &[(1, 1, Ending::Line), (2, 1, Ending::Line)][..]),
+            ("a\nb", &[(1, 1, Ending::Line), (2, 1, Ending::File)]),
+            ("a\n\"b\nc\",d\ne", &[(1, 1, Ending::Line), (2, 2, Ending::Line), (4, 1, Ending::File)]),
+            ("a\nb,\"c\nd\ne", &[(1, 1, Ending::Line), (2, 3, Ending::InQuotes(2))]),
+            ("a\n\"b\nc\",\"d\ne\n", &[(1, 1, Ending::Line), (2, 3, Ending::InQuotes(3))]),
+            ("a\rb,\"c\rd\r", &[(1, 1, Ending::Line), (2, 2, Ending::InQuotes(2))]),
+        ] {
+            let mut records = read(file.as_bytes(), usual());
+            let mut found = Vec::new();
+            while let Some(record) = records.next().unwrap() {
+                found.push((record.line, record.spans, record.ending));
+            }
+            assert_eq!(found, expected, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn the_head_is_behind_a_byte_order_mark_and_stays_to_be_read() {
+        let file = [BYTE_ORDER_MARK, b"a,b\n".repeat(2_000).as_slice()].concat();
+        let mut records = read(&file, usual());
+        assert_eq!(records.head().unwrap(), b"a,b\n".repeat(HEAD_BYTES / 4));
+        let first = records.next().unwrap().unwrap();
+        assert_eq!((first.line, records.bytes(first)), (1, &b"a,b"[..]));
+        assert_eq!(read(b"", None).head().unwrap(), b"");
     }
 }

@@ -8,7 +8,11 @@ use crate::support::client::Client;
 use crate::support::eventually;
 use crate::support::postgres::Database;
 
+mod indexes;
 mod invalid;
+mod leavings;
+mod parts;
+mod skipped;
 
 const OLD_SNAPSHOTS: &str = "waiting for old snapshots";
 
@@ -95,11 +99,12 @@ fn vacuum_and_analyze_do_what_they_say() {
     let app = with_table();
     let reltuples = || app.target.text("SELECT reltuples FROM pg_class WHERE oid = 'public.t'::regclass");
     app.target.run("INSERT INTO public.t SELECT g, 'n', 1 FROM generate_series(101, 150) g");
-    assert_eq!(reltuples(), "100");
+    assert_ne!(reltuples(), "150");
     let done = output(&app, &json!({"action": "analyze", "table": "t", "columns": ["num", "id"]}));
     assert_eq!(
         done,
-        json!({"action": "analyze", "table": "public.t", "index": null, "tries": 1, "dropped_invalid": [], "left_invalid": []})
+        json!({"action": "analyze", "table": "public.t", "index": null, "done": 1, "skipped": [], "skipped_count": 0, "tries": 1,
+            "dropped_invalid": [], "left_invalid": []})
     );
     assert_eq!(reltuples(), "150");
     let looked_at = "SELECT string_agg(attname, ' ' ORDER BY attname) FROM pg_stats WHERE tablename = 't'";
@@ -143,7 +148,7 @@ fn indexes_are_rebuilt() {
     let (oid, file) = (oids(), files());
     let done = output(&app, &json!({"action": "reindex", "index": "t_name"}));
     let size = app.target.count("SELECT pg_relation_size('public.t_name')");
-    let index = json!({"name": "public.t_name", "bytes": size, "valid": true, "was_there": false});
+    let index = json!({"name": "public.t_name", "bytes": size, "valid": true, "was_there": true});
     assert_eq!((&done["table"], &done["index"]), (&json!("public.t"), &index));
     let after = oids();
     assert_ne!(after.split(' ').next(), oid.split(' ').next(), "it was not rebuilt concurrently");
@@ -227,14 +232,11 @@ fn indexes_are_created_as_they_are_described_and_only_once() {
         assert_eq!(code(&job), ("failed", "index_exists"), "{name}: {job}");
         assert!(hint(&job).contains("another name"), "{job}");
     }
-    // In parts: not concurrently.
+    // In parts: all at once, where that is asked for.
     as_role(&app.target)
         .execute_batch("CREATE TABLE public.p (id int) PARTITION BY RANGE (id); CREATE TABLE public.p1 PARTITION OF public.p DEFAULT")
         .unwrap();
     let mut args = json!({"action": "create_index", "table": "p", "name": "p_id", "columns": ["id"]});
-    let job = run(&app, &args);
-    assert_eq!(code(&job), ("failed", "not_supported"), "{job}");
-    assert!(hint(&job).contains("concurrently: false"), "{job}");
     args["concurrently"] = json!(false);
     args["allow_exclusive_lock"] = json!(true);
     assert_eq!(output(&app, &args)["index"]["valid"], true);
@@ -289,6 +291,24 @@ fn arguments_that_make_no_sense_are_refused_where_they_stand() {
             vec!["/include/1"],
         ),
         (
+            json!({"action": "create_index", "table": "t", "name": "i", "columns": [{"order": "asc"}, {"column": "a", "expression": "b"},
+                {"expression": " "}, "a", {"column": "a", "collation": "C"}]}),
+            vec!["/columns/0", "/columns/1", "/columns/2"],
+        ),
+        (
+            json!({"action": "create_index", "table": "t", "name": "i", "columns": ["a"], "where": "", "tablespace": "",
+                "nulls_not_distinct": true, "with": {"fillfactor": 9, "fastupdate": true}}),
+            vec!["/where", "/tablespace", "/nulls_not_distinct", "/with/fastupdate", "/with/fillfactor"],
+        ),
+        (
+            json!({"action": "create_index", "table": "t", "name": "i", "columns": ["a"], "with": {"fillfactr": 90}}),
+            vec!["/with/fillfactr"],
+        ),
+        (json!({"action": "drop_index"}), vec!["/index"]),
+        (json!({"action": "drop_index", "index": "i", "table": "t", "where": "a"}), vec!["/where", "/table"]),
+        (json!({"action": "drop_index", "index": "i", "concurrently": false}), vec!["/concurrently"]),
+        (json!({"action": "vacuum", "table": "t", "if_exists": true}), vec!["/if_exists"]),
+        (
             json!({"action": "create_index", "table": "t", "name": "i", "method": "gin", "unique": true,
                    "columns": ["a", {"column": "b", "nulls": "last"}], "concurrently": false, "full": true}),
             vec!["/full", "/concurrently", "/unique", "/columns/1"],
@@ -316,6 +336,7 @@ fn names_that_are_not_there_and_missing_rights_are_said() {
         (json!({"action": "vacuum", "table": "nothing"}), "table_not_found"),
         (json!({"action": "vacuum", "table": "v"}), "table_not_found"),
         (json!({"action": "reindex", "index": "t"}), "index_not_found"),
+        (json!({"action": "drop_index", "index": "t"}), "index_not_found"),
         (json!({"action": "reindex", "table": "t_name"}), "table_not_found"),
         (json!({"action": "analyze", "table": "t", "columns": ["nim"]}), "unknown_columns"),
         (unknown, "unknown_columns"),
@@ -323,11 +344,49 @@ fn names_that_are_not_there_and_missing_rights_are_said() {
     ] {
         assert_eq!(code(&run(&app, &args)), ("failed", expected), "{args}");
     }
+    // A name is written as SQL writes it; what there is under another one is told.
+    app.target.run(
+        "CREATE TABLE public.\"My Table\" (id int PRIMARY KEY); ALTER TABLE public.\"My Table\" OWNER TO slowlane_demo",
+    );
+    let quoted = |argument: &str, name: &str| format!("write \"{argument}\": {}", json!(name));
+    for (args, expected, words) in [
+        (json!({"action": "analyze", "table": "My Table"}), "table_not_found", quoted("table", "\"My Table\"")),
+        (
+            json!({"action": "vacuum", "table": "public.my table"}),
+            "table_not_found",
+            quoted("table", "public.\"My Table\""),
+        ),
+        (json!({"action": "analyze", "table": "Your Table"}), "table_not_found", quoted("table", "\"Your Table\"")),
+        (json!({"action": "analyze", "table": "\"T\""}), "table_not_found", quoted("table", "t")),
+        (
+            json!({"action": "reindex", "index": "My Table_pkey"}),
+            "index_not_found",
+            quoted("index", "\"My Table_pkey\""),
+        ),
+        (json!({"action": "reindex", "index": "\"T_NAME\""}), "index_not_found", quoted("index", "t_name")),
+        (json!({"action": "reindex", "table": "a.b.c.d"}), "table_not_found", "write schema.name".to_owned()),
+        (
+            json!({"action": "reindex", "table": "other.public.t"}),
+            "table_not_found",
+            quoted("table", "\"public\".\"t\""),
+        ),
+    ] {
+        let job = run(&app, &args);
+        assert_eq!(code(&job), ("failed", expected), "{args}");
+        assert!(hint(&job).contains(&words), "{words}: {job}");
+        if args.to_string().contains(" T") {
+            let argument = args.as_object().unwrap().keys().find(|key| *key != "action").unwrap();
+            assert!(job["error"]["message"].as_str().unwrap().starts_with(&format!("/{argument}: ")), "{job}");
+        }
+    }
+    let by_database = format!("{}.public.\"My Table\"", app.target.name());
+    output(&app, &json!({"action": "analyze", "table": by_database}));
     // Whoever owns the database may vacuum and analyze all that is in it.
     output(&app, &json!({"action": "vacuum", "table": "theirs", "analyze": true}));
     let name = app.target.name().to_owned();
     app.queue.run(&format!("ALTER DATABASE {name} OWNER TO {}", app.target.text("SELECT current_user")));
-    app.target.run("GRANT ALL ON SCHEMA public TO slowlane_demo; GRANT ALL ON public.theirs TO slowlane_demo");
+    app.target
+        .run("GRANT ALL ON SCHEMA public TO slowlane_demo; GRANT SELECT, UPDATE ON public.theirs TO slowlane_demo");
     for args in [
         json!({"action": "vacuum", "table": "theirs"}),
         json!({"action": "analyze", "table": "theirs"}),
@@ -382,14 +441,16 @@ fn a_lock_that_somebody_holds_is_waited_for_in_tries_that_are_told() {
     let job = app.ended(&id);
     assert_eq!((code(&job), &job["error"]["sqlstate"]), (("failed", "lock_timeout"), &json!("55P03")), "{job}");
     assert!(hint(&job).contains("lock_timeout_ms"), "{job}");
-    assert_eq!(log(&app, &id).lines().count(), 4);
+    // Beside them there may be who held it, where somebody was seen in so short a time.
+    assert_eq!(log(&app, &id).lines().filter(|line| line.contains("gave up after 50 ms")).count(), 4);
 }
 
 #[test]
 fn nobody_waits_long_behind_a_lock_that_is_waited_for() {
     let app = with_table();
-    let waiting =
-        || app.target.count("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'public.t'::regclass") == 1;
+    let waiting = || {
+        app.target.count("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'public.t'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 1
+    };
     for (args, holds, wants) in [
         (json!({"action": "vacuum", "full": true}), "SELECT FROM public.t", "SELECT FROM public.t"),
         (

@@ -63,7 +63,7 @@ fn a_view_is_computed_anew_and_readers_may_go_on() {
 fn what_a_refresh_needs_is_said_before_it_begins() {
     let app = with_view();
     app.target.run(
-        "CREATE VIEW public.plain AS SELECT 1; CREATE MATERIALIZED VIEW public.others AS SELECT 1 AS a;
+        "CREATE VIEW public.plain AS SELECT 1; CREATE MATERIALIZED VIEW public.others AS SELECT 1 AS a; CREATE MATERIALIZED VIEW public.\"MyView\" AS SELECT 1 AS a;
          CREATE MATERIALIZED VIEW public.empty AS SELECT 1 AS a WITH NO DATA; CREATE UNIQUE INDEX ON public.empty (a);
          ALTER MATERIALIZED VIEW public.empty OWNER TO slowlane_demo",
     );
@@ -73,12 +73,14 @@ fn what_a_refresh_needs_is_said_before_it_begins() {
          CREATE UNIQUE INDEX ON public.v ((id + 1))",
     );
     for (args, code_wanted, hint) in [
-        (json!({"view": "v", "concurrently": true}), "no_unique_index", "CREATE UNIQUE INDEX ON public.v"),
+        (json!({"view": "v", "concurrently": true}), "no_unique_index", "create_index, table public.v"),
         (json!({"view": "empty", "concurrently": true}), "view_not_populated", "without concurrently"),
         (json!({"view": "nowhere"}), "view_not_found", "schema"),
         (json!({"view": "plain"}), "not_a_materialized_view", "no refresh"),
         (json!({"view": "t"}), "not_a_materialized_view", ""),
         (json!({"view": "others"}), "permission_denied", "owner"),
+        (json!({"view": "My View"}), "view_not_found", "write \"view\": \"\\\"My View\\\"\""),
+        (json!({"view": "MyView"}), "view_not_found", "write \"view\": \"\\\"MyView\\\"\""),
     ] {
         let job = refresh(&app, &args);
         assert_eq!(code(&job), ("failed", code_wanted), "{job}");
@@ -107,13 +109,13 @@ fn a_cancelled_refresh_leaves_the_view_as_it_was() {
     holder.execute_batch("SELECT pg_advisory_lock(7)").unwrap();
     let id = app.submit(&json!({"kind": "refresh", "args": {"view": "w"}}));
     eventually("it is at work", || {
-        app.target.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted") == 1
+        app.target.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())") == 1
     });
     assert_eq!(app.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
     assert_eq!(app.ended(&id)["state"], "cancelled");
     assert_eq!(app.target.count("SELECT count(*) FROM public.w"), 1);
     assert_eq!(
-        app.target.count("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'REFRESH%' AND state = 'active'"),
+        app.target.count("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'REFRESH%' AND state = 'active' AND datname = current_database()"),
         0
     );
 }

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use slowlane::dsn::Dsn;
+use slowlane::pq::Session;
 
 use crate::support::child::{Server, program};
 use crate::support::eventually;
 use crate::support::history;
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{Database, Postgres};
 
 const SLEEPING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
@@ -193,4 +195,90 @@ fn threads_that_run_jobs_yield_to_all_others() {
     eventually("its threads have begun", || lowered(&niceness(server.pid())) == 3);
     let threads = niceness(server.pid());
     assert!(threads.iter().all(|(name, nice)| is_work(name) || *nice == threads[0].1), "{threads:?}");
+}
+
+/// Runs `slowlane` with the queue's address: its status, and what it says.
+fn told(arguments: &[&str], queue: &Dsn) -> (Option<i32>, String) {
+    let output = program()
+        .args(arguments)
+        .env("SLOWLANE_DATABASE_URL", queue.to_url().expose())
+        .env("T", queue.to_url().expose())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), told)
+}
+
+/// Roles of other names than the documentation's, an owner of the database who isn't the schema's among them.
+#[test]
+fn roles_of_other_names_work_and_are_told_what_they_lack() {
+    let postgres = Postgres::shared();
+    let database = postgres.empty("postgres");
+    let name = database.name().to_owned();
+    let password = database.dsn.get("password").unwrap().to_owned();
+    let [owner, service, client, app] = ["owner of", "service", "client", "app"].map(|what| format!("{what} {name}"));
+    for (role, more) in [(&owner, "LOGIN"), (&service, "LOGIN NOINHERIT"), (&client, "NOLOGIN"), (&app, "LOGIN")] {
+        database.run(&format!("CREATE ROLE \"{role}\" {more} PASSWORD '{password}'"));
+    }
+    database.run(&format!("GRANT CONNECT ON DATABASE {name} TO PUBLIC; GRANT \"{client}\" TO \"{app}\""));
+    let login = |role: &str| database.dsn.clone().with("user", role);
+
+    // The database is another role's.
+    let (status, log) = told(&["migrate", "up"], &login(&owner));
+    assert_eq!(status, Some(1), "{log}");
+    assert!(log.contains(&format!("GRANT CREATE ON DATABASE \"{name}\" TO \"{owner}\"")), "{log}");
+    database.run(&format!("GRANT CREATE ON DATABASE {name} TO \"{owner}\""));
+    let (status, log) = told(&["migrate", "up", "--service-role", "nobody of this name"], &login(&owner));
+    assert!(status == Some(1) && log.contains("there is no role"), "{log}");
+    assert_eq!(database.count("SELECT count(*) FROM pg_namespace WHERE nspname = 'slowlane'"), 0, "{log}");
+
+    // The documentation's roles are there in a cluster of tests: rights of theirs are no rights of these.
+    let (status, log) = told(&["migrate", "up"], &login(&owner));
+    assert!(status == Some(0) && log.contains("granted slowlane_queue what the service may do"), "{log}");
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--target", "default=T"];
+    let (status, log) = told(&serve, &login(&service));
+    assert_eq!(status, Some(1), "{log}");
+    assert!(log.contains(&format!("`slowlane migrate up --service-role '{service}'`")), "{log}");
+    assert!(log.contains(&format!("its owner, {owner}")) && !log.contains("permission denied"), "{log}");
+    let (_, log) = told(&["doctor", "--only", "queue", "--target", "default=T"], &login(&service));
+    assert!(log.contains(&format!("slowlane migrate up --service-role '{service}'")), "{log}");
+    // Who isn't the owner can't migrate.
+    let (status, log) = told(&["migrate", "up"], &login(&service));
+    assert!(status == Some(1) && log.contains(&format!("migrate with a login of {owner}")), "{log}");
+
+    let (status, log) = told(&["migrate", "up", "--service-role", &service, "--client-role", &client], &login(&owner));
+    assert!(status == Some(0) && log.contains(&format!("granted {service}")), "{log}");
+    // It serves; without the owner's membership it says what will be missing.
+    let target = postgres.work();
+    let serving = || {
+        let mut command = program();
+        command.args(serve).env("SLOWLANE_DATABASE_URL", login(&service).to_url().expose());
+        command.env("T", target.dsn.to_url().expose());
+        Server::spawn(command)
+    };
+    let server = serving();
+    assert!(server.log().contains(&format!("GRANT \"{owner}\" TO \"{service}\"")), "{}", server.log());
+    drop(server);
+    database.run(&format!("GRANT \"{owner}\" TO \"{service}\"; DROP TABLE slowlane.attempts_{}", day_ahead(&database)));
+    let server = serving();
+    assert!(!server.log().contains("further days"), "{}", server.log());
+    // The day that is gone is made again, by the owner of this name.
+    eventually("the day is there", || {
+        database.count(&format!("SELECT count(*) FROM pg_class WHERE relname = 'attempts_{}'", day_ahead(&database)))
+            == 1
+    });
+    assert_eq!(
+        database.text(&format!(
+            "SELECT pg_get_userbyid(relowner) FROM pg_class WHERE relname = 'attempts_{}'",
+            day_ahead(&database)
+        )),
+        owner
+    );
+    let mut session = Session::connect(&login(&app)).unwrap();
+    let id = session.query("SELECT slowlane.enqueue('query', '{\"sql\": \"SELECT 1\"}')", &[]).unwrap();
+    assert_eq!(server.client.ended(id.get(0, 0).unwrap())["state"], "succeeded");
+}
+
+fn day_ahead(database: &Database) -> String {
+    database.text("SELECT to_char((clock_timestamp() AT TIME ZONE 'UTC')::date + 3, 'YYYYMMDD')")
 }

@@ -6,8 +6,11 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::kinds::context::WorkContext;
-use crate::kinds::{ArgError, Work, WorkError, exactly_once};
+use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
+use crate::kinds::context::{Warning, WorkContext};
+use crate::kinds::names::Named;
+use crate::kinds::validate::{Validation, look_at_target};
+use crate::kinds::{ArgError, Work, WorkError, exactly_once, reads};
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError};
 
@@ -15,7 +18,7 @@ use crate::queue::{ErrorCode, JobError};
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Refresh {
-    /// The materialized view, with its schema where the search path doesn't lead to it.
+    /// The materialized view, with its schema where the search path doesn't lead to it; quoted where SQL would have it.
     pub view: String,
     /// Readers go on reading what was there until the new rows are complete; false by default. Takes longer, and needs a
     /// unique index on columns, without a WHERE, and a view that was filled before.
@@ -32,12 +35,16 @@ pub struct Refreshed {
     pub concurrently: bool,
     /// Bytes of the view and its indexes afterwards.
     pub bytes: i64,
+    /// What the server, or a function of the view, warned of: the first twenty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
 }
 
 impl Work for Refresh {
     const KIND: &'static str = "refresh";
     const REPEATABLE: bool = true;
     const FENCED: bool = true;
+    const VALIDATES: bool = true;
     type Output = Refreshed;
 
     fn check(&self) -> Result<(), Vec<ArgError>> {
@@ -48,7 +55,7 @@ impl Work for Refresh {
     }
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Refreshed, WorkError> {
-        let mut work = ctx.session()?;
+        let mut work = ctx.committing_session()?;
         let (session, _, close) = work.split();
         let view = View::find(session, &self.view)?;
         view.may_be_refreshed(session, self.concurrently)?;
@@ -59,6 +66,12 @@ impl Work for Refresh {
                 Err(error)
             }
         }
+    }
+
+    fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+        look_at_target(ctx, reads::must_write, |session| {
+            self.look(session).map_err(|error| ("/view".to_owned(), error))
+        })
     }
 }
 
@@ -71,14 +84,16 @@ impl Refresh {
     /// Everything but the COMMIT.
     fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>, view: &View) -> Result<Refreshed, WorkError> {
         ctx.check()?;
-        let left = ctx.remaining().as_millis().max(1);
+        let left = ctx.statement_ms_left();
         session.execute_batch(&format!("BEGIN; SET LOCAL statement_timeout = {left}"))?;
         ctx.phase("refreshing");
         let concurrently = if self.concurrently { "CONCURRENTLY " } else { "" };
+        ctx.take_warnings();
         session.execute_batch(&format!("REFRESH MATERIALIZED VIEW {concurrently}{}", view.name))?;
+        let warnings = ctx.take_warnings().shown();
         let rows = session.query("SELECT pg_catalog.pg_total_relation_size($1::oid)", &[Some(&view.oid)])?;
         let bytes = rows.get(0, 0).and_then(|bytes| bytes.parse().ok()).unwrap_or(0);
-        Ok(Refreshed { view: view.name.clone(), concurrently: self.concurrently, bytes })
+        Ok(Refreshed { view: view.name.clone(), concurrently: self.concurrently, bytes, warnings })
     }
 }
 
@@ -90,6 +105,7 @@ struct View {
     is_populated: bool,
     /// The role may refresh it.
     allowed: bool,
+    theirs: Theirs,
 }
 
 fn fail<T>(code: ErrorCode, message: String, hint: String) -> Result<T, WorkError> {
@@ -99,18 +115,20 @@ fn fail<T>(code: ErrorCode, message: String, hint: String) -> Result<T, WorkErro
 impl View {
     /// Looks a name up as the session's `search_path` has it.
     fn find(session: &mut Session, name: &str) -> Result<View, WorkError> {
-        // From 17 on a table can be maintained by others than its owner.
-        let maintain = match session.server_version() >= 170_000 {
+        let oid = Named::view("/view", name).oid(session)?;
+        // From 17 on a view can be refreshed by others than its owner.
+        let allowed = match session.server_version() >= HAS_MAINTAIN {
             true => "pg_catalog.has_table_privilege(c.oid, 'MAINTAIN')",
             false => "pg_catalog.pg_has_role(c.relowner, 'USAGE')",
         };
         let rows = session.query(
             &format!(
-                "SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind, c.relispopulated, {maintain}
+                "SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), c.relkind, c.relispopulated, {allowed},
+                        n.nspname, current_user, {OWNER_SQL}
                    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                  WHERE c.oid = pg_catalog.to_regclass($1)"
+                  WHERE c.oid = $1::oid"
             ),
-            &[Some(name)],
+            &[Some(&oid)],
         )?;
         let text = |column| rows.get(0, column).unwrap_or_default();
         match text(2) {
@@ -118,8 +136,8 @@ impl View {
             "" => {
                 return fail(
                     ErrorCode::ViewNotFound,
-                    format!("there is no materialized view {name}"),
-                    "name its schema too, unless the role's search_path leads to it".to_owned(),
+                    format!("there is no materialized view {name} any more"),
+                    "submit the job again when it is there".to_owned(),
                 );
             }
             _ => {
@@ -135,6 +153,15 @@ impl View {
             name: text(1).to_owned(),
             is_populated: text(3) == "t",
             allowed: text(4) == "t",
+            theirs: Theirs {
+                name: text(1).to_owned(),
+                schema: text(5).to_owned(),
+                is_view: true,
+                role: text(6).to_owned(),
+                owner: text(7).to_owned(),
+                owner_is_strong: text(8) == "t",
+                is_member: text(9) == "t",
+            },
         })
     }
 
@@ -142,8 +169,12 @@ impl View {
         if !self.allowed {
             return fail(
                 ErrorCode::PermissionDenied,
-                format!("the target's role may not refresh {}", self.name),
-                "make the role a member of the view's owner; from Postgres 17 on GRANT MAINTAIN will do".to_owned(),
+                format!("{}, the role of the target, may not refresh {}", self.theirs.role, self.name),
+                format!(
+                    "the role has to be a member of the view's owner {}, or from Postgres 17 on have MAINTAIN; as a superuser: {}",
+                    self.theirs.owner,
+                    self.theirs.sql(session.server_version()).join("; ")
+                ),
             );
         }
         if !concurrently {
@@ -171,7 +202,11 @@ impl View {
                 "{} has no unique index on columns alone and without a WHERE, which a concurrent refresh needs",
                 self.name
             ),
-            format!("CREATE UNIQUE INDEX ON {} (…), or refresh it without concurrently", self.name),
+            format!(
+                "create one by a maintain job with action create_index, table {}, a name, its columns and unique: true; or \
+                 refresh it without concurrently",
+                self.name
+            ),
         )
     }
 }

@@ -88,13 +88,18 @@ fn what_cannot_be_dropped_is_said_with_what_to_do() {
     assert_eq!(app.ended(&id)["state"], "cancelled");
     assert_eq!(invalid(&app.target), "public.i");
     let told = log(&app, &id);
-    assert!(told.contains("run DROP INDEX CONCURRENTLY IF EXISTS public.i"), "{told}");
-    writer.execute_batch("COMMIT").unwrap();
+    assert!(told.contains(r#""action":"drop_index","index":"public.i""#), "{told}");
     // Another job can't know whose it is.
     let job = run(&app, &create("i"));
     assert_eq!(code(&job), ("failed", "index_exists"), "{job}");
-    assert!(hint(&job).contains("DROP INDEX CONCURRENTLY public.i"), "{job}");
-    app.target.run("DROP INDEX CONCURRENTLY IF EXISTS public.i");
+    assert!(hint(&job).contains(r#""action":"drop_index","index":"public.i""#), "{job}");
+    // Once nobody is in the way it goes by itself, and that is told with the job.
+    writer.execute_batch("COMMIT").unwrap();
+    eventually("a worker drops it", || {
+        app.queue.run("UPDATE job_checkpoints SET looked_at = now() - interval '1 minute' WHERE leaves");
+        invalid(&app.target).is_empty() && app.queue.count("SELECT count(*) FROM job_checkpoints") == 0
+    });
+    assert!(log(&app, &id).ends_with("dropped the invalid index public.i of this job"), "{}", log(&app, &id));
     output(&app, &create("i"));
 }
 
@@ -187,7 +192,7 @@ impl Killed {
         eventually("it builds", || builds(&target, phase));
         doomed.signal(Signal::SIGKILL);
         doomed.wait();
-        queue.run("UPDATE workers SET beat_at = now() - interval '1 minute'");
+        queue.run("DELETE FROM workers");
         assert!(builds(&target, phase), "the server process that it left is still at it");
         assert_ne!(invalid(&target), "");
         Killed { api, queue, target, holder, id }
@@ -262,7 +267,7 @@ fn a_worker_that_wakes_after_its_lease_leaves_the_index_of_the_next_attempt_alon
     let id = api.client.submit(&job(&create("i")));
     eventually("it builds", || builds(&target, OLD_SNAPSHOTS));
     sleeper.signal(Signal::SIGSTOP);
-    queue.run("UPDATE workers SET beat_at = now() - interval '1 minute'");
+    queue.run("DELETE FROM workers");
     let _heir = Server::worker(&queue, &target, &[]);
     eventually("the next attempt builds", || {
         api.client.job(&id)["interruptions"] == 1 && builds(&target, OLD_SNAPSHOTS)

@@ -1,52 +1,50 @@
-//! The index that is to be created, with its columns looked up, and whether the catalog has it already.
+//! The index that is to be created: its names looked up, its expressions tried, its SQL, and whether the catalog has
+//! it already.
+//!
+//! Names come from the catalog, quoted. An expression of the caller's stands between two pairs of parentheses, and is
+//! refused unless it is a single expression between one pair: so it reaches no word of ours.
+
+use serde_json::json;
+use uuid::Uuid;
 
 use super::arguments::{IndexColumn, IndexNulls, IndexOrder};
+use super::compare::{Alike, Words, described};
 use super::indexes::BEING_BUILT;
 use super::relation::Relation;
+use super::statement::{as_a_job, list};
 use super::{IndexMethod, Maintain};
 use crate::kinds::WorkError;
-use crate::pq::Session;
+use crate::kinds::backfill::{Params, enclosed, try_expression};
+use crate::pq::quote::identifier;
+use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError};
 
-/// The bits of an index column's `indoption`.
-const DESCENDING: u8 = 1;
-const NULLS_FIRST: u8 = 2;
-
-/// A column of the table.
-#[derive(Clone, Debug)]
-pub(super) struct Column {
-    pub number: String,
-    pub quoted: String,
-}
-
-/// A column of an index's key.
-pub(super) struct Key {
-    pub column: Column,
-    pub order: Option<IndexOrder>,
-    pub nulls: Option<IndexNulls>,
-    /// Oid, and name in SQL.
-    pub opclass: Option<(String, String)>,
-}
-
-impl Key {
-    /// As the catalog has order and NULLs.
-    fn option(&self) -> u8 {
-        let descending = self.order == Some(IndexOrder::Desc);
-        let first = self.nulls.map_or(descending, |nulls| nulls == IndexNulls::First);
-        u8::from(descending) * DESCENDING + u8::from(first) * NULLS_FIRST
-    }
-}
-
-/// An index as it is to be.
+/// An index as it is to be. All but `name` is quoted.
 pub(super) struct Definition {
     /// Its name as it is.
     pub name: String,
-    pub quoted_name: String,
+    quoted_name: String,
     quoted_schema: String,
     pub unique: bool,
-    pub method: IndexMethod,
-    pub keys: Vec<Key>,
-    pub included: Vec<Column>,
+    nulls_not_distinct: bool,
+    method: IndexMethod,
+    keys: Vec<String>,
+    included: Vec<String>,
+    storage: Vec<String>,
+    /// Its name as it is, where one was asked for.
+    tablespace: Option<String>,
+    condition: Option<String>,
+}
+
+/// What there is of an index already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum There {
+    /// Nothing by its name.
+    Nothing,
+    /// It is there and valid.
+    Whole,
+    /// It is there and of a partitioned table, some of whose partitions lack it.
+    Incomplete,
 }
 
 /// The columns of these names, quoted.
@@ -55,17 +53,16 @@ pub(super) fn quoted_columns(
     relation: &Relation,
     columns: &[IndexColumn],
 ) -> Result<Vec<String>, WorkError> {
-    let found = find_columns(session, relation, columns.iter().map(|column| column.column.as_str()))?;
-    Ok(found.into_iter().map(|column| column.quoted).collect())
+    find_columns(session, relation, columns.iter().map(IndexColumn::name))
 }
 
 fn find_columns<'n>(
     session: &mut Session,
     relation: &Relation,
     names: impl Iterator<Item = &'n str>,
-) -> Result<Vec<Column>, WorkError> {
+) -> Result<Vec<String>, WorkError> {
     let rows = session.query(
-        "SELECT attname, attnum, pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute
+        "SELECT attname, pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute
           WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
         &[Some(&relation.oid)],
     )?;
@@ -73,7 +70,7 @@ fn find_columns<'n>(
     let (mut found, mut unknown) = (Vec::new(), Vec::new());
     for name in names {
         match (0..rows.len()).find(|row| text(*row, 0) == name) {
-            Some(row) => found.push(Column { number: text(row, 1).to_owned(), quoted: text(row, 2).to_owned() }),
+            Some(row) => found.push(text(row, 1).to_owned()),
             None => unknown.push(name),
         }
     }
@@ -82,13 +79,16 @@ fn find_columns<'n>(
     }
     let known: Vec<&str> = (0..rows.len()).map(|row| text(row, 0)).collect();
     let message = format!("{} doesn't have these columns: {}", relation.table, unknown.join(", "));
-    let error = JobError::new(ErrorCode::UnknownColumns, message);
-    Err(WorkError::Fail(error.with_hint(format!("it has: {}", known.join(", ")))))
+    let mut hint = format!("it has: {}", known.join(", "));
+    if let Some(expression) = unknown.iter().find(|name| name.contains(['(', '-', '+', ':', '|'])) {
+        hint.push_str(&format!("; an expression of an index is written as {}", json!({"expression": expression})));
+    }
+    Err(WorkError::Fail(JobError::new(ErrorCode::UnknownColumns, message).with_hint(hint)))
 }
 
-fn find_opclass(session: &mut Session, name: &str, method: IndexMethod) -> Result<(String, String), WorkError> {
+fn find_opclass(session: &mut Session, name: &str, method: IndexMethod) -> Result<String, WorkError> {
     let rows = session.query(
-        "SELECT o.oid, pg_catalog.format('%I.%I', n.nspname, o.opcname)
+        "SELECT pg_catalog.format('%I.%I', n.nspname, o.opcname)
            FROM pg_catalog.pg_opclass o JOIN pg_catalog.pg_namespace n ON n.oid = o.opcnamespace
            JOIN pg_catalog.pg_am a ON a.oid = o.opcmethod
           WHERE a.amname = $2 AND ((o.opcname = $1 AND pg_catalog.pg_opclass_is_visible(o.oid))
@@ -96,47 +96,77 @@ fn find_opclass(session: &mut Session, name: &str, method: IndexMethod) -> Resul
           ORDER BY o.opcname = $1 DESC LIMIT 1",
         &[Some(name), Some(method.as_str())],
     )?;
-    match (rows.get(0, 0), rows.get(0, 1)) {
-        (Some(oid), Some(quoted)) => Ok((oid.to_owned(), quoted.to_owned())),
-        _ => {
-            let message = format!("there is no operator class {name} for the method {}", method.as_str());
-            let hint = "name it with its schema, or leave it out for that of the column's type";
-            Err(WorkError::Fail(JobError::new(ErrorCode::UnknownOpclass, message).with_hint(hint)))
-        }
+    rows.get(0, 0).map(str::to_owned).ok_or_else(|| {
+        let message = format!("there is no operator class {name} for the method {}", method.as_str());
+        let hint = "name it with its schema, or leave it out for that of the column's type";
+        WorkError::Fail(JobError::new(ErrorCode::UnknownOpclass, message).with_hint(hint))
+    })
+}
+
+fn find_collation(session: &mut Session, name: &str) -> Result<String, WorkError> {
+    let rows = session.query(
+        "SELECT pg_catalog.format('%I.%I', n.nspname, c.collname)
+           FROM pg_catalog.pg_collation c JOIN pg_catalog.pg_namespace n ON n.oid = c.collnamespace
+          WHERE c.collencoding IN (-1, (SELECT d.encoding FROM pg_catalog.pg_database d
+                                         WHERE d.datname = pg_catalog.current_database()))
+            AND ((c.collname = $1 AND pg_catalog.pg_collation_is_visible(c.oid)) OR n.nspname || '.' || c.collname = $1)
+          ORDER BY c.collname = $1 DESC LIMIT 1",
+        &[Some(name)],
+    )?;
+    rows.get(0, 0).map(str::to_owned).ok_or_else(|| {
+        let hint = "name it with its schema; SELECT collname FROM pg_collation lists what there is";
+        let error = JobError::new(ErrorCode::UnknownCollation, format!("there is no collation {name}"));
+        WorkError::Fail(error.with_hint(hint))
+    })
+}
+
+/// The caller's expression, if it is one: with the parentheses that it needs in any place.
+fn tried(session: &mut Session, relation: &Relation, pointer: &str, expression: &str) -> Result<String, WorkError> {
+    let from = format!(" FROM {} WHERE false", relation.table);
+    let parameters = try_expression(session, pointer, expression, &from, Params::default())?;
+    if parameters.is_empty() {
+        return Ok(enclosed(expression));
     }
+    let message = format!("{pointer}: expected an expression without parameters");
+    Err(WorkError::Fail(JobError::new(ErrorCode::ExpressionNotAllowed, message)))
 }
 
 impl Definition {
-    /// Looks up what the arguments name.
+    /// Looks up what the arguments name, and tries their expressions.
     pub fn find(session: &mut Session, args: &Maintain, relation: &Relation) -> Result<Definition, WorkError> {
-        if relation.partitioned && args.concurrently() {
-            let message = format!("{} is partitioned: no index can be created on it concurrently", relation.table);
-            let hint = "create it on each partition; or with concurrently: false and allow_exclusive_lock: true, which \
-                        keeps writers out of all partitions until it is built";
-            return Err(WorkError::Fail(JobError::new(ErrorCode::NotSupported, message).with_hint(hint)));
+        let version = session.server_version() / 10_000;
+        if args.nulls_not_distinct == Some(true) && version < 15 {
+            let message = format!("nulls_not_distinct needs PostgreSQL 15, and the target is {version}");
+            return Err(WorkError::Fail(JobError::new(ErrorCode::NotSupported, message)));
         }
         let name = args.name.as_deref().unwrap_or_default();
         let quoted = session.query(
             "SELECT pg_catalog.quote_ident($1), pg_catalog.quote_ident($2)",
             &[Some(name), Some(&relation.schema)],
         )?;
+        // All of them at once: each that isn't there is named.
+        let columns = args.columns.iter().flatten().filter_map(|column| column.column.as_deref());
+        find_columns(session, relation, columns)?;
+        let mut keys = Vec::new();
         let method = args.method.unwrap_or_default();
-        let columns = args.columns.as_deref().unwrap_or_default();
-        let found = find_columns(session, relation, columns.iter().map(|column| column.column.as_str()))?;
-        let mut keys = Vec::with_capacity(columns.len());
-        for (column, IndexColumn { order, nulls, opclass, .. }) in found.into_iter().zip(columns) {
-            let opclass = opclass.as_deref().map(|name| find_opclass(session, name, method)).transpose()?;
-            keys.push(Key { column, order: *order, nulls: *nulls, opclass });
+        for (n, column) in args.columns.iter().flatten().enumerate() {
+            keys.push(key(session, relation, method, n, column)?);
         }
+        let condition = args.condition.as_deref();
+        let condition = condition.map(|condition| tried(session, relation, "/where", condition)).transpose()?;
         let include = args.include.as_deref().unwrap_or_default();
         Ok(Definition {
             name: name.to_owned(),
             quoted_name: quoted.get(0, 0).unwrap_or_default().to_owned(),
             quoted_schema: quoted.get(0, 1).unwrap_or_default().to_owned(),
             unique: args.unique.unwrap_or(false),
+            nulls_not_distinct: args.nulls_not_distinct.unwrap_or(false),
             method,
             keys,
             included: find_columns(session, relation, include.iter().map(String::as_str))?,
+            storage: args.with.as_ref().map(super::StorageParameters::sql).unwrap_or_default(),
+            tablespace: args.tablespace.clone(),
+            condition,
         })
     }
 
@@ -145,101 +175,177 @@ impl Definition {
         format!("{}.{}", self.quoted_schema, self.quoted_name)
     }
 
-    /// There is a valid index by this name with just this definition.
+    /// CREATE INDEX of this definition on the table of its name.
+    pub fn create(&self, concurrently: bool, table: &str) -> String {
+        self.create_as(concurrently, &self.quoted_name, table)
+    }
+
+    /// As [`Definition::create`], of another name, quoted, for another table. `table` may begin with ONLY.
+    pub fn create_as(&self, concurrently: bool, quoted_name: &str, table: &str) -> String {
+        let tablespace = self.tablespace.as_deref().map(identifier);
+        let tablespace = tablespace.map(|name| format!(" TABLESPACE {name}")).unwrap_or_default();
+        let concurrently = if concurrently { " CONCURRENTLY" } else { "" };
+        self.sql(concurrently, quoted_name, table, &tablespace)
+    }
+
+    fn sql(&self, concurrently: &str, quoted_name: &str, table: &str, tablespace: &str) -> String {
+        let unique = if self.unique { " UNIQUE" } else { "" };
+        let behind = |word: &str, items: &[String]| match items {
+            [] => String::new(),
+            items => format!(" {word}{}", list(items)),
+        };
+        let nulls = if self.nulls_not_distinct { " NULLS NOT DISTINCT" } else { "" };
+        let condition = self.condition.as_ref().map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
+        format!(
+            "CREATE{unique} INDEX{concurrently} {quoted_name} ON {table} USING {}{}{}{nulls}{}{tablespace}{condition}",
+            self.method.as_str(),
+            list(&self.keys),
+            behind("INCLUDE", &self.included),
+            behind("WITH", &self.storage),
+        )
+    }
+
+    /// What there is by its name: nothing, or just this index.
     ///
     /// # Errors
     /// When there is something else by this name.
-    pub fn is_there(&self, session: &mut Session, relation: &Relation) -> Result<bool, WorkError> {
-        let nulls = if session.server_version() >= 150_000 { "i.indnullsnotdistinct" } else { "false" };
+    pub fn is_there(&self, session: &mut Session, relation: &Relation) -> Result<There, WorkError> {
         let rows = session.query(
             &format!(
-                "SELECT i.indrelid = $2::oid,
-                        i.indisvalid AND i.indisready AND i.indislive,
-                        a.amname, i.indisunique, i.indkey, i.indoption,
-                        i.indpred IS NULL AND i.indexprs IS NULL AND NOT {nulls} AND NOT EXISTS (
-                          SELECT FROM ROWS FROM (pg_catalog.unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]),
-                                         pg_catalog.unnest(i.indcollation::oid[]))
-                                      k(attnum, collated)
-                            JOIN pg_catalog.pg_attribute t ON t.attrelid = i.indrelid AND t.attnum = k.attnum
-                           WHERE t.attcollation <> k.collated),
-                        (SELECT pg_catalog.string_agg(CASE WHEN o.opcdefault THEN 't' ELSE 'f' END, ' ' ORDER BY k.n)
-                           FROM pg_catalog.unnest(i.indclass::oid[]) WITH ORDINALITY k(oid, n)
-                           JOIN pg_catalog.pg_opclass o ON o.oid = k.oid),
-                        i.indclass, coalesce({BEING_BUILT}, false), pg_catalog.pg_get_indexdef(i.indexrelid)
+                "SELECT i.indrelid = $2::oid, i.indisvalid AND i.indisready AND i.indislive, x.relkind = 'I',
+                        coalesce({BEING_BUILT}, false), x.oid, i.indrelid::pg_catalog.regclass
                    FROM pg_catalog.pg_class x JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace
                    LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = x.oid
-                   LEFT JOIN pg_catalog.pg_am a ON a.oid = x.relam
                   WHERE n.nspname = $3 AND x.relname = $1"
             ),
             &[Some(&self.name), Some(&relation.oid), Some(&relation.schema)],
         )?;
         if rows.is_empty() {
-            return Ok(false);
+            return Ok(There::Nothing);
         }
-        let text = |column| rows.get(0, column).unwrap_or_default();
         let is = |column| rows.get(0, column) == Some("t");
-        let found = Found {
-            plain: is(6),
-            method: text(2),
-            unique: is(3),
-            columns: text(4),
-            options: text(5),
-            defaults: text(7),
-            classes: text(8),
-        };
-        if is(0) && is(1) && self.is(&found) {
-            return Ok(true);
-        }
+        let (of_this_table, valid, partitioned, being_built) = (is(0), is(1), is(2), is(3));
         let name = self.qualified();
-        Err(match (is(0), is(1), is(9)) {
-            (true, false, true) => WorkError::Retry(
-                JobError::new(ErrorCode::IndexExists, format!("{name} is being built by somebody else at the moment")).retryable(),
-            ),
-            (true, false, false) => WorkError::Fail(
-                JobError::new(ErrorCode::IndexExists, format!("{name} is there, and is invalid")).with_hint(format!(
-                    "if nobody needs it, DROP INDEX CONCURRENTLY {name} and submit the job again; or choose another name"
-                )),
-            ),
-            (true, true, _) => WorkError::Fail(
-                JobError::new(ErrorCode::IndexExists, format!("{name} is there with another definition: {}", text(10)))
-                    .with_hint("choose another name"),
-            ),
-            (false, ..) => WorkError::Fail(
-                JobError::new(ErrorCode::IndexExists, format!("{name} is there, and no index of {}", relation.table))
-                    .with_hint("choose another name"),
-            ),
-        })
+        let exists = |message: String| JobError::new(ErrorCode::IndexExists, message);
+        match (of_this_table, valid || partitioned, being_built) {
+            (true, true, _) => {}
+            (true, false, true) => {
+                return Err(WorkError::Retry(
+                    exists(format!("{name} is being built by somebody else at the moment")).retryable(),
+                ));
+            }
+            (true, false, false) => {
+                return Err(WorkError::Fail(exists(invalid(&name)).with_hint(if_nobody_needs(&name))));
+            }
+            (false, ..) => {
+                let of = rows.get(0, 5).map(|table| format!(" an index of {table}"));
+                let what = of.unwrap_or_else(|| " no index".to_owned());
+                let message = format!("{name} is there, and is{what}");
+                return Err(WorkError::Fail(exists(message).with_hint("choose another name")));
+            }
+        }
+        let oid = rows.get(0, 4).unwrap_or_default().to_owned();
+        self.must_be(session, relation, &oid)?;
+        Ok(if valid { There::Whole } else { There::Incomplete })
     }
 
-    fn is(&self, found: &Found<'_>) -> bool {
-        let all = self.keys.iter().map(|key| &key.column).chain(&self.included);
-        let all: Vec<&str> = all.map(|column| column.number.as_str()).collect();
-        let options: Vec<String> = self.keys.iter().map(|key| key.option().to_string()).collect();
-        let classes = found.defaults.split(' ').zip(found.classes.split(' '));
-        let same_class = |(key, (default, class)): (&Key, (&str, &str))| match &key.opclass {
-            Some((oid, _)) => oid == class,
-            None => default == "t",
+    /// Compares an index of the table with what the server makes of this definition.
+    fn must_be(&self, session: &mut Session, relation: &Relation, oid: &str) -> Result<(), WorkError> {
+        let name = self.qualified();
+        let fail = |message: String| {
+            let hint = format!("choose another name; or, {}", if_nobody_needs(&name));
+            Err(WorkError::Fail(JobError::new(ErrorCode::IndexExists, message).with_hint(hint)))
         };
-        found.plain
-            && found.method == self.method.as_str()
-            && found.unique == self.unique
-            && found.columns == all.join(" ")
-            && found.options == options.join(" ")
-            && self.keys.iter().zip(classes).all(same_class)
+        let there = described(session, "i.indexrelid = $1::oid", &[Some(oid)])?.into_iter().next();
+        let Some(there) = there else { return fail(format!("{name} was there, and is gone")) };
+        let wanted = match self.as_the_server_has_it(session, relation)? {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                return fail(format!("{name} is there, and can't be compared with what is wanted: {}", error.message));
+            }
+        };
+        let (wanted, alike) = match &self.tablespace {
+            Some(tablespace) => (wanted.in_tablespace(tablespace), Alike::HereAndThere),
+            None => (wanted, Alike::Here),
+        };
+        let differences = there.words.differences(&wanted, alike);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        fail(format!("{name} is there with another definition: it differs in {}", differences.join("; ")))
+    }
+
+    /// What the server makes of this definition: of an index of an empty table with the same columns, in a
+    /// transaction that is rolled back. `Err` within: the server takes no such index.
+    fn as_the_server_has_it(
+        &self,
+        session: &mut Session,
+        relation: &Relation,
+    ) -> Result<Result<Words, PqError>, WorkError> {
+        let may_temp = session
+            .query("SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')", &[])?;
+        // Of the same name where that can be: an expression may name its table.
+        let (schema, copy) = match may_temp.get(0, 0) {
+            Some("t") => ("pg_temp".to_owned(), relation.name_as_it_is.clone()),
+            _ => (identifier(&relation.schema), format!("slowlane_{}", Uuid::now_v7().simple())),
+        };
+        let table = format!("{schema}.{}", identifier(&copy));
+        let index = identifier(&format!("slowlane_{}", Uuid::now_v7().simple()));
+        session.execute_batch("BEGIN")?;
+        let compared =
+            session.execute_batch(&format!("CREATE TABLE {table} (LIKE {})", relation.table)).and_then(|()| {
+                session.execute_batch(&self.sql("", &index, &table, ""))?;
+                described(session, "i.indrelid = pg_catalog.to_regclass($1)", &[Some(&table)])
+            });
+        session.execute_batch("ROLLBACK")?;
+        match compared {
+            Ok(found) => Ok(Ok(found.into_iter().next().map(|index| index.words).unwrap_or_default())),
+            Err(error) if error.retryable() || error.sqlstate.as_deref() == Some("57014") => Err(error.into()),
+            Err(error) => Ok(Err(error)),
+        }
     }
 }
 
-/// An index as the catalog has it. Lists are separated by blanks.
-struct Found<'r> {
-    /// No predicate, no expression, no collation of its own, and NULLs that aren't equal.
-    plain: bool,
-    method: &'r str,
-    unique: bool,
-    /// The numbers of all columns, those that are included last.
-    columns: &'r str,
-    /// One for each column of the key, as the next two.
-    options: &'r str,
-    /// The operator class is that of the type.
-    defaults: &'r str,
-    classes: &'r str,
+fn invalid(name: &str) -> String {
+    format!("{name} is there, and is invalid: a build that was not finished has left it, or a drop")
+}
+
+/// How an index is got rid of.
+fn if_nobody_needs(name: &str) -> String {
+    let job = as_a_job(&json!({"action": "drop_index", "index": name}));
+    format!(
+        "if nobody needs it, drop it by {job} and submit this job again; what a job of slowlane's left that has ended is \
+         dropped by itself within a minute, once nobody is in the way"
+    )
+}
+
+/// One element of the key, as it stands in SQL.
+fn key(
+    session: &mut Session,
+    relation: &Relation,
+    method: IndexMethod,
+    n: usize,
+    column: &IndexColumn,
+) -> Result<String, WorkError> {
+    let mut text = match &column.expression {
+        Some(expression) => tried(session, relation, &format!("/columns/{n}/expression"), expression)?,
+        None => find_columns(session, relation, std::iter::once(column.name()))?.join(""),
+    };
+    if let Some(collation) = &column.collation {
+        text.push_str(&format!(" COLLATE {}", find_collation(session, collation)?));
+    }
+    if let Some(opclass) = &column.opclass {
+        text.push_str(&format!(" {}", find_opclass(session, opclass, method)?));
+    }
+    text.push_str(match column.order {
+        Some(IndexOrder::Asc) => " ASC",
+        Some(IndexOrder::Desc) => " DESC",
+        None => "",
+    });
+    text.push_str(match column.nulls {
+        Some(IndexNulls::First) => " NULLS FIRST",
+        Some(IndexNulls::Last) => " NULLS LAST",
+        None => "",
+    });
+    Ok(text)
 }

@@ -1,7 +1,10 @@
 //! The table or index that is maintained, as the catalog has it, and what the target's role may do with it.
 
 use super::Action;
+use super::tables::not_allowed;
+use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 use crate::kinds::WorkError;
+use crate::kinds::names::Named;
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError};
 
@@ -11,8 +14,10 @@ pub(super) struct Relation {
     pub oid: String,
     /// Schema and name of the table, quoted where SQL needs it.
     pub table: String,
-    /// The table's schema, and its name as it is.
+    /// The table's schema as it is.
     pub schema: String,
+    /// The table's name as it is.
+    pub name_as_it_is: String,
     pub partitioned: bool,
     /// LOCK TABLE takes it: no materialized view.
     pub may_be_locked: bool,
@@ -30,22 +35,18 @@ fn fail<T>(code: ErrorCode, message: String) -> Result<T, WorkError> {
     Err(WorkError::Fail(JobError::new(code, message)))
 }
 
-const FIND: &str = "SELECT c.oid, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname), n.nspname
+const FIND: &str = "SELECT c.oid, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname), n.nspname, c.relname
        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace";
 
 impl Relation {
     /// Looks a table up as the session's `search_path` has it.
     pub fn find(session: &mut Session, name: &str, action: Action) -> Result<Relation, WorkError> {
-        let rows = session.query(&format!("{FIND} WHERE c.oid = pg_catalog.to_regclass($1)"), &[Some(name)])?;
+        let oid = Named::table("/table", name).oid(session)?;
+        let rows = session.query(&format!("{FIND} WHERE c.oid = $1::oid"), &[Some(&oid)])?;
         let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
         let kind = text(1);
         match (kind.as_str(), action) {
-            ("", _) => {
-                return fail(
-                    ErrorCode::TableNotFound,
-                    format!("there is no table {name}, or its schema isn't in the search_path"),
-                );
-            }
+            ("", _) => return fail(ErrorCode::TableNotFound, format!("there is no table {name} any more")),
             ("r" | "m" | "p", _) | ("f", Action::Analyze) | ("t", Action::Vacuum) => {}
             _ => return fail(ErrorCode::TableNotFound, format!("{name} is no table that {} is for", action.as_str())),
         }
@@ -54,19 +55,17 @@ impl Relation {
 
     /// Looks an index up, and the table that it is on.
     pub fn of_index(session: &mut Session, name: &str) -> Result<Relation, WorkError> {
+        let oid = Named::index("/index", name).oid(session)?;
         let rows = session.query(
             "SELECT c.oid, pg_catalog.format('%I.%I', n.nspname, c.relname), i.indrelid
                FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-              WHERE c.oid = pg_catalog.to_regclass($1)",
-            &[Some(name)],
+              WHERE c.oid = $1::oid",
+            &[Some(&oid)],
         )?;
         let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
         if rows.is_empty() {
-            return fail(
-                ErrorCode::IndexNotFound,
-                format!("there is no index {name}, or its schema isn't in the search_path"),
-            );
+            return fail(ErrorCode::IndexNotFound, format!("{name} is no index"));
         }
         let index = NamedIndex { oid: text(0), name: text(1) };
         let rows = session.query(&format!("{FIND} WHERE c.oid = $1::oid"), &[Some(&text(2))])?;
@@ -74,12 +73,21 @@ impl Relation {
         Ok(Relation::from(text, Some(index)))
     }
 
-    fn from(text: impl Fn(usize) -> String, index: Option<NamedIndex>) -> Relation {
+    /// A table that was known by its oid; `None` when it is gone.
+    pub fn of_oid(session: &mut Session, oid: &str) -> Result<Option<Relation>, WorkError> {
+        let rows = session.query(&format!("{FIND} WHERE c.oid = $1::oid"), &[Some(oid)])?;
+        let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
+        Ok((!rows.is_empty()).then(|| Relation::from(text, None)))
+    }
+
+    /// From the columns of a table that were looked up in this order: oid, kind, quoted, schema and name.
+    pub fn from(text: impl Fn(usize) -> String, index: Option<NamedIndex>) -> Relation {
         let kind = text(1);
         Relation {
             oid: text(0),
             table: text(2),
             schema: text(3),
+            name_as_it_is: text(4),
             partitioned: kind == "p",
             may_be_locked: ["r", "p"].contains(&kind.as_str()),
             index,
@@ -91,41 +99,34 @@ impl Relation {
         self.index.as_ref().map_or(&self.table, |index| &index.name)
     }
 
-    /// Checks what the role may do. VACUUM and ANALYZE would only warn, and do nothing; the others would fail later.
-    pub fn may_be_maintained(&self, session: &mut Session, action: Action) -> Result<(), WorkError> {
-        // From 17 on there is a privilege of its own, and pg_maintain has it on everything.
-        let has_maintain = session.server_version() >= 170_000 && action != Action::CreateIndex;
-        let maintain = if has_maintain { "pg_catalog.has_table_privilege(c.oid, 'MAINTAIN')" } else { "false" };
-        let (owns_database, tree) = match action {
-            Action::Vacuum | Action::Analyze => (
-                "(NOT c.relisshared AND (SELECT pg_catalog.pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_database d
-                   WHERE d.datname = pg_catalog.current_database()))",
-                "UNION SELECT relid FROM pg_catalog.pg_partition_tree($1::oid)",
-            ),
-            Action::Reindex | Action::CreateIndex => ("false", ""),
+    /// Checks that the role may rebuild, create or drop indexes. Partitions aren't looked at: the server doesn't either.
+    pub fn may_be_indexed(&self, session: &mut Session, action: Action) -> Result<(), WorkError> {
+        let version = session.server_version();
+        let allowed = match version >= HAS_MAINTAIN && action == Action::Reindex {
+            true => "pg_catalog.has_table_privilege(c.oid, 'MAINTAIN')",
+            false => "pg_catalog.pg_has_role(c.relowner, 'USAGE')",
         };
         let rows = session.query(
             &format!(
-                "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname), current_user
-                   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-                  WHERE c.oid IN (SELECT $1::oid {tree})
-                    AND NOT (pg_catalog.pg_has_role(c.relowner, 'USAGE') OR {owns_database} OR {maintain})
-                  ORDER BY 1 LIMIT 1"
+                "SELECT current_user, {OWNER_SQL}, c.relkind = 'm' FROM pg_catalog.pg_class c
+                  WHERE c.oid = $1::oid AND NOT {allowed}"
             ),
             &[Some(&self.oid)],
         )?;
-        if let Some(table) = rows.get(0, 0) {
-            let role = rows.get(0, 1).unwrap_or_default();
-            let message = format!("{role}, the role of the target, may not {} {table}", action.as_str());
-            let grant =
-                if has_maintain { format!("GRANT MAINTAIN ON {table} TO {role}, or m") } else { "m".to_owned() };
-            let hint = format!("{grant}ake it a member of the table's owner: GRANT … TO {role}");
-            return Err(WorkError::Fail(JobError::new(ErrorCode::PermissionDenied, message).with_hint(hint)));
+        if !rows.is_empty() {
+            let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
+            let theirs = Theirs {
+                name: self.table.clone(),
+                schema: self.schema.clone(),
+                is_view: text(4) == "t",
+                role: text(0),
+                owner: text(1),
+                owner_is_strong: text(2) == "t",
+                is_member: text(3) == "t",
+            };
+            return Err(not_allowed(version, action, &[&theirs]));
         }
-        if [Action::Reindex, Action::CreateIndex].contains(&action) {
-            self.may_be_written(session)?;
-        }
-        Ok(())
+        self.may_be_written(session)
     }
 
     /// A REINDEX that fails on a target that can only be read would leave what nobody may drop.

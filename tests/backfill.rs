@@ -134,6 +134,55 @@ fn any_key_of_an_index_will_do() {
 }
 
 #[test]
+fn keys_of_types_that_only_their_table_tells_will_do() {
+    let app = TestApp::start();
+    app.target.run(
+        "CREATE SCHEMA types; GRANT USAGE ON SCHEMA types TO PUBLIC;
+         CREATE TYPE types.pair AS (x int, y text); CREATE DOMAIN types.whole AS types.pair CHECK ((VALUE).x IS NOT NULL);
+         CREATE TYPE types.mood AS ENUM ('bad', 'good'); CREATE DOMAIN types.moods AS types.mood[];
+         CREATE TABLE public.composite (k types.pair PRIMARY KEY, n int NOT NULL DEFAULT 0);
+         INSERT INTO public.composite SELECT ROW(g % 10, CASE WHEN g % 7 > 0 THEN E'\"\\\\,(' || g END)::types.pair FROM generate_series(1, 100) g ON CONFLICT DO NOTHING;
+         CREATE TABLE public.of_domain (a int, k types.whole, n int NOT NULL DEFAULT 0, PRIMARY KEY (a, k));
+         INSERT INTO public.of_domain SELECT g % 3, ROW(g, 'é')::types.pair::types.whole FROM generate_series(1, 100) g;
+         CREATE TABLE public.of_array (k types.pair[] PRIMARY KEY, n int NOT NULL DEFAULT 0);
+         INSERT INTO public.of_array SELECT ARRAY[ROW(g, 'a'), NULL]::types.pair[] FROM generate_series(1, 100) g;
+         CREATE TABLE public.of_mood (m types.mood, k types.moods, g int, n int NOT NULL DEFAULT 0, PRIMARY KEY (m, k, g));
+         INSERT INTO public.of_mood SELECT 'good', ARRAY['bad', 'good']::types.mood[], g FROM generate_series(1, 100) g;
+         CREATE TABLE public.of_names (k regproc PRIMARY KEY, n int NOT NULL DEFAULT 0);
+         INSERT INTO public.of_names SELECT oid FROM pg_proc WHERE proname IN ('sum', 'max', 'length', 'lower') ORDER BY oid;
+         CREATE TABLE public.of_range (k int4range PRIMARY KEY, n int NOT NULL DEFAULT 0);
+         INSERT INTO public.of_range SELECT int4range(g, g + 5) FROM generate_series(1, 100) g;
+         GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC",
+    );
+    for table in ["composite", "of_domain", "of_array", "of_mood", "of_names", "of_range"] {
+        let job = run(&app, &json!({"table": table, "set": {"n": "n + 1"}, "batch_rows": 7}));
+        let rows = app.target.count(&format!("SELECT count(*) FROM public.{table}"));
+        assert!(
+            job["output"]["batches"].as_i64().unwrap() > 1 && job["output"]["rows_scanned"] == rows,
+            "{table}: {job}"
+        );
+        let once = format!("SELECT min(n) || ' ' || max(n) FROM public.{table}");
+        assert_eq!(app.target.text(&once), "1 1", "{table}");
+        let validation =
+            app.post("/v1/jobs/validate", &json!({"kind": "backfill", "args": {"table": table, "set": {"n": "0"}}}));
+        assert_eq!(validation.json()["valid"], true, "{table}: {}", validation.text());
+    }
+    app.target.run("CREATE TABLE public.\"My Table\" (id int PRIMARY KEY); GRANT ALL ON public.\"My Table\" TO PUBLIC");
+    for (args, pointer) in [
+        (json!({"table": "My Table", "delete": true}), "/table"),
+        (
+            json!({"table": "composite", "insert_select": {"into": "My Table", "columns": ["id"], "select": ["n"]}}),
+            "/insert_select/into",
+        ),
+    ] {
+        let job = app.ended(&submit(&app, &args));
+        assert_eq!(job["error"]["code"], "table_not_found", "{job}");
+        assert!(job["error"]["message"].as_str().unwrap().starts_with(&format!("{pointer}: My Table ")), "{job}");
+        assert!(job["error"]["hint"].as_str().unwrap().contains(r#"there is "My Table": write "#), "{job}");
+    }
+}
+
+#[test]
 fn arguments_are_checked_before_anything_is_stored() {
     let app = TestApp::start();
     let cases = [
@@ -186,9 +235,10 @@ fn what_only_the_server_knows_fails_before_the_first_batch() {
         "ALTER TABLE public.rows ADD COLUMN made int GENERATED ALWAYS AS (n + 1) STORED, ADD COLUMN own int UNIQUE,
                                  ADD COLUMN i int GENERATED ALWAYS AS IDENTITY;
          CREATE INDEX ON public.rows (name) WHERE n > 0; ALTER TABLE public.rows ALTER name SET NOT NULL;
+         CREATE TABLE public.mixed (a int NOT NULL, b int NOT NULL); CREATE INDEX ON public.mixed (a, b DESC);
          CREATE TABLE public.keyless (a int); CREATE VIEW public.seen AS SELECT * FROM public.rows;
          CREATE TABLE public.secret (id int PRIMARY KEY, n int); INSERT INTO public.secret VALUES (1, 0);
-         GRANT ALL ON public.keyless, public.seen TO PUBLIC",
+         GRANT ALL ON public.mixed, public.keyless, public.seen TO PUBLIC",
     );
     let set = |column: &str, value: &str| json!({"table": "rows", "set": {column: value}});
     let given = json!({"table": "rows", "insert_select": {"into": "given", "columns": ["a", "b", "c", "d", "e"],
@@ -209,6 +259,8 @@ fn what_only_the_server_knows_fails_before_the_first_batch() {
         (json!({"table": "keyless", "delete": true}), "no_key", "primary key"),
         (json!({"table": "rows", "key": ["own"], "delete": true}), "nullable_key", "own"),
         (json!({"table": "rows", "key": ["name"], "delete": true}), "no_key_index", "name"),
+        (json!({"table": "mixed", "key": ["a", "b"], "delete": true}), "no_key_index", "mixed directions"),
+        (json!({"table": "mixed", "key": ["b", "a"], "delete": true}), "no_key_index", "no btree index"),
         (json!({"table": "rows", "key": ["wrong"], "delete": true}), "unknown_columns", "wrong"),
         (json!({"table": "secret", "delete": true}), "permission_denied", "secret"),
         (set("id", "1"), "key_column", "id"),

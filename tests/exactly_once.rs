@@ -111,7 +111,7 @@ impl Scene {
             Point::End => self.queue.count(&format!("{waits} relation = 'finished_jobs'::regclass")) > 0,
             Point::Flush => {
                 let flushing = "SELECT count(*) FROM pg_stat_activity
-                                 WHERE application_name = 'slowlane flush' AND wait_event = 'SyncRep'";
+                                 WHERE application_name = 'slowlane flush' AND wait_event = 'SyncRep' AND datname = current_database()";
                 self.target.count(flushing) > 0
             }
         }
@@ -123,8 +123,7 @@ impl Scene {
 
     /// Ends the session of the attempt, as a lost connection does.
     fn end_session(&self) {
-        let ended =
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%'";
+        let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%' AND datname = current_database()";
         assert_eq!(self.target.count(ended), 1);
     }
 
@@ -234,7 +233,7 @@ fn a_target_that_crashes_at_any_point_has_the_effect_once() {
         let barrier = scene.hold(point);
         let id = scene.submit();
         eventually("the point is reached", || scene.is_reached(point));
-        let numbers = "SELECT backend_xid FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%'";
+        let numbers = "SELECT backend_xid FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%' AND datname = current_database()";
         let xid = scene.target.text(numbers).parse::<i64>().unwrap_or_default();
         scene.stop_target();
         scene.start_target();
@@ -253,12 +252,13 @@ fn a_target_that_crashes_between_the_mark_and_its_flush_has_the_effect_once() {
     assert_eq!(ended_within(&scene.api, &first, Duration::from_secs(30))["state"], "succeeded");
     scene.target.run("TRUNCATE public.effects");
     // The session that flushes stands still: the mark is written, and isn't on disk.
-    let flushing = "SELECT pid FROM pg_stat_activity WHERE application_name = 'slowlane flush'";
+    let flushing =
+        "SELECT pid FROM pg_stat_activity WHERE application_name = 'slowlane flush' AND datname = current_database()";
     let flusher = nix::unistd::Pid::from_raw(scene.target.text(flushing).parse().unwrap());
     nix::sys::signal::kill(flusher, Signal::SIGSTOP).unwrap();
     let id = scene.submit();
     let marked = "SELECT backend_xid FROM pg_stat_activity
-                   WHERE application_name LIKE 'slowlane:%' AND state = 'idle in transaction' AND query LIKE '%emit_message%'";
+                   WHERE datname = current_database() AND application_name LIKE 'slowlane:%' AND state = 'idle in transaction' AND query LIKE '%emit_message%'";
     let mut xid = String::new();
     eventually("it is marked", || {
         xid = scene.target.text(marked);

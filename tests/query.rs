@@ -94,7 +94,7 @@ fn types_are_described_by_the_statement_or_named_by_the_param() {
     assert_eq!(row, json!({"n": 2}));
     let row =
         first_row(&app, "SELECT pg_typeof($1)::text AS t, $1 AS v", &json!([{"type": "numeric(5,2)", "value": 1.5}]));
-    assert_eq!(row, json!({"t": "numeric", "v": "1.5"}));
+    assert_eq!(row, json!({"t": "numeric", "v": "1.50"}));
     let row = first_row(&app, "SELECT 1 AS a, 2 AS a, 3 AS a_2, 4 AS \"?column?\"", &json!([]));
     assert_eq!(row, json!({"a": 1, "a_3": 2, "a_2": 3, "?column?": 4}));
     let job = app.query("SELECT FROM public.t", &json!([]));
@@ -137,8 +137,8 @@ fn an_attempt_ends_at_its_timeout() {
     let id = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}, "timeout_ms": 300}));
     let job = app.ended(&id);
     assert_eq!(
-        (&job["state"], &job["error"]["code"], &job["error"]["retryable"]),
-        (&json!("failed"), &json!("timeout"), &json!(false))
+        (&job["state"], &job["error"]["code"], &job["error"]["retryable"], &job["error"]["sqlstate"]),
+        (&json!("failed"), &json!("timeout"), &json!(false), &json!("57014"))
     );
     eventually("the statement has ended", || {
         app.target.count("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%' AND state = 'active' AND datname = current_database()") == 0
@@ -180,8 +180,42 @@ fn no_job_sees_what_another_left_in_its_session() {
     let row = first_row(&app, sql, &json!([]));
     assert_eq!(
         row,
-        json!({"locks": 0, "mem": "4MB", "x": "", "t": "2024-01-02T03:04:05+00:00", "b": "\\x00", "named": true})
+        json!({"locks": 0, "mem": "4MB", "x": "", "t": "2024-01-02T12:04:05+09:00", "b": "\\x00", "named": true})
     );
+}
+
+#[test]
+fn what_a_read_only_transaction_may_make_does_not_stay() {
+    let app = TestApp::start();
+    app.target.run("CREATE SCHEMA room AUTHORIZATION slowlane_demo");
+    for made in [
+        "EXPLAIN ANALYZE CREATE TABLE room.a AS SELECT 1 AS b",
+        "EXPLAIN (ANALYZE) SELECT 1 AS b INTO room.a",
+        "EXPLAIN ANALYZE VERBOSE CREATE MATERIALIZED VIEW room.a AS SELECT 1 AS b",
+    ] {
+        let job = app.query(made, &json!([]));
+        assert_eq!((&job["state"], &job["error"]["code"]), (&json!("failed"), &json!("read_only")), "{made}: {job}");
+        let report = app.post("/v1/jobs/validate", &json!({"kind": "query", "args": {"sql": made}})).json();
+        assert_eq!(report["problems"][0]["error"]["code"], "read_only", "{made}: {report}");
+    }
+    // What no text shows ends with the transaction.
+    for made in ["SELECT lo_create(0)", "SELECT pg_notify('told', 'x')", "EXPLAIN ANALYZE SELECT 1"] {
+        let job = app.query(made, &json!([]));
+        assert_eq!(job["state"], "succeeded", "{made}: {job}");
+    }
+    assert_eq!(app.target.count("SELECT count(*) FROM pg_largeobject_metadata"), 0);
+    assert_eq!(app.target.count("SELECT count(*) FROM pg_class WHERE relnamespace = 'room'::regnamespace"), 0);
+}
+
+#[test]
+fn a_serializable_query_ends_only_where_nothing_can_be_an_anomaly() {
+    let app = TestApp::start();
+    let name = app.target.name();
+    app.target.run(&format!("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"));
+    app.queue.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"));
+    let sql =
+        "SELECT current_setting('transaction_isolation') AS level, current_setting('transaction_deferrable') AS waits";
+    assert_eq!(first_row(&app, sql, &json!([])), json!({"level": "serializable", "waits": "on"}));
 }
 
 #[test]

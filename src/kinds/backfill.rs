@@ -11,6 +11,7 @@
 //! | `tries` | a batch that is tried until it comes to something |
 //! | `size` | how many rows a batch takes, and when it may begin |
 //! | `guards` | what must be so before it begins |
+//! | `misplaced` | an error with the argument that it is about |
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::validate::{self, Validation};
-use crate::kinds::{ArgError, Work, WorkError, exactly_once, params};
+use crate::kinds::{ArgError, Work, WorkError, exactly_once, params, reads};
 use crate::pq::Session;
 use crate::queue::job::ProgressBasis;
 use crate::queue::pointer::step;
@@ -30,6 +31,7 @@ use crate::queue::{ErrorCode, JobError};
 
 mod batch;
 mod guards;
+mod misplaced;
 mod size;
 mod table;
 mod tries;
@@ -37,8 +39,11 @@ mod tries;
 pub use guards::Guards;
 pub use size::MAX_BATCH_ROWS;
 
+pub(in crate::kinds) use batch::{Params, enclosed, try_expression};
+
 use batch::{Batch, Statements, without_position};
 use guards::Watch;
+pub(in crate::kinds) use misplaced::Misplaced;
 use size::{BatchSize, Pace};
 use table::{Key, Table};
 use tries::Attempted;
@@ -230,9 +235,9 @@ impl Work for Backfill {
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Backfilled, WorkError> {
         let before: Option<Cursor> = ctx.checkpoint()?;
-        let mut work = ctx.session()?;
+        let mut work = ctx.committing_session()?;
         let (session, _, close) = work.split();
-        let done = self.go_through(ctx, session, before);
+        let done = self.go_through(ctx, session, before).map_err(WorkError::from);
         if done.is_err() && !session.is_idle() {
             *close = session.command("ROLLBACK").is_err();
         }
@@ -242,10 +247,15 @@ impl Work for Backfill {
     fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
         let mut session = ctx.session()?;
         let mut validation = Validation { valid: true, ..Validation::default() };
-        let left = ctx.remaining().as_millis().clamp(1, validate::TIMEOUT_MS);
+        let left = ctx.statement_ms(ctx.remaining().min(validate::TIMEOUT));
+        if let Err(error) = reads::must_write(&mut session) {
+            validation.stands_in_the_way("/target".to_owned(), error)?;
+            return Ok(validation);
+        }
         // Guards are looked at outside of any transaction, as the work does.
         session.execute_batch(&format!("SET default_transaction_read_only = on; SET statement_timeout = {left}"))?;
-        if let Err((pointer, error)) = self.look(ctx, &mut session, &mut validation) {
+        if let Err(error) = self.look(ctx, &mut session, &mut validation) {
+            let (pointer, error) = error.apart();
             validation.stands_in_the_way(format!("/args{pointer}"), error)?;
         }
         Ok(validation)
@@ -263,10 +273,10 @@ impl Backfill {
         ctx: &WorkContext<'_>,
         session: &mut Session,
         before: Option<Cursor>,
-    ) -> Result<Backfilled, WorkError> {
-        let table = Table::find(session, &self.table)?;
+    ) -> Result<Backfilled, Misplaced> {
+        let table = Table::find(session, "/table", &self.table)?;
         if !self.allow_other_writers && !table.lock(session)? {
-            return Err(table_busy(ctx, &table));
+            return Err(table_busy(ctx, &table).into());
         }
         let key = table.key(session, self.key.as_deref())?;
         self.check_columns(&table, &key.names)?;
@@ -309,18 +319,13 @@ impl Backfill {
         Ok(cursor.done)
     }
 
-    /// What it would meet, and how the server would go about the first batch. An error comes with the argument that it is about.
-    fn look(
-        &self,
-        ctx: &WorkContext<'_>,
-        session: &mut Session,
-        validation: &mut Validation,
-    ) -> Result<(), (&'static str, WorkError)> {
+    /// What it would meet, and how the server would go about the first batch.
+    fn look(&self, ctx: &WorkContext<'_>, session: &mut Session, validation: &mut Validation) -> Result<(), Misplaced> {
         let (table, key) = self.find(session)?;
-        let watch = Watch::new(session, &self.guards, &table).and_then(|mut watch| watch.reason(ctx, session));
-        watch.map_err(|error| ("/guards", error))?;
-        let statements = Statements::new(session, self, &table, &key).map_err(|error| ("", error))?;
-        let plan = statements.plan(session, self.first_rows()).map_err(|error| ("", without_position(error)))?;
+        let mut watch = Watch::new(session, &self.guards, &table)?;
+        watch.look(ctx, session)?;
+        let statements = Statements::new(session, self, &table, &key)?;
+        let plan = statements.plan(session, self.first_rows()).map_err(|error| self.whole(without_position(error)))?;
         let rows = if plan.is_some() { table.estimate } else { Some(0) };
         let batch_rows = i64::try_from(self.first_rows()).unwrap_or(i64::MAX);
         validation.estimated_batches = rows.map(|rows| rows.saturating_add(batch_rows - 1) / batch_rows);
@@ -328,34 +333,46 @@ impl Backfill {
         Ok(())
     }
 
-    /// The table and its key. An error comes with the argument that it is about.
-    fn find(&self, session: &mut Session) -> Result<(Table, Key), (&'static str, WorkError)> {
-        let table = Table::find(session, &self.table).map_err(|error| ("/table", error))?;
-        let key = table.key(session, self.key.as_deref()).map_err(|error| ("/key", error))?;
-        self.check_columns(&table, &key.names).map_err(|error| ("/set", error))?;
+    /// The table and its key.
+    fn find(&self, session: &mut Session) -> Result<(Table, Key), Misplaced> {
+        let table = Table::find(session, "/table", &self.table).map_err(|error| Misplaced::at("/table", error))?;
+        let key = table.key(session, self.key.as_deref()).map_err(|error| Misplaced::at("/key", error))?;
+        self.check_columns(&table, &key.names)?;
         Ok((table, key))
     }
 
-    /// What stands in its way whatever the values are: the catalog, the expressions, the role's rights.
-    pub(super) fn look_without_values(&self, session: &mut Session) -> Result<(), (&'static str, WorkError)> {
-        let (table, key) = self.find(session)?;
-        Watch::new(session, &self.guards, &table).map_err(|error| ("/guards", error))?;
-        let statements = Statements::new(session, self, &table, &key).map_err(|error| ("", error))?;
-        statements.plan_without_rows(session).map_err(|error| ("", without_position(error)))
+    /// What is wrong with the statement as a whole is about what it does.
+    fn whole(&self, error: WorkError) -> Misplaced {
+        let what = match (&self.set, &self.insert_select) {
+            (Some(_), _) => "/set",
+            (None, Some(_)) => "/insert_select",
+            (None, None) => "/delete",
+        };
+        Misplaced::at(what, error)
     }
 
-    fn check_columns(&self, table: &Table, key: &[String]) -> Result<(), WorkError> {
-        let Some(set) = &self.set else { return Ok(()) };
-        table.check(set.keys(), "set", false)?;
-        match key.iter().find(|name| set.contains_key(*name)) {
-            None => Ok(()),
-            Some(name) => {
+    /// What stands in its way whatever the values are: the catalog, the expressions, the role's rights.
+    pub(super) fn look_without_values(&self, session: &mut Session) -> Result<(), (String, WorkError)> {
+        let look = |session: &mut Session| {
+            let (table, key) = self.find(session)?;
+            Watch::new(session, &self.guards, &table)?;
+            let statements = Statements::new(session, self, &table, &key)?;
+            statements.plan_without_rows(session).map_err(|error| self.whole(without_position(error)))
+        };
+        look(session).map_err(Misplaced::apart)
+    }
+
+    fn check_columns(&self, table: &Table, key: &[String]) -> Result<(), Misplaced> {
+        for name in self.set.iter().flat_map(BTreeMap::keys) {
+            let at = |error| Misplaced::at(format!("/set{}", step(name)), error);
+            table.check(name, "set", false).map_err(at)?;
+            if key.contains(name) {
                 let message = format!("set changes {name}, by which the table is gone through");
-                Err(WorkError::Fail(
-                    JobError::new(ErrorCode::KeyColumn, message).with_hint("name the columns of another index in key"),
-                ))
+                let error = JobError::new(ErrorCode::KeyColumn, message);
+                return Err(at(WorkError::Fail(error.with_hint("name the columns of another index in key"))));
             }
         }
+        Ok(())
     }
 
     fn first_rows(&self) -> u64 {

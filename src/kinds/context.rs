@@ -5,6 +5,9 @@
 
 mod clean_up;
 mod commits;
+mod limits;
+mod waits;
+mod warnings;
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -16,7 +19,7 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::db::pool::Pool;
-use crate::db::targets::{Target, TargetBackend};
+use crate::db::targets::{SessionAsks, Target, TargetBackend};
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::kinds::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
 use crate::kinds::{Registry, WorkError};
@@ -30,6 +33,11 @@ use crate::results::{Column, Limits, Manifest, ResultWriter};
 use crate::statements::Statement;
 use crate::uploads::{self, Upload};
 
+pub use limits::unknown_time_zone;
+pub use waits::{Looks, Waits};
+pub use warnings::Warning;
+pub(in crate::kinds) use warnings::Warnings;
+
 /// Between two tries to reach the queue.
 const QUEUE_PAUSE: Duration = Duration::from_millis(250);
 
@@ -42,6 +50,8 @@ pub struct Services {
     pub results: Pool,
     /// The kinds that the process knows.
     pub registry: Arc<Registry>,
+    /// Those who look at the sessions of attempts.
+    pub looks: Arc<Looks>,
 }
 
 /// What an attempt says of itself, read by the threads that store it.
@@ -49,14 +59,21 @@ pub struct Services {
 pub struct Said {
     progress: Mutex<Progress>,
     log: Mutex<LogBuffer>,
+    warnings: Mutex<Warnings>,
     /// Transactions that were recorded, or may have been.
     recorded: AtomicI32,
+    waits: Mutex<Waits>,
 }
 
 impl Said {
     /// How far it is.
     pub fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it waits for.
+    pub fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A transaction of it was recorded, or may have been: what became of that comes before any other end.
@@ -84,6 +101,8 @@ pub struct LeftBehind {
     pub not_to_be_repeated: bool,
     /// How far its transaction came.
     pub commit: CommitState,
+    /// It worked on a standby.
+    pub on_standby: bool,
 }
 
 /// How far the last transaction has come that was recorded.
@@ -139,7 +158,10 @@ pub struct WorkContext<'a> {
     commit: RefCell<CommitState>,
     /// A transaction was to be recorded, and no answer came.
     record_failed: Cell<bool>,
+    /// What its saved statement asks of its sessions.
+    of_statement: RefCell<SessionAsks>,
     had_session: Cell<bool>,
+    on_standby: Cell<bool>,
 }
 
 impl<'a> WorkContext<'a> {
@@ -164,7 +186,9 @@ impl<'a> WorkContext<'a> {
             not_to_be_repeated: Cell::new(false),
             commit: RefCell::default(),
             record_failed: Cell::new(false),
+            of_statement: RefCell::default(),
             had_session: Cell::new(false),
+            on_standby: Cell::new(false),
         }
     }
 
@@ -315,10 +339,13 @@ impl<'a> WorkContext<'a> {
     pub fn diesel(&self) -> Result<DieselWork<'_>, WorkError> {
         self.check()?;
         let name = self.lease().application_name();
-        let (loan, backend) = self.target.diesel(&name, self.remaining()).map_err(|error| match error {
+        let lent = self.target.diesel(&name, self.remaining(), &self.asks());
+        let (loan, backend) = lent.map_err(|error| match error {
             DbError::Unavailable(_) | DbError::Busy(_) => self.target_unavailable(&error),
-            DbError::Query(error) => error.into(),
+            DbError::Query(error) => self.not_lent(&error.to_string()).unwrap_or_else(|| error.into()),
         })?;
+        self.on_standby.set(self.on_standby.get() || loan.on_standby);
+        self.limited(loan.limits);
         self.note(&backend)?;
         let by_backend = ByBackend::new(&self.target, &backend, name);
         let handle = self.arm(backend, Box::new(by_backend))?;
@@ -332,10 +359,13 @@ impl<'a> WorkContext<'a> {
     pub fn session(&self) -> Result<SessionWork<'_>, WorkError> {
         self.check()?;
         let name = self.lease().application_name();
-        let (mut loan, backend) = self.target.session(&name, self.remaining()).map_err(|error| match error.kind {
-            PqErrorKind::Connect | PqErrorKind::ConnectionLost => self.target_unavailable(&error),
-            _ => error.into(),
+        let lent = self.target.session(&name, self.remaining(), &self.asks());
+        let (mut loan, backend) = lent.map_err(|error| match error.kind {
+            PqErrorKind::Connect(_) | PqErrorKind::ConnectionLost => self.target_unavailable(&error),
+            _ => self.not_lent(&error.message).unwrap_or_else(|| error.into()),
         })?;
+        self.limited(loan.limits);
+        self.on_standby.set(self.on_standby.get() || loan.on_standby);
         self.note(&backend)?;
         let canceller = loan.inner.canceller()?;
         let own = loan.inner.canceller()?;
@@ -343,6 +373,25 @@ impl<'a> WorkContext<'a> {
         let handle = self.arm(backend, Box::new(ByCanceller { canceller, by_backend }))?;
         loan.inner.on_notice(Some(self.notice_sink()));
         Ok(SessionWork { loan, control: &self.control, handle, own })
+    }
+
+    /// As [`WorkContext::session`], for work that is committed exactly once: what that needs beside the session is there
+    /// before the work takes its first lock.
+    ///
+    /// # Errors
+    /// As [`WorkContext::session`].
+    pub(super) fn committing_session(&self) -> Result<SessionWork<'_>, WorkError> {
+        self.reserve_flush()?;
+        self.session()
+    }
+
+    /// Makes sure that a flush will have a connection.
+    ///
+    /// # Errors
+    /// When the target has none to give.
+    pub(super) fn reserve_flush(&self) -> Result<(), WorkError> {
+        self.check()?;
+        self.target.reserve_flush().map_err(|error| self.target_unavailable(&error))
     }
 
     /// Without an earlier session nothing has begun: whatever the kind, it may wait for its target.
@@ -444,11 +493,13 @@ impl<'a> WorkContext<'a> {
             no_effect: self.no_effect.get(),
             not_to_be_repeated: self.not_to_be_repeated.get(),
             commit: self.commit.into_inner(),
+            on_standby: self.on_standby.get(),
         }
     }
 }
 
 fn say_notice(said: &Said, notice: Notice) {
+    said.hear(&notice);
     let level = match notice.severity.as_str() {
         severity if severity.starts_with("DEBUG") => LogLevel::Debug,
         "NOTICE" => LogLevel::Notice,

@@ -54,6 +54,8 @@ struct Inner {
     /// What was disarmed during that press.
     gone: Vec<u64>,
     ended: bool,
+    /// When the server said last that it cancelled a statement.
+    cancelled: Option<Instant>,
 }
 
 /// One attempt, seen from outside.
@@ -139,6 +141,17 @@ impl JobControl {
             inner.gone.push(handle);
         }
         inner.pressed
+    }
+
+    /// The server said at this time that it cancelled a statement of the attempt.
+    pub fn cancelled_by_server(&self, at: Option<Instant>) {
+        let mut inner = self.lock();
+        inner.cancelled = inner.cancelled.max(at);
+    }
+
+    /// The server has cancelled a statement because the attempt's time was over, or `slack` before.
+    pub fn was_cancelled_at_deadline(&self, slack: Duration) -> bool {
+        self.lock().cancelled.is_some_and(|at| at + slack >= self.deadline)
     }
 
     /// The attempt is over.

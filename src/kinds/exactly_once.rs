@@ -109,12 +109,12 @@ fn prepare(
     Ok(mark.server)
 }
 
-/// What holds for the rest of the transaction: it may wait for the queue, and its COMMIT is as safe as it can be.
+/// What holds for the rest of the transaction: its COMMIT is as safe as it can be. It may have to wait for the queue before;
+/// for how long, the login's own `idle_in_transaction_session_timeout` says. One that this ends is rolled back, and tried
+/// again.
 fn last_settings(ctx: &WorkContext<'_>) -> String {
-    let left = ctx.remaining().as_millis().max(1);
-    format!(
-        "SET LOCAL statement_timeout = {left}; SET LOCAL idle_in_transaction_session_timeout = 0; {SAFE_COMMIT_SQL}"
-    )
+    let left = ctx.statement_ms_left();
+    format!("SET LOCAL statement_timeout = {left}; {SAFE_COMMIT_SQL}")
 }
 
 fn json<T: Serialize + ?Sized>(output: &T) -> Result<RawJson, WorkError> {
@@ -161,6 +161,7 @@ fn transaction_as<T: Serialize>(
     committed: fn(String) -> CommitState,
 ) -> Result<T, WorkError> {
     ctx.may_commit()?;
+    ctx.reserve_flush()?;
     // Within another one it would be a savepoint, which a ROLLBACK of that one takes back.
     AnsiTransactionManager::begin_transaction_sql(connection, "BEGIN").map_err(|error| match error {
         diesel::result::Error::AlreadyInTransaction => {

@@ -8,15 +8,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::kinds::context::WorkContext;
+use crate::kinds::context::{Warning, Warnings, WorkContext};
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
-use crate::kinds::validate::{Validation, look_at};
-use crate::kinds::{ArgError, Work, WorkError, exactly_once, params};
+use crate::kinds::validate::{Looked, Validation, look_at};
+use crate::kinds::{ArgError, Work, WorkError, exactly_once, hints, params, reads};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
 use crate::queue::job::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
+
+mod left_out;
+
+use left_out::Before;
 
 /// The most statements in one job.
 pub const MAX_STATEMENTS: usize = 1_000;
@@ -57,6 +61,12 @@ pub struct StatementCount {
     pub rows_affected: i64,
     /// Rows that it returned.
     pub rows_returned: i64,
+    /// What the server warned of, such as a table or a right that it left out: the first twenty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Warning>,
+    /// How many warnings there were, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning_count: Option<u64>,
 }
 
 impl Work for Execute {
@@ -81,7 +91,7 @@ impl Work for Execute {
     }
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Executed, WorkError> {
-        let mut work = ctx.session()?;
+        let mut work = ctx.committing_session()?;
         let (session, _, close) = work.split();
         match self.up_to_commit(session, ctx) {
             Ok(executed) => exactly_once::commit(ctx, session, &executed).map(|()| executed),
@@ -96,14 +106,37 @@ impl Work for Execute {
     /// Each statement by itself: what an earlier one would make isn't there for a later one.
     fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
         let mut session = ctx.session()?;
+        let reads = reads::only_reads(&mut session)?;
         let look = |(n, statement): (usize, &ExecuteStatement)| {
             let pointer = format!("/args/statements/{n}/sql");
-            let statement = (statement.sql.as_str(), statement.params.as_slice());
-            let plan = look_at(&mut session, ctx, &pointer, statement, |_| Ok(()));
+            let (sql, params) = (statement.sql.as_str(), statement.params.as_slice());
+            let looked = Looked { pointer: &pointer, sql, params, settings: "", reads, returns_rows: false, refused };
+            let plan = match not_in_a_transaction(sql) {
+                Some(error) => Err(error),
+                None => look_at(&mut session, ctx, &looked),
+            };
             (pointer, plan)
         };
         Validation::of(self.statements.iter().enumerate().map(look).collect())
     }
+}
+
+/// What the server never runs in a transaction, and so not in an `execute`.
+pub(super) fn not_in_a_transaction(sql: &str) -> Option<WorkError> {
+    let words = first_words(sql, 6);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let alone = match words.as_slice() {
+        ["VACUUM", ..] | ["ALTER", "SYSTEM", ..] => true,
+        ["CREATE" | "DROP", "DATABASE" | "TABLESPACE" | "SUBSCRIPTION", ..] => true,
+        ["CREATE" | "DROP" | "REINDEX", rest @ ..] => rest.contains(&"CONCURRENTLY"),
+        _ => false,
+    };
+    alone.then(|| {
+        let error = JobError::new(ErrorCode::StatementNotAllowed, "this statement can't run in a transaction");
+        WorkError::Fail(
+            error.with_hint("execute runs its statements in one; see the kind maintain for indexes and VACUUM"),
+        )
+    })
 }
 
 /// What is wrong with a statement as far as its first words show it.
@@ -114,7 +147,10 @@ fn refusal(sql: &str) -> Option<&'static str> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         [] => Some("expected one SQL statement"),
-        ["COPY", ..] => Some("expected no COPY: its data have no way in or out here"),
+        ["COPY", ..] => Some(
+            "expected no COPY, whose data have no way in or out here: the kind import brings the rows of a file in, and a query \
+             brings rows out",
+        ),
         ["BEGIN" | "START" | "COMMIT" | "END" | "ROLLBACK" | "ABORT" | "SAVEPOINT" | "RELEASE", ..]
         | ["PREPARE" | "SET", "TRANSACTION", ..]
         | ["SET", "LOCAL" | "SESSION", "TRANSACTION" | "CHARACTERISTICS"] => Some(CONTROL),
@@ -126,17 +162,22 @@ impl Execute {
     /// Everything but the COMMIT.
     fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>) -> Result<Executed, WorkError> {
         session.execute_batch("BEGIN")?;
+        left_out::hear_warnings(session)?;
         let begun = transaction(session)?;
         let mut statements = Vec::with_capacity(self.statements.len());
         for (n, statement) in self.statements.iter().enumerate() {
             ctx.check()?;
             set_timeout(session, ctx)?;
-            let count = statement.run(session).map_err(|error| at(n, error))?;
+            let before = Before::look(ctx, session, &statement.sql)?;
+            let mut count = statement.run(session).map_err(|error| at(n, error))?;
             // A COMMIT AND CHAIN leaves the session in a transaction: in another one.
             let ended = ["COMMIT", "ROLLBACK"].contains(&count.command.as_str());
             if ended || session.transaction_status() != TransactionStatus::InTransaction {
                 return Err(at(n, ended_the_transaction(ctx)));
             }
+            let warnings = ctx.take_warnings();
+            before.something_was_done(session, &count.command, &warnings).map_err(|error| at(n, error))?;
+            count.warned(warnings);
             ctx.count(|statistics| {
                 statistics.rows_affected = statistics.rows_affected.saturating_add(count.rows_affected);
                 statistics.rows_returned = statistics.rows_returned.saturating_add(count.rows_returned);
@@ -162,8 +203,16 @@ impl Execute {
     }
 }
 
+impl StatementCount {
+    fn warned(&mut self, warnings: Warnings) {
+        self.warning_count = (warnings.total > 0).then_some(warnings.total);
+        self.warnings = warnings.shown();
+    }
+}
+
 impl ExecuteStatement {
     fn run(&self, session: &mut Session) -> Result<StatementCount, WorkError> {
+        let refused = |error: PqError| refused(error, &self.sql);
         let prepared = Prepared::new(session, &self.sql, &self.params).map_err(|error| error.or_server(refused))?;
         if !self.params.is_empty() {
             prepared.parse(session)?;
@@ -192,25 +241,17 @@ fn count(tag: &str, returned: usize, has_columns: bool) -> StatementCount {
         rows_affected: number.filter(|_| !reads).unwrap_or(0),
         rows_returned: i64::try_from(returned).unwrap_or(i64::MAX),
         command,
+        warnings: Vec::new(),
+        warning_count: None,
     }
 }
 
-fn refused(error: PqError) -> WorkError {
+pub(super) fn refused(error: PqError, sql: &str) -> WorkError {
     if error.kind == PqErrorKind::Copy {
-        return not_allowed("COPY is not allowed here");
+        let error = JobError::new(ErrorCode::StatementNotAllowed, "COPY is not allowed here");
+        return WorkError::Fail(error.with_hint(hints::COPY));
     }
-    // active_sql_transaction: VACUUM, CREATE INDEX CONCURRENTLY and their like.
-    let alone = error.sqlstate.as_deref() == Some("25001");
-    match WorkError::from(error) {
-        WorkError::Fail(error) if alone && error.hint.is_none() => WorkError::Fail(
-            error.with_hint("execute runs its statements in one transaction; this one can't run in any"),
-        ),
-        error => error,
-    }
-}
-
-fn not_allowed(what: &str) -> WorkError {
-    WorkError::Fail(JobError::new(ErrorCode::StatementNotAllowed, what))
+    hints::for_execute(error, sql)
 }
 
 /// Whatever it did before that may be committed or not: it is not to be repeated, whoever asks for it.
@@ -245,7 +286,7 @@ fn transaction(session: &mut Session) -> Result<String, WorkError> {
 }
 
 fn set_timeout(session: &mut Session, ctx: &WorkContext<'_>) -> Result<(), WorkError> {
-    let left = ctx.remaining().as_millis().max(1);
+    let left = ctx.statement_ms_left();
     session.execute_batch(&format!("SET LOCAL statement_timeout = {left}")).map_err(WorkError::from)
 }
 

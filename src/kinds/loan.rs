@@ -74,6 +74,7 @@ impl DerefMut for SessionWork<'_> {
 impl Drop for SessionWork<'_> {
     fn drop(&mut self) {
         self.loan.inner.on_notice(None);
+        self.control.cancelled_by_server(self.loan.inner.take_cancelled());
         if self.control.disarm(self.handle) {
             self.loan.tainted = true;
         } else if !self.loan.tainted {

@@ -1,7 +1,7 @@
 //! Kinds of work: the trait that one implements, the list of them, and what an attempt can use.
 //!
-//! A new kind touches its own file and one line of the list in `registry.rs`. Knows the queue's types, results and targets; knows no
-//! HTTP and no thread of the worker.
+//! A new kind touches its own file and one line of the list in `registry.rs`. Knows the queue's types, results and
+//! targets; knows no HTTP and no thread of the worker.
 
 pub mod backfill;
 pub mod carrier_report;
@@ -10,19 +10,23 @@ pub mod context;
 pub mod control;
 pub mod exactly_once;
 pub mod execute;
+mod hints;
 pub mod import;
 pub mod loan;
 pub mod maintain;
+mod modifiers;
+mod names;
 pub mod params;
 mod prepared;
 pub mod query;
+mod reads;
 pub mod refresh;
 mod registry;
 mod sql;
 pub mod statement;
 pub mod validate;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,16 +39,17 @@ pub use statement::STATEMENT;
 pub use validate::Validation;
 
 use crate::db::DbError;
-use crate::pq::{PqError, PqErrorKind};
+use crate::pq::{PqError, PqErrorKind, Session};
+use crate::queue::log::LogLevel;
 use crate::queue::{ErrorCode, JobError, NewJob, RawJson};
 use crate::results::ResultError;
-use crate::uploads;
+use crate::uploads::{self, ContentType};
 
 /// A kind of work: its arguments are the type itself. docs/rust.md goes through one from start to end.
 ///
-/// Give it to a server by [`ServerBuilder::kind`](crate::app::ServerBuilder::kind), or to a [`Registry`]. The type is read
-/// from a job's `args` and checked twice: when it is accepted, so that a mistake is a 422 with the field's pointer, and before it
-/// runs.
+/// Give it to a server by [`ServerBuilder::kind`](crate::app::ServerBuilder::kind), or to a [`Registry`]. The type is
+/// read from a job's `args` and checked twice: when it is accepted, so that a mistake is a 422 with the field's
+/// pointer, and before it runs.
 /// `#[serde(deny_unknown_fields)]` makes a misspelt argument one.
 ///
 /// ```
@@ -71,8 +76,9 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     /// The kind's name in requests and rows.
     const KIND: &'static str;
     /// An attempt that ended unknown may be repeated: its effects are none, the same ones again, or committed by
-    /// [`WorkContext::exactly_once`] alone. An attempt that returns [`WorkError::Retry`] is repeated whatever this says, and so is one
-    /// whose first session can't be had: have a session before anything takes effect elsewhere, and return `Fail` after it.
+    /// [`WorkContext::exactly_once`] alone. An attempt that returns [`WorkError::Retry`] is repeated whatever this
+    /// says, and so is one whose first session can't be had: have a session before anything takes effect elsewhere,
+    /// and return `Fail` after it.
     const REPEATABLE: bool;
     /// Nothing that it does outlives a lost lease: it only reads, or what it writes is committed by
     /// [`WorkContext::exactly_once`]. It goes on while the queue can't be reached; work that isn't fenced is stopped
@@ -96,8 +102,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
         Ok(())
     }
 
-    /// A job that runs this work, with every default, for [`queue::insert()`](crate::queue::insert()). Other values than
-    /// the defaults are given by fields: `NewJob { priority: 2, ..work.job()? }`.
+    /// A job that runs this work, with every default, for [`queue::insert()`](crate::queue::insert()). Other values
+    /// than the defaults are given by fields: `NewJob { priority: 2, ..work.job()? }`.
     ///
     /// # Errors
     /// Each argument that can't be accepted.
@@ -107,8 +113,8 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
         Ok(NewJob { upload: self.upload().map(|upload| upload.id), ..NewJob::new(Self::KIND, args) })
     }
 
-    /// The upload that it reads, and which argument names it: a job is accepted only while the upload is there, which
-    /// then stays until the job has ended. Defaults to none.
+    /// The upload that it reads, and which argument names it: a job is accepted only while the upload is there, and only
+    /// if it is what the work reads. It then stays until the job has ended. Defaults to none.
     fn upload(&self) -> Option<UploadArg> {
         None
     }
@@ -123,11 +129,31 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
         Ok(Validation { valid: true, ..Validation::default() })
     }
 
+    /// Sees to what a job has left on its target that has ended without doing so itself: its worker died and there is
+    /// no other attempt, or what was in the way is gone by now. `kept` is its last checkpoint, if that was written by
+    /// [`WorkContext::save_what_may_be_left`]. Called again every 30 s for a week, until all is done. Others may be
+    /// at work by now: what isn't certainly the job's own has to stay. Has to be done by `until`.
+    ///
+    /// # Errors
+    /// When it couldn't be looked at; it is tried again.
+    fn clean_up_after(_kept: &RawJson, _session: &mut Session, _until: Instant) -> Result<CleanedUp, WorkError> {
+        Ok(CleanedUp { all: true, told: Vec::new() })
+    }
+
     /// Does the work, on a thread of its own that may wait.
     ///
     /// # Errors
     /// [`WorkError`] decides what becomes of the job.
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Self::Output, WorkError>;
+}
+
+/// What [`Work::clean_up_after`] did.
+#[derive(Clone, Debug, Default)]
+pub struct CleanedUp {
+    /// Nothing more is to be done.
+    pub all: bool,
+    /// What the job's log says of it.
+    pub told: Vec<(LogLevel, String)>,
 }
 
 /// An argument that can't be accepted.
@@ -153,6 +179,32 @@ pub struct UploadArg {
     pub pointer: &'static str,
     /// The upload.
     pub id: Uuid,
+    /// What it has to be. `None` where that makes no difference.
+    pub reads: Option<UploadTypes>,
+}
+
+/// What an upload has to be so that the work can read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadTypes {
+    /// A JSON pointer from the arguments to the one that says so, such as `/format`.
+    pub pointer: &'static str,
+    /// What the upload may have been sent as.
+    pub types: &'static [ContentType],
+}
+
+impl UploadArg {
+    /// The argument at `pointer` names the upload `id`, of whatever type.
+    pub fn new(pointer: &'static str, id: Uuid) -> UploadArg {
+        UploadArg { pointer, id, reads: None }
+    }
+
+    /// The argument at `pointer` says that the upload is of one of these types: a job is accepted for no other one.
+    /// One that comes in by SQL or from Rust isn't looked at: the work has to compare [`Upload::content_type`] as well.
+    ///
+    /// [`Upload::content_type`]: crate::uploads::Upload::content_type
+    pub fn reading(self, pointer: &'static str, types: &'static [ContentType]) -> UploadArg {
+        UploadArg { reads: Some(UploadTypes { pointer, types }), ..self }
+    }
 }
 
 /// Arguments that a kind refuses.
@@ -224,6 +276,61 @@ pub const ON_STATEMENTS_ONLY: [&str; 2] = [STATEMENT, CHECK];
 
 /// SQLSTATE of a statement that was cancelled.
 pub const QUERY_CANCELED: &str = "57014";
+/// SQLSTATE of a transaction that has to be begun again.
+const SERIALIZATION_FAILURE: &str = "40001";
+
+impl WorkError {
+    /// The same error, by its own code where it is a recovery conflict: a standby stopped the work, so that it could go on with
+    /// what its primary sends. On a standby nothing else is a serialization failure. Of a session that was ended, not always
+    /// the reason arrives: then the hint names this one.
+    #[must_use]
+    pub fn with_recovery_conflict_named(self, on_standby: bool) -> WorkError {
+        match self {
+            WorkError::Retry(error) | WorkError::Fail(error) if is_recovery_conflict(&error, on_standby) => {
+                let code = ErrorCode::RecoveryConflict.into();
+                WorkError::of(JobError { code, ..error }.retryable().with_hint(STANDBY_HINT))
+            }
+            WorkError::Retry(error)
+                if on_standby && error.code == ErrorCode::ConnectionLost && error.sqlstate.is_none() =>
+            {
+                WorkError::Retry(
+                    error.with_hint(format!("if the standby ended it so that it could go on: {STANDBY_HINT}")),
+                )
+            }
+            error => error,
+        }
+    }
+}
+
+const STANDBY_HINT: &str = "raise max_standby_streaming_delay on the standby, set hot_standby_feedback = on there, or make the statement shorter";
+
+fn is_recovery_conflict(error: &JobError, on_standby: bool) -> bool {
+    // One that is a deadlock with the replay, and one of a server that was promoted meanwhile, are known by their words.
+    match error.sqlstate.as_deref() {
+        Some(SERIALIZATION_FAILURE) if on_standby => true,
+        Some(SERIALIZATION_FAILURE | "40P01") | None => error.message.contains("due to conflict with recovery"),
+        _ => false,
+    }
+}
+
+/// What to do about a limit of the role's that ended the session, by the server's SQLSTATE or, where a driver passes none on,
+/// by its words.
+fn hint_at_limit(sqlstate: Option<&str>, message: &str) -> Option<&'static str> {
+    let is = |state: &str, words: &str| sqlstate == Some(state) || (sqlstate.is_none() && message.contains(words));
+    if is("25P04", TRANSACTION_TIMEOUT) {
+        return Some("raise transaction_timeout for the target's role or its server, or give the job less to do");
+    }
+    if is("25P03", "due to idle-in-transaction timeout") {
+        return Some(
+            "raise idle_in_transaction_session_timeout for the target's role: the worker was busy with something else",
+        );
+    }
+    is("57P05", "due to idle-session timeout")
+        .then_some("raise idle_session_timeout for the target's role: the worker was busy with something else")
+}
+
+/// What a server says of a transaction that was open for too long.
+const TRANSACTION_TIMEOUT: &str = "due to transaction timeout";
 
 impl From<PqError> for WorkError {
     fn from(error: PqError) -> Self {
@@ -233,21 +340,26 @@ impl From<PqError> for WorkError {
             (_, Some("25006")) => ErrorCode::ReadOnly,
             (_, Some("42501")) => ErrorCode::PermissionDenied,
             (_, Some("55P03")) => ErrorCode::LockTimeout,
-            // A session or a transaction that was idle, or open, for longer than its role may.
-            (_, Some("25P03" | "25P04")) => ErrorCode::ConnectionLost,
+            (_, Some("25P04")) => ErrorCode::TransactionTimeout,
+            // A session that was idle in a transaction for longer than its role may.
+            (_, Some("25P03")) => ErrorCode::ConnectionLost,
             // The server ended the session, or is about to end or to begin.
             (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => ErrorCode::ConnectionLost,
             (PqErrorKind::Server | PqErrorKind::Usage, _) => ErrorCode::SqlError,
             _ => ErrorCode::ConnectionLost,
         };
+        let hint = hint_at_limit(error.sqlstate.as_deref(), &error.message).map(str::to_owned);
         WorkError::of(JobError {
             code: code.into(),
             message: error.message,
             retryable,
+            hint: hint.or(error.hint),
             sqlstate: error.sqlstate,
             detail: error.detail,
-            hint: error.hint,
             position: error.position,
+            column: error.column,
+            constraint: error.constraint,
+            blocked_by: None,
         })
     }
 }
@@ -255,27 +367,46 @@ impl From<PqError> for WorkError {
 impl From<diesel::result::Error> for WorkError {
     fn from(error: diesel::result::Error) -> Self {
         use diesel::result::{DatabaseErrorKind, Error};
-        let (detail, hint, position) = match &error {
+        let (detail, hint, position, column, constraint) = match &error {
             Error::DatabaseError(_, info) => (
                 info.details().map(str::to_owned),
                 info.hint().map(str::to_owned),
                 info.statement_position().and_then(|p| u32::try_from(p).ok()),
+                info.column_name().map(str::to_owned),
+                info.constraint_name().map(str::to_owned),
             ),
-            _ => (None, None, None),
+            _ => (None, None, None, None, None),
         };
         // Diesel passes no SQLSTATE on; what it tells apart is enough to know what is worth another try.
         let serialization = matches!(&error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _));
         let message = error.to_string();
         let cancelled = message.starts_with("canceling statement") && !message.contains("lock timeout");
+        let hint = hint_at_limit(None, &message).map(str::to_owned).or(hint);
         let (code, retryable) = match DbError::from(error) {
+            DbError::Unavailable(_) if message.contains(TRANSACTION_TIMEOUT) => (ErrorCode::TransactionTimeout, false),
             DbError::Unavailable(_) => (ErrorCode::ConnectionLost, true),
             _ if cancelled => (ErrorCode::CancelledByServer, true),
             DbError::Busy(_) => (ErrorCode::LockTimeout, true),
             DbError::Query(_) => (ErrorCode::SqlError, serialization || message.contains("deadlock detected")),
         };
-        let sqlstate = cancelled.then(|| QUERY_CANCELED.to_owned());
-        let error = JobError { code: code.into(), message, retryable, sqlstate, detail, hint, position };
-        WorkError::of(error)
+        // What Diesel tells apart has one.
+        let sqlstate = match (cancelled, serialization) {
+            (_, true) => Some(SERIALIZATION_FAILURE.to_owned()),
+            (true, false) => Some(QUERY_CANCELED.to_owned()),
+            (false, false) => None,
+        };
+        WorkError::of(JobError {
+            code: code.into(),
+            message,
+            retryable,
+            sqlstate,
+            detail,
+            hint,
+            position,
+            column,
+            constraint,
+            blocked_by: None,
+        })
     }
 }
 
@@ -319,6 +450,57 @@ impl From<ResultError> for WorkError {
                 JobError::new(ErrorCode::ValueTooLarge, error.to_string()).with_hint("return less in one value"),
             ),
             ResultError::Damaged(_) => WorkError::Fail(JobError::new(ErrorCode::Internal, error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(sqlstate: Option<&str>, message: &str) -> WorkError {
+        let kind = if sqlstate.is_some() { PqErrorKind::Server } else { PqErrorKind::ConnectionLost };
+        PqError { sqlstate: sqlstate.map(str::to_owned), ..PqError::of(kind, message) }.into()
+    }
+
+    fn told(error: WorkError) -> (String, bool) {
+        match error {
+            WorkError::Retry(error) => (error.code, true),
+            WorkError::Fail(error) => (error.code, false),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_standby_stops_is_known_in_any_language() {
+        let foreign = "storniere Anfrage wegen Konflikt mit der Wiederherstellung";
+        let english = "terminating connection due to conflict with recovery";
+        for (sqlstate, message, on_standby, code, retryable) in [
+            (Some("40001"), foreign, true, "recovery_conflict", true),
+            (Some("40001"), foreign, false, "sql_error", true),
+            (Some("40001"), english, false, "recovery_conflict", true),
+            (Some("40P01"), "canceling statement due to conflict with recovery", true, "recovery_conflict", true),
+            (Some("40P01"), "deadlock detected", true, "sql_error", true),
+            (None, english, true, "recovery_conflict", true),
+            // Its database was dropped on the primary.
+            (Some("57P04"), english, true, "connection_lost", false),
+        ] {
+            let met = told(refused(sqlstate, message).with_recovery_conflict_named(on_standby));
+            assert_eq!(met, (code.to_owned(), retryable), "{sqlstate:?} {message}");
+        }
+    }
+
+    #[test]
+    fn limits_of_the_role_are_named() {
+        for (sqlstate, setting, code, retryable) in [
+            ("25P04", "transaction_timeout", "transaction_timeout", false),
+            ("25P03", "idle_in_transaction_session_timeout", "connection_lost", true),
+            ("57P05", "idle_session_timeout", "connection_lost", true),
+        ] {
+            let error = refused(Some(sqlstate), "Verbindung wird abgebrochen");
+            assert_eq!(told(error.clone()), (code.to_owned(), retryable), "{sqlstate}");
+            let (WorkError::Retry(error) | WorkError::Fail(error)) = error else { panic!("{error:?}") };
+            assert!(error.hint.is_some_and(|hint| hint.contains(setting)), "{sqlstate}");
         }
     }
 }

@@ -146,7 +146,7 @@ fn scalar(value: &RawValue) -> Result<String, &'static str> {
 ///
 /// # Errors
 /// What it holds that has no form there, and that the literal would be longer than [`MAX_LITERAL_BYTES`].
-pub(super) fn array_literal(value: &RawValue, of_json: bool, delimiter: char) -> Result<String, &'static str> {
+fn array_literal(value: &RawValue, of_json: bool, delimiter: char) -> Result<String, &'static str> {
     let mut literal = Literal { out: String::new(), of_json, delimiter, dimension: 0, wrong: None };
     literal.array(value)?;
     Ok(literal.out)

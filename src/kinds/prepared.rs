@@ -8,6 +8,7 @@ use std::ffi::CString;
 use serde_json::value::RawValue;
 
 use crate::kinds::WorkError;
+use crate::kinds::modifiers::{self, NamedType};
 use crate::kinds::params::{self, ParamError, ParamType};
 use crate::pq::{Column, PqError, Session};
 use crate::queue::{ErrorCode, JobError};
@@ -15,8 +16,8 @@ use crate::queue::{ErrorCode, JobError};
 /// A statement that the server has described.
 pub(super) struct Prepared<'s> {
     sql: &'s str,
-    /// The types that parameters name themselves; 0, or none at all, leaves the choice to the server.
-    pub types: Vec<u32>,
+    /// The types that parameters name themselves; none at all leaves the choice to the server.
+    named: Vec<NamedType>,
     /// The types of its parameters, as the server described them.
     pub parameters: Vec<u32>,
     /// Its columns; none when it returns no rows.
@@ -31,6 +32,15 @@ pub(super) enum PrepareError {
     Server(PqError),
     /// The parameters aren't what the server described.
     Params(ParamError),
+    /// The server says so of a value or of its type.
+    Placed {
+        /// A JSON pointer, such as `/params/0`.
+        place: String,
+        /// What the job ends with, where it isn't what the server's error says.
+        code: Option<ErrorCode>,
+        /// The server's error.
+        error: Box<PqError>,
+    },
 }
 
 impl From<PqError> for PrepareError {
@@ -46,11 +56,35 @@ impl From<ParamError> for PrepareError {
 }
 
 impl PrepareError {
+    /// The values, or the one of them, that it is about: a JSON pointer such as `/params/0`. The message says so, too.
+    pub fn place(&self) -> Option<String> {
+        match self {
+            PrepareError::Server(_) => None,
+            PrepareError::Params(error) => match error.message.split_once(": ") {
+                Some((place, _)) if place.starts_with('/') => Some(place.to_owned()),
+                _ => Some("/params".to_owned()),
+            },
+            PrepareError::Placed { place, .. } => Some(place.clone()),
+        }
+    }
+
     /// As a failure of the work, the server's errors as `server` has them.
     pub fn or_server(self, server: impl FnOnce(PqError) -> WorkError) -> WorkError {
         match self {
             PrepareError::Server(error) => server(error),
             PrepareError::Params(error) => WorkError::Fail(JobError::new(error.code, error.message)),
+            PrepareError::Placed { place, code, error } => {
+                let message = format!("{place}: {}", error.message);
+                let placed = |error: JobError| JobError {
+                    code: code.map_or(error.code, |code| code.as_ref().to_owned()),
+                    ..error
+                };
+                // Its position is one in a statement of ours.
+                match WorkError::from(PqError { message, position: None, ..*error }) {
+                    WorkError::Fail(error) => WorkError::Fail(placed(error)),
+                    other => other,
+                }
+            }
         }
     }
 }
@@ -59,38 +93,37 @@ impl<'s> Prepared<'s> {
     /// Has the server parse and describe `sql`, and encodes `params` for it. Call [`Prepared::parse`] before it is run:
     /// looking types up takes the place of the unnamed statement.
     pub fn new(session: &mut Session, sql: &'s str, params: &[Box<RawValue>]) -> Result<Prepared<'s>, PrepareError> {
-        let types = named_types(session, params)?;
-        let statement = session.prepare(sql, &types)?;
-        let values = params::encode(params, &classify(session, &statement.params)?)?;
-        Ok(Prepared { sql, types, parameters: statement.params, columns: statement.columns, values })
+        let named = modifiers::named(session, &params::explicit_types(params))?;
+        let statement = session.prepare(sql, &oids(&named))?;
+        let mut values = params::encode(params, &classify(session, &statement.params)?)?;
+        modifiers::cast(session, &named, &mut values)?;
+        Ok(Prepared { sql, named, parameters: statement.params, columns: statement.columns, values })
     }
 
     /// Makes it the unnamed statement, ready to be run.
     pub fn parse(&self, session: &mut Session) -> Result<(), PqError> {
-        session.prepare(self.sql, &self.types).map(drop)
+        session.prepare(self.sql, &self.types()).map(drop)
     }
+
+    /// The types that parameters name themselves; 0, or none at all, leaves the choice to the server.
+    pub fn types(&self) -> Vec<u32> {
+        oids(&self.named)
+    }
+
+    /// The types of its parameters, each with the modifier that its value was cast to, -1 for none.
+    pub fn cast_types(&self) -> Vec<(u32, i32)> {
+        let modifiers = self.named.iter().map(NamedType::modifier).chain(std::iter::repeat(-1));
+        self.parameters.iter().copied().zip(modifiers).collect()
+    }
+}
+
+fn oids(types: &[NamedType]) -> Vec<u32> {
+    types.iter().map(|named| named.oid).collect()
 }
 
 /// The oids of the types that parameters name themselves; 0, or none at all, leaves the choice to the server.
 pub(super) fn named_types(session: &mut Session, params: &[Box<RawValue>]) -> Result<Vec<u32>, PrepareError> {
-    let types = params::explicit_types(params);
-    if types.iter().all(Option::is_none) {
-        return Ok(Vec::new());
-    }
-    let mut oids = Vec::with_capacity(types.len());
-    for (n, name) in types.iter().enumerate() {
-        let Some(name) = name else {
-            oids.push(0);
-            continue;
-        };
-        let rows = session.query("SELECT to_regtype($1)::oid::text", &[Some(name)])?;
-        let oid = rows.get(0, 0).and_then(|text| text.parse().ok());
-        oids.push(oid.ok_or_else(|| {
-            let message = format!("/params/{n}/type: there is no type {name}");
-            ParamError { code: ErrorCode::InvalidParameter, message }
-        })?);
-    }
-    Ok(oids)
+    Ok(oids(&modifiers::named(session, &params::explicit_types(params))?))
 }
 
 /// The names of types, each an oid and a modifier, as Postgres writes them.
@@ -105,7 +138,9 @@ pub(super) fn type_names(session: &mut Session, types: &[(u32, i32)]) -> Result<
     let oids = list(|(oid, _)| i64::from(*oid));
     let modifiers = list(|(_, modifier)| i64::from(*modifier));
     let rows = session.query(
-        "SELECT format_type(oid, modifier) FROM unnest($1::oid[], $2::int[]) WITH ORDINALITY AS t(oid, modifier, n) ORDER BY n",
+        "SELECT pg_catalog.format_type(oid, modifier)
+           FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.oid[]), pg_catalog.unnest($2::pg_catalog.int4[]))
+                WITH ORDINALITY AS t(oid, modifier, n) ORDER BY n",
         &[Some(&oids), Some(&modifiers)],
     )?;
     Ok((0..rows.len()).map(|n| rows.get(n, 0).unwrap_or("unknown").to_owned()).collect())
@@ -119,10 +154,10 @@ pub(super) fn classify(session: &mut Session, oids: &[u32]) -> Result<Vec<ParamT
     let list: Vec<String> = oids.iter().map(u32::to_string).collect();
     let rows = session.query(
         "WITH RECURSIVE base (n, oid) AS (
-             SELECT n, oid FROM unnest($1::oid[]) WITH ORDINALITY AS t(oid, n)
-             UNION ALL SELECT n, typbasetype FROM base JOIN pg_type t USING (oid) WHERE t.typtype = 'd')
+             SELECT n, oid FROM pg_catalog.unnest($1::pg_catalog.oid[]) WITH ORDINALITY AS t(oid, n)
+             UNION ALL SELECT n, typbasetype FROM base JOIN pg_catalog.pg_type t USING (oid) WHERE t.typtype = 'd')
          SELECT t.oid IN (114, 3802), t.typcategory = 'A', t.typelem IN (114, 3802), e.typdelim
-           FROM base JOIN pg_type t USING (oid) LEFT JOIN pg_type e ON e.oid = t.typelem
+           FROM base JOIN pg_catalog.pg_type t USING (oid) LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem
           WHERE t.typtype <> 'd' ORDER BY n",
         &[Some(&format!("{{{}}}", list.join(",")))],
     )?;

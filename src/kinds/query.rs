@@ -1,17 +1,23 @@
 //! `query`: one statement that returns rows, sent as it is, in a read-only transaction; its rows are the result.
 //!
+//! The transaction is rolled back: what the server lets a read-only one change all the same (a large object, the table of
+//! an EXPLAIN ANALYZE) doesn't stay. A serializable one is deferrable, so that no anomaly could be found at its end only.
+//!
 //! The caller's text is never wrapped or joined with ours, and travels as one statement of the extended protocol.
 //! What only Postgres can know (syntax, tables, types) ends the job, not the request.
+
+use std::ffi::CString;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
+use crate::db::prologue::ROW_FORM_SQL;
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::{Prepared, type_names};
 use crate::kinds::sql::first_word;
-use crate::kinds::validate::{Validation, look_at};
-use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, params};
+use crate::kinds::validate::{Looked, Validation, look_at};
+use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, hints, params, reads};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
 use crate::queue::job::ProgressBasis;
 use crate::queue::progress::Report;
@@ -78,13 +84,16 @@ impl Work for Query {
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Option<()>, WorkError> {
         let mut work = ctx.session()?;
         let (session, canceller, close) = work.split();
-        session.execute_batch("BEGIN TRANSACTION READ ONLY")?;
-        let prepared = Prepared::new(session, &self.sql, &self.params).map_err(|error| error.or_server(not_a_query))?;
+        session.execute_batch(&format!("BEGIN TRANSACTION READ ONLY, DEFERRABLE; {ROW_FORM_SQL}"))?;
+        let refused = |error: PqError| not_a_query(error, &self.sql);
+        let prepared = Prepared::new(session, &self.sql, &self.params).map_err(|error| error.or_server(refused))?;
         returns_rows(&prepared, &self.sql)?;
+        reads::check_explained(session, &self.sql, &prepared.parameters)
+            .map_err(|error| hints::for_reader(error, true))?;
         let mut sink = Sink::new(ctx, self, &prepared.columns, column_types(session, &prepared.columns)?);
         prepared.parse(session)?;
         ctx.check()?;
-        let outcome = stream(session, &prepared.values, canceller, close, &mut sink)?;
+        let outcome = stream(session, (&self.sql, &prepared.values), canceller, close, &mut sink)?;
         if !*close {
             end_transaction(session)?;
         }
@@ -94,29 +103,36 @@ impl Work for Query {
 
     fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
         let mut session = ctx.session()?;
-        let statement = (self.sql.as_str(), self.params.as_slice());
-        let plan = look_at(&mut session, ctx, "/args/sql", statement, |prepared| returns_rows(prepared, &self.sql));
-        Validation::of(vec![("/args/sql".to_owned(), plan)])
+        let looked = Looked {
+            pointer: "/args/sql",
+            sql: &self.sql,
+            params: &self.params,
+            settings: ROW_FORM_SQL,
+            reads: true,
+            returns_rows: true,
+            refused: not_a_query,
+        };
+        let plan = look_at(&mut session, ctx, &looked);
+        Validation::of(vec![(looked.pointer.to_owned(), plan)])
     }
 }
 
 /// A statement of a `query` has to.
 pub(super) fn returns_rows(prepared: &Prepared<'_>, sql: &str) -> Result<(), WorkError> {
     if prepared.columns.is_empty() && !may_return_no_columns(sql) {
-        return Err(not_allowed("this statement returns no rows"));
+        return Err(not_allowed("this statement returns no rows", hints::of_no_rows(sql)));
     }
     Ok(())
 }
 
-fn not_allowed(what: &str) -> WorkError {
-    let hint = "query runs one statement that returns rows; COPY, transaction control and the like aren't among them";
+fn not_allowed(what: &str, hint: &str) -> WorkError {
     WorkError::Fail(JobError::new(ErrorCode::StatementNotAllowed, what).with_hint(hint))
 }
 
-fn not_a_query(error: PqError) -> WorkError {
+pub(super) fn not_a_query(error: PqError, sql: &str) -> WorkError {
     match error.kind {
-        PqErrorKind::Copy => not_allowed("COPY doesn't return rows"),
-        _ => error.into(),
+        PqErrorKind::Copy => not_allowed("COPY doesn't return rows", hints::COPY),
+        _ => hints::for_query(error, sql),
     }
 }
 
@@ -130,17 +146,17 @@ enum Ended {
 
 fn stream(
     session: &mut Session,
-    values: &[Option<std::ffi::CString>],
+    (sql, values): (&str, &[Option<CString>]),
     canceller: &mut Canceller,
     close: &mut bool,
     sink: &mut Sink<'_, '_>,
 ) -> Result<Ended, WorkError> {
-    let mut rows = session.stream(values).map_err(not_a_query)?;
+    let mut rows = session.stream(values).map_err(|error| not_a_query(error, sql))?;
     let mut ended = Ended::LastRow;
     loop {
         match rows.next_chunk() {
             Ok(None) if ended == Ended::LastRow && !rows.returned_rows() => {
-                return Err(not_allowed("this statement returns no rows"));
+                return Err(not_allowed("this statement returns no rows", hints::of_no_rows(sql)));
             }
             Ok(None) => return Ok(ended),
             // What still comes after a limit is read and dropped, until the cancel has arrived.
@@ -157,7 +173,7 @@ fn stream(
             Err(error) if ended != Ended::LastRow && error.sqlstate.as_deref() == Some(QUERY_CANCELED) => {
                 return Ok(ended);
             }
-            Err(error) => return Err(not_a_query(error)),
+            Err(error) => return Err(not_a_query(error, sql)),
         }
     }
 }
@@ -165,9 +181,10 @@ fn stream(
 /// The rows are complete only when the transaction that they were read in ended as we say.
 fn end_transaction(session: &mut Session) -> Result<(), WorkError> {
     if session.transaction_status() != pq::TransactionStatus::InTransaction {
-        return Err(not_allowed("the statement ended the transaction that it ran in"));
+        let hint = "a query runs in a transaction of its own: leave out what begins or ends one";
+        return Err(not_allowed("the statement ended the transaction that it ran in", hint));
     }
-    session.execute_batch("COMMIT")?;
+    session.execute_batch("ROLLBACK")?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,10 +13,11 @@ use serde_json::value::RawValue;
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::{
-    ArgError, CheckError, ON_STATEMENTS_ONLY, STATEMENT, UploadArg, VALIDATE, Validation, Work, WorkError, backfill,
-    check as target_check, execute, import, listed, maintain, no_json, query, refresh, statement,
+    ArgError, CheckError, CleanedUp, ON_STATEMENTS_ONLY, STATEMENT, UploadArg, VALIDATE, Validation, Work, WorkError,
+    backfill, check as target_check, execute, import, listed, maintain, no_json, query, refresh, statement,
     validate as validation,
 };
+use crate::pq::Session;
 use crate::queue::pointer::step;
 use crate::queue::{ErrorCode, JobError, NewJob, RawJson};
 use crate::statements::{Loaded, Statement, Statements, UnreadableFolder};
@@ -28,6 +30,7 @@ struct Entry {
     produces_result: bool,
     validates: bool,
     validate: fn(&RawValue, &WorkContext<'_>) -> Result<Validation, WorkError>,
+    clean_up_after: fn(&RawJson, &mut Session, Instant) -> Result<CleanedUp, WorkError>,
     check: fn(&RawValue) -> Result<Option<UploadArg>, CheckError>,
     run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
 }
@@ -95,6 +98,7 @@ impl Registry {
             produces_result: W::PRODUCES_RESULT,
             validates: W::VALIDATES,
             validate: validate::<W>,
+            clean_up_after: W::clean_up_after,
             check: check::<W>,
             run: run::<W>,
         };
@@ -186,8 +190,23 @@ impl Registry {
             let refused = CheckError::from(error);
             WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, refused.to_string()))
         })?;
+        ctx.use_settings_of(&resolved.statement);
         let validation = (self.known(resolved.statement.kind.as_str())?.validate)(&resolved.args, ctx)?;
         Ok(validation.at("/args/name"))
+    }
+
+    /// Sees to what a job has left that has ended.
+    ///
+    /// # Errors
+    /// As [`Work::clean_up_after`].
+    pub fn clean_up_after(
+        &self,
+        kind: &str,
+        kept: &RawJson,
+        session: &mut Session,
+        until: Instant,
+    ) -> Result<CleanedUp, WorkError> {
+        (self.known(kind)?.clean_up_after)(kept, session, until)
     }
 
     fn known(&self, kind: &str) -> Result<&Entry, WorkError> {

@@ -20,6 +20,56 @@ pub(super) fn first_word(sql: &str) -> Option<&str> {
     next_word(sql).map(|(word, _)| word)
 }
 
+/// What an EXPLAIN explains, and whether it runs it (ANALYZE). `None` for any other statement.
+pub(super) fn explained(sql: &str) -> Option<(bool, &str)> {
+    let (first, rest) = next_word(sql)?;
+    if !first.eq_ignore_ascii_case("EXPLAIN") {
+        return None;
+    }
+    let (word, after) = next_word(rest)?;
+    let analyze = is_one_of(word, &["ANALYZE", "ANALYSE"]);
+    if word == "(" {
+        let (inner, _) = next_word(after)?;
+        // A statement may stand in parentheses too.
+        let is_statement = is_one_of(inner, &["(", "SELECT", "WITH", "VALUES", "TABLE"]);
+        return if is_statement { Some((false, rest)) } else { explain_options(after) };
+    }
+    let verbose = if analyze { next_word(after)? } else { (word, after) };
+    match (analyze, is_one_of(verbose.0, &["VERBOSE"])) {
+        (analyze, true) => Some((analyze, verbose.1)),
+        (true, false) => Some((true, after)),
+        (false, false) => Some((false, rest)),
+    }
+}
+
+/// Reads options up to their closing parenthesis. The last one of a name counts.
+fn explain_options(options: &str) -> Option<(bool, &str)> {
+    let (mut analyze, mut name, mut value) = (false, "", "");
+    let mut rest = options;
+    loop {
+        let (word, after) = next_word(rest)?;
+        rest = after;
+        match word {
+            "," | ")" => {
+                if is_one_of(name, &["ANALYZE", "ANALYSE"]) {
+                    analyze = !is_one_of(value, &["FALSE", "OFF", "0"]);
+                }
+                (name, value) = ("", "");
+                if word == ")" {
+                    return Some((analyze, rest));
+                }
+            }
+            "'" | "\"" => {}
+            word if name.is_empty() => name = word,
+            word => value = word,
+        }
+    }
+}
+
+fn is_one_of(word: &str, known: &[&str]) -> bool {
+    known.iter().any(|known| word.eq_ignore_ascii_case(known))
+}
+
 /// A word (or a single other character) and what follows it.
 fn next_word(sql: &str) -> Option<(&str, &str)> {
     let mut rest = sql;
@@ -62,7 +112,28 @@ fn after_comment(sql: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{first_word, first_words};
+    use super::{explained, first_word, first_words};
+
+    #[test]
+    fn an_explain_says_what_it_runs() {
+        for (sql, expected) in [
+            ("SELECT 1", None),
+            ("EXPLAIN SELECT 1", Some((false, "SELECT 1"))),
+            ("explain verbose SELECT 1", Some((false, "SELECT 1"))),
+            ("/* a */ EXPLAIN ANALYZE -- b\n DELETE FROM t", Some((true, "-- b\n DELETE FROM t"))),
+            ("EXPLAIN ANALYSE VERBOSE DELETE FROM t", Some((true, "DELETE FROM t"))),
+            ("EXPLAIN (ANALYZE, BUFFERS) DELETE FROM t", Some((true, "DELETE FROM t"))),
+            ("EXPLAIN (analyze 'on', format json) DELETE FROM t", Some((true, "DELETE FROM t"))),
+            ("EXPLAIN (ANALYZE off) DELETE FROM t", Some((false, "DELETE FROM t"))),
+            ("EXPLAIN (ANALYZE, ANALYZE false) DELETE FROM t", Some((false, "DELETE FROM t"))),
+            ("EXPLAIN (VERBOSE, ANALYZE 1)(SELECT 1)", Some((true, "(SELECT 1)"))),
+            ("EXPLAIN (SELECT 1)", Some((false, "(SELECT 1)"))),
+            ("EXPLAIN", None),
+            ("EXPLAIN (ANALYZE", None),
+        ] {
+            assert_eq!(explained(sql).map(|(analyze, rest)| (analyze, rest.trim())), expected, "{sql}");
+        }
+    }
 
     #[test]
     fn the_first_word_is_found_behind_comments() {

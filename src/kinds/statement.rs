@@ -168,6 +168,7 @@ pub(super) fn begin(statements: &Statements, args: &RawValue, ctx: &WorkContext<
         let hint = "put the file back as it was, or look at what was done and submit what is left as a new job";
         return Err(WorkError::Retry(error.with_hint(hint)));
     }
+    ctx.use_settings_of(statement);
     ctx.note_statement(statement)?;
     Ok(resolved)
 }

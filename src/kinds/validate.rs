@@ -5,6 +5,7 @@
 //! described and planned (EXPLAIN, never ANALYZE), each in a read-only transaction of its own that is rolled back.
 
 use std::ffi::CString;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -13,15 +14,12 @@ use utoipa::ToSchema;
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::{Prepared, type_names};
 use crate::kinds::registry::statements_only;
-use crate::kinds::sql::first_word;
-use crate::kinds::{ArgError, STATEMENT, VALIDATE, Work, WorkError};
+use crate::kinds::{ArgError, STATEMENT, VALIDATE, Work, WorkError, hints, query, reads};
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError, RawJson};
 
-/// The longest that the server may take for one statement, in milliseconds.
-pub(super) const TIMEOUT_MS: u128 = 10_000;
-/// What the server can plan.
-const PLANNED: [&str; 8] = ["SELECT", "WITH", "VALUES", "TABLE", "INSERT", "UPDATE", "DELETE", "MERGE"];
+/// The longest that the server may take for one statement.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The arguments of a `validate`: the job that is looked at.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -156,47 +154,104 @@ impl Work for Validate {
     }
 }
 
-/// Has the server describe a statement and plan it, in a transaction that is rolled back. `check` looks at what it described.
+/// A statement of a caller's, and how its kind would run it.
+pub(super) struct Looked<'s> {
+    /// A JSON pointer from the job to its text.
+    pub pointer: &'s str,
+    /// Its text.
+    pub sql: &'s str,
+    /// Its values.
+    pub params: &'s [Box<RawValue>],
+    /// SQL: what its kind sets in the transaction first.
+    pub settings: &'s str,
+    /// It runs in a transaction that only reads.
+    pub reads: bool,
+    /// It has to return rows.
+    pub returns_rows: bool,
+    /// What the kind makes of an error of the server's.
+    pub refused: fn(PqError, &str) -> WorkError,
+}
+
+/// Has the server describe a statement and plan it, in a transaction that is rolled back.
 pub(super) fn look_at(
     session: &mut Session,
     ctx: &WorkContext<'_>,
-    pointer: &str,
-    (sql, params): (&str, &[Box<RawValue>]),
-    check: impl FnOnce(&Prepared<'_>) -> Result<(), WorkError>,
+    looked: &Looked<'_>,
 ) -> Result<StatementPlan, WorkError> {
     ctx.check()?;
-    let left = ctx.remaining().as_millis().clamp(1, TIMEOUT_MS);
-    session.execute_batch(&format!("BEGIN TRANSACTION READ ONLY; SET LOCAL statement_timeout = {left}"))?;
-    let looked_at = describe_and_plan(session, pointer, sql, params, check);
+    let left = ctx.statement_ms(ctx.remaining().min(TIMEOUT));
+    let settings = looked.settings;
+    session.execute_batch(&format!("BEGIN TRANSACTION READ ONLY; SET LOCAL statement_timeout = {left}; {settings}"))?;
+    let looked_at = looked.describe_and_plan(session);
     session.execute_batch("ROLLBACK")?;
     looked_at
 }
 
-fn describe_and_plan(
-    session: &mut Session,
-    pointer: &str,
-    sql: &str,
-    params: &[Box<RawValue>],
-    check: impl FnOnce(&Prepared<'_>) -> Result<(), WorkError>,
-) -> Result<StatementPlan, WorkError> {
-    let prepared = Prepared::new(session, sql, params).map_err(|error| error.or_server(WorkError::from))?;
-    check(&prepared)?;
-    let named = |session: &mut Session, types: Vec<(u32, i32)>| type_names(session, &types);
-    let parameters = named(session, prepared.parameters.iter().map(|oid| (*oid, -1)).collect())?;
-    let types =
-        named(session, prepared.columns.iter().map(|column| (column.type_oid, column.type_modifier)).collect())?;
-    let columns = prepared
-        .columns
-        .iter()
-        .zip(types)
-        .map(|(column, type_name)| PlanColumn { name: column.name.clone(), type_name });
-    let columns = columns.collect();
-    let plan = match is_planned(sql) {
-        true => Some(plan(session, sql, &prepared.parameters, &prepared.values)?),
-        false => None,
-    };
-    let (estimated_rows, estimated_cost) = plan.as_ref().map_or((None, None), estimates);
-    Ok(StatementPlan { pointer: Some(pointer.to_owned()), parameters, columns, estimated_rows, estimated_cost, plan })
+/// What work would meet that has no statement of a caller's to look at: a target that isn't as the work `needs` it, or what
+/// `look` finds, with the argument that it is about.
+pub(super) fn look_at_target(
+    ctx: &WorkContext<'_>,
+    needs: fn(&mut Session) -> Result<(), WorkError>,
+    look: impl FnOnce(&mut Session) -> Result<(), (String, WorkError)>,
+) -> Result<Validation, WorkError> {
+    let mut session = ctx.session()?;
+    let mut validation = Validation { valid: true, ..Validation::default() };
+    let target = needs(&mut session).map_err(|error| ("/target".to_owned(), error));
+    let outcome =
+        target.and_then(|()| look(&mut session).map_err(|(argument, error)| (format!("/args{argument}"), error)));
+    if let Err((pointer, error)) = outcome {
+        validation.stands_in_the_way(pointer, error)?;
+    }
+    Ok(validation)
+}
+
+impl Looked<'_> {
+    fn describe_and_plan(&self, session: &mut Session) -> Result<StatementPlan, WorkError> {
+        let sql = self.sql;
+        let refused = |error: PqError| (self.refused)(error, sql);
+        let prepared = Prepared::new(session, sql, self.params).map_err(|error| error.or_server(refused))?;
+        if self.returns_rows {
+            query::returns_rows(&prepared, sql)?;
+        }
+        let parameters = type_names(session, &prepared.cast_types())?;
+        let types: Vec<(u32, i32)> =
+            prepared.columns.iter().map(|column| (column.type_oid, column.type_modifier)).collect();
+        let named = prepared.columns.iter().zip(type_names(session, &types)?);
+        let columns = named.map(|(column, type_name)| PlanColumn { name: column.name.clone(), type_name }).collect();
+        let plan = match reads::is_planned(sql) {
+            true => Some(plan(session, sql, &prepared.parameters, &prepared.values).map_err(refused)?),
+            false => None,
+        };
+        if self.reads {
+            self.check_that_it_reads(session, &prepared, plan.as_ref())?;
+        }
+        let (estimated_rows, estimated_cost) = plan.as_ref().map_or((None, None), estimates);
+        let pointer = Some(self.pointer.to_owned());
+        Ok(StatementPlan { pointer, parameters, columns, estimated_rows, estimated_cost, plan })
+    }
+
+    /// What the run would refuse. The last look: the transaction may be of no further use.
+    fn check_that_it_reads(
+        &self,
+        session: &mut Session,
+        prepared: &Prepared<'_>,
+        planned: Option<&RawJson>,
+    ) -> Result<(), WorkError> {
+        let refused = |error| hints::for_reader(error, self.returns_rows);
+        reads::check_words(self.sql).map_err(refused)?;
+        let Some(part) = reads::planned_part(self.sql) else { return Ok(()) };
+        let types = &prepared.parameters;
+        let of_part = match planned {
+            Some(_) => None,
+            None => Some(plan(session, part, types, &prepared.values)?),
+        };
+        planned.or(of_part.as_ref()).map_or(Ok(()), reads::check_plan).map_err(refused)?;
+        // An EXPLAIN has columns of its own, whatever it runs.
+        match planned.is_none() || prepared.columns.is_empty() {
+            true => reads::check_into(session, part, types).map_err(refused),
+            false => Ok(()),
+        }
+    }
 }
 
 /// As [`look_at`], of a statement that the work makes itself, in the transaction that the session is in.
@@ -210,10 +265,6 @@ pub(super) fn plan_own(
     let (estimated_rows, estimated_cost) = estimates(&plan);
     let (parameters, columns) = (Vec::new(), Vec::new());
     Ok(StatementPlan { pointer: None, parameters, columns, estimated_rows, estimated_cost, plan: Some(plan) })
-}
-
-pub(super) fn is_planned(sql: &str) -> bool {
-    first_word(sql).is_some_and(|word| word == "(" || PLANNED.iter().any(|known| word.eq_ignore_ascii_case(known)))
 }
 
 /// What the server would do with a statement whose parameters have these types and values.
@@ -251,7 +302,14 @@ struct Node {
     #[serde(rename = "Total Cost")]
     cost: f64,
     #[serde(default)]
-    plans: Vec<Node>,
+    plans: Vec<Below>,
+}
+
+/// A node below the first. What is below it is skipped: a plan may be nested deeper than a parser goes.
+#[derive(Deserialize)]
+struct Below {
+    #[serde(rename = "Plan Rows")]
+    rows: i64,
 }
 
 /// Rows and cost. What changes a table says nothing of its rows but by what it takes them from.
@@ -259,6 +317,6 @@ pub(super) fn estimates(plan: &RawJson) -> (Option<i64>, Option<f64>) {
     let plans: Vec<Explained> = serde_json::from_str(plan.text()).unwrap_or_default();
     let Some(Explained { top }) = plans.into_iter().next() else { return (None, None) };
     let changes = top.node_type == "ModifyTable" && top.rows == 0;
-    let counted = if changes { top.plans.first() } else { Some(&top) };
-    (counted.map(|node| node.rows), Some(top.cost))
+    let rows = if changes { top.plans.first().map(|node| node.rows) } else { Some(top.rows) };
+    (rows, Some(top.cost))
 }

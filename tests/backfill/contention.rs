@@ -47,7 +47,8 @@ fn a_deadlock_costs_no_attempt() {
     let mut holder = app.target.session();
     holder.execute_batch("SET deadlock_timeout = '30s'; BEGIN; SELECT pg_advisory_lock(1)").unwrap();
     let id = submit(&app, &json!({"table": "rows", "set": {"n": "n + 1"}, "target_batch_ms": 2_000}));
-    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 1 AND NOT granted";
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 1 AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     eventually("it waits", || app.target.count(waits) == 1);
     // A row that it holds already: a circle.
     holder
@@ -70,7 +71,7 @@ fn others_get_their_turn_between_batches() {
     other.execute_batch("SET lock_timeout = '5s'; ALTER TABLE public.rows ADD COLUMN more int").unwrap();
     assert_eq!(app.job(&id)["state"], "running");
     let idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%' AND state = 'idle'
-                   AND backend_xmin IS NULL";
+                   AND backend_xmin IS NULL AND datname = current_database()";
     eventually("it holds no transaction while it waits", || app.target.count(idle) == 1);
     assert_eq!(app.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
     assert_eq!(app.ended(&id)["state"], "cancelled");

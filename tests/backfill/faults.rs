@@ -94,7 +94,7 @@ impl Scene {
             Point::Between => self.target.count("SELECT count(*) FROM public.rows WHERE n = 1") == 100,
             Point::Flush => {
                 let flushing = "SELECT count(*) FROM pg_stat_activity
-                                 WHERE application_name = 'slowlane flush' AND wait_event = 'SyncRep'";
+                                 WHERE application_name = 'slowlane flush' AND wait_event = 'SyncRep' AND datname = current_database()";
                 self.target.count(flushing) > 0
             }
         }
@@ -249,8 +249,7 @@ fn a_session_that_is_lost_at_any_point_of_a_batch_leaves_every_row_changed_once(
     at_each(&[Point::Work, Point::Flush, Point::Record, Point::Commit, Point::Between], |point| {
         let scene = Scene::new();
         let (id, barrier) = scene.held_at(point);
-        let ended =
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%'";
+        let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%' AND datname = current_database()";
         assert_eq!(scene.target.count(ended), 1);
         barrier.let_go(&scene);
         scene.check(&id, &point);
@@ -271,8 +270,7 @@ fn a_pause_at_any_point_of_a_batch_goes_on_where_it_was() {
             eventually("it is paused", || scene.state(&id) == "paused");
             barrier.let_go(&scene);
         }
-        let sessions =
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%' AND state <> 'idle'";
+        let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%' AND state <> 'idle' AND datname = current_database()";
         assert_eq!(scene.target.count(sessions), 0, "{point:?}");
         let done = scene.target.count("SELECT count(*) FROM public.rows WHERE n = 1");
         let job = scene.api.client.job(&id);

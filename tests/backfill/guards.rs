@@ -22,8 +22,7 @@ fn phase(app: &TestApp, id: &str) -> String {
 #[track_caller]
 fn waits(app: &TestApp, id: &str, reason: &str) {
     eventually(reason, || phase(app, id).starts_with(&format!("waiting: {reason}")));
-    let open =
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%' AND xact_start IS NOT NULL";
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'slowlane:%' AND xact_start IS NOT NULL AND datname = current_database()";
     eventually("no transaction is open", || app.target.count(open) == 0);
 }
 
@@ -58,7 +57,10 @@ fn waiting(app: &TestApp, sql: &'static str, lock: &str) -> std::thread::JoinHan
     let waiter = std::thread::spawn(move || {
         target.session().execute_batch(&format!("SET lock_timeout = '60s'; {sql}")).unwrap();
     });
-    let waits = format!("SELECT count(*) FROM pg_locks WHERE NOT granted AND {lock}");
+    let waits = format!(
+        "SELECT count(*) FROM pg_locks WHERE NOT granted AND {lock}
+            AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
+    );
     eventually("somebody waits", || app.target.count(&waits) == 1);
     waiter
 }
@@ -115,7 +117,8 @@ fn what_a_serializable_transaction_has_read_is_no_wait() {
             "SET enable_seqscan = off; BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT name FROM public.rows WHERE id = 50",
         )
         .unwrap();
-    let marks = "SELECT count(*) FROM pg_locks WHERE mode = 'SIReadLock' AND locktype = 'tuple'";
+    let marks = "SELECT count(*) FROM pg_locks WHERE mode = 'SIReadLock' AND locktype = 'tuple'
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     assert_eq!(app.target.count(marks), 1);
     let job = app.ended(&submit(&app, &guarded(&json!({"max_lock_waiters": 0}))));
     assert_eq!(job["state"], "succeeded", "{job}");
@@ -156,7 +159,7 @@ fn a_vacuum_of_the_table_is_waited_for() {
              autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1, autovacuum_analyze_threshold = 1000000000);
          UPDATE public.rows SET name = name WHERE id <= 100000",
     );
-    let vacuums = "SELECT count(*) FROM pg_stat_progress_vacuum WHERE relid = 'public.rows'::regclass";
+    let vacuums = "SELECT count(*) FROM pg_stat_progress_vacuum WHERE relid = 'public.rows'::regclass AND datname = current_database()";
     eventually("an autovacuum is at work", || app.target.count(vacuums) == 1);
     let mut args = guarded(&json!({"pause_on_autovacuum": true}));
     args["max_rate"] = Value::Null;
@@ -167,6 +170,6 @@ fn a_vacuum_of_the_table_is_waited_for() {
     // It ends, and no other begins.
     app.target.run("ALTER SYSTEM SET autovacuum = off");
     app.target.run("SELECT pg_reload_conf()");
-    app.target.run("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_vacuum");
+    app.target.run("SELECT pg_terminate_backend(pid) FROM pg_stat_progress_vacuum WHERE datname = current_database()");
     goes_on(&app, &id, 20_000);
 }

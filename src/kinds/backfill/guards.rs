@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::kinds::backfill::Misplaced;
 use crate::kinds::backfill::batch::{Params, try_expression, without_position};
 use crate::kinds::backfill::table::Table;
 use crate::kinds::context::WorkContext;
@@ -19,6 +20,8 @@ use crate::queue::{ErrorCode, JobError};
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// A standby that has said nothing for so long, and hasn't everything, isn't just between two of its regular reports.
 const SILENT: Duration = Duration::from_secs(20);
+/// The argument that is the caller's condition.
+const CONDITION: &str = "/guards/condition";
 /// How long the caller's condition may take.
 const CONDITION_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -55,11 +58,23 @@ pub(super) struct Watch<'g> {
 
 impl<'g> Watch<'g> {
     /// Tries the caller's condition.
-    pub fn new(session: &mut Session, guards: &'g Guards, table: &'g Table) -> Result<Watch<'g>, WorkError> {
+    pub fn new(session: &mut Session, guards: &'g Guards, table: &'g Table) -> Result<Watch<'g>, Misplaced> {
         if let Some(condition) = &guards.condition {
-            try_expression(session, "/guards/condition", condition, "", Params::default())?;
+            try_expression(session, CONDITION, condition, "", Params::default())?;
         }
         Ok(Watch { guards, table: &table.oid, lag: Lag::default() })
+    }
+
+    /// Looks at each guard once, whatever it says.
+    pub fn look(&mut self, ctx: &WorkContext<'_>, session: &mut Session) -> Result<(), Misplaced> {
+        let named = |error: WorkError| match &error {
+            WorkError::Fail(failed) if failed.code == ErrorCode::GuardNotAllowed => {
+                Misplaced::at("/guards/max_replica_lag_ms", error)
+            }
+            WorkError::Fail(failed) if failed.code == ErrorCode::GuardFailed => Misplaced::at(CONDITION, error),
+            _ => Misplaced::at("/guards", error),
+        };
+        self.reason(ctx, session).map(drop).map_err(named)
     }
 
     /// Waits until the work may go on, for as long as the attempt may run. What it waits for is told by `report`, and once in
@@ -108,14 +123,14 @@ impl<'g> Watch<'g> {
             }
         }
         match &self.guards.condition {
-            Some(condition) if !holds(session, condition)? => Ok(Some("the condition isn't true".to_owned())),
+            Some(condition) if !holds(ctx, session, condition)? => Ok(Some("the condition isn't true".to_owned())),
             _ => Ok(None),
         }
     }
 
     fn count(&self, session: &mut Session, condition: &str) -> Result<u64, WorkError> {
         let sql = format!(
-            "SELECT count(DISTINCT l.pid) FROM pg_catalog.pg_locks l
+            "SELECT pg_catalog.count(DISTINCT l.pid) FROM pg_catalog.pg_locks l
               WHERE l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
                 AND l.pid <> pg_catalog.pg_backend_pid() AND {condition}
                 AND (l.relation = $1::oid OR l.relation IN (SELECT relid FROM pg_catalog.pg_partition_tree($1::oid)))"
@@ -134,15 +149,15 @@ const VACUUMS: &str =
 const LOCK_WAITERS: &str = "(NOT l.granted OR l.locktype = 'tuple' AND l.mode <> 'SIReadLock')";
 
 /// The caller's condition. It can change nothing, and NULL isn't true.
-fn holds(session: &mut Session, condition: &str) -> Result<bool, WorkError> {
-    session
-        .execute_batch(&format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", CONDITION_TIMEOUT.as_millis()))?;
+fn holds(ctx: &WorkContext<'_>, session: &mut Session, condition: &str) -> Result<bool, WorkError> {
+    let longest = ctx.statement_ms(CONDITION_TIMEOUT);
+    session.execute_batch(&format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {longest}"))?;
     let rows = session.query(&format!("SELECT ((\n{condition}\n)) IS TRUE"), &[]);
     session.command("ROLLBACK")?;
     let rows = rows.map_err(|error| match without_position(error) {
         WorkError::Fail(error) => WorkError::Fail(JobError {
             code: ErrorCode::GuardFailed.into(),
-            message: format!("/guards/condition: {}", error.message),
+            message: format!("{CONDITION}: {}", error.message),
             ..error
         }),
         other => other,
@@ -165,9 +180,9 @@ impl Lag {
         let rows = session.query(
             "SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'),
                     pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), '0/0'),
-                    min(pg_catalog.pg_wal_lsn_diff(replay_lsn, '0/0')),
-                    (extract(epoch FROM max(replay_lag)) * 1000)::bigint,
-                    min(reply_time)
+                    pg_catalog.min(pg_catalog.pg_wal_lsn_diff(replay_lsn, '0/0')),
+                    (extract(epoch FROM pg_catalog.max(replay_lag)) * 1000)::bigint,
+                    extract(epoch FROM pg_catalog.min(reply_time))
                FROM pg_catalog.pg_stat_replication r WHERE state IN ('streaming', 'catchup')
                 AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s
                                  WHERE s.active_pid = r.pid AND s.slot_type = 'logical')",
@@ -176,7 +191,9 @@ impl Lag {
         if rows.get(0, 0) != Some("t") {
             let error =
                 JobError::new(ErrorCode::GuardNotAllowed, "the target's role may not see how far standbys are behind");
-            return Err(WorkError::Fail(error.with_hint("GRANT pg_monitor TO the role of the target")));
+            return Err(WorkError::Fail(
+                error.with_hint("in psql, as a superuser: GRANT pg_monitor TO the role of the target"),
+            ));
         }
         let number = |column| rows.get(0, column).and_then(|text| text.parse::<u64>().ok());
         // Without a standby that is connected, nobody is behind.

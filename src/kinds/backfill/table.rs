@@ -1,6 +1,7 @@
 //! The table as the catalog has it, and the key by which it is gone through.
 
 use crate::kinds::WorkError;
+use crate::kinds::names::Named;
 use crate::pq::Session;
 use crate::pq::quote::{identifier, text_array};
 use crate::queue::{ErrorCode, JobError};
@@ -25,6 +26,20 @@ pub(super) struct Key {
     pub operators: Option<String>,
     /// Which columns these are, their types and collations: in another order of rows a place among them means nothing.
     pub shape: Vec<String>,
+    /// Of each, how its values are written and read.
+    pub forms: Vec<Form>,
+}
+
+/// How a value of a key becomes a text and a value again.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Form {
+    /// The type as which it is read, where the server can't tell it from its operator: a composite type.
+    pub read_as: Option<String>,
+    /// It is written as a number: the text of a `regclass` and its like is a name, which isn't always one that leads back.
+    pub as_oid: bool,
+    /// It is written as a number: an amount of money is written in the way of `lc_monetary`, which reads another one's as
+    /// another amount.
+    pub money: bool,
 }
 
 struct Column {
@@ -36,6 +51,16 @@ struct Column {
     generated: bool,
     /// GENERATED ALWAYS AS IDENTITY: values can be given to a new row, and not be changed.
     identity: bool,
+    form: Form,
+}
+
+/// In which directions an index may order its columns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Directions {
+    /// All ascending, or all descending.
+    Alike,
+    /// Each its own.
+    Any,
 }
 
 fn fail<T>(code: ErrorCode, message: String, hint: &str) -> Result<T, WorkError> {
@@ -44,22 +69,22 @@ fn fail<T>(code: ErrorCode, message: String, hint: &str) -> Result<T, WorkError>
 }
 
 impl Table {
-    /// Looks a name up as the session's `search_path` has it.
-    pub fn find(session: &mut Session, name: &str) -> Result<Table, WorkError> {
+    /// Looks a name up as the session's `search_path` has it. `pointer` says which argument it is.
+    pub fn find(session: &mut Session, pointer: &str, name: &str) -> Result<Table, WorkError> {
+        let found = Named::table(pointer, name).oid(session)?;
         let rows = session.query(
             "SELECT c.oid, n.nspname, c.relname, c.relkind,
                     (SELECT sum(p.reltuples)::bigint FROM pg_catalog.pg_class p
                       WHERE p.reltuples >= 0 AND p.relkind = 'r'
                         AND (p.oid = c.oid OR p.oid IN (SELECT relid FROM pg_catalog.pg_partition_tree(c.oid))))
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-              WHERE c.oid = pg_catalog.to_regclass($1)",
-            &[Some(name)],
+              WHERE c.oid = $1::oid",
+            &[Some(&found)],
         )?;
         let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
         match text(3).as_str() {
             "" => {
-                let message = format!("there is no table {name}, or its schema isn't in the search_path");
-                return fail(ErrorCode::TableNotFound, message, "");
+                return fail(ErrorCode::TableNotFound, format!("there is no table {name} any more"), "");
             }
             "r" | "p" => {}
             _ => {
@@ -73,22 +98,16 @@ impl Table {
         Ok(Table { name: format!("{}.{}", identifier(&text(1)), identifier(&text(2))), oid, estimate, columns })
     }
 
-    /// The columns `names`, all of which the table has and none of which it fills itself; `whose` says where the names come
-    /// from. `new`: for new rows, whose identity may be given.
-    pub fn check<'n>(&self, names: impl Iterator<Item = &'n String>, whose: &str, new: bool) -> Result<(), WorkError> {
-        for name in names {
-            let Some(column) = self.columns.iter().find(|column| column.name == *name) else {
-                let known: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
-                let message = format!("{whose} names the column {name}, which {} doesn't have", self.name);
-                return fail(ErrorCode::UnknownColumns, message, &format!("it has: {}", known.join(", ")));
-            };
-            if column.generated || (column.identity && !new) {
-                return fail(
-                    ErrorCode::GeneratedColumn,
-                    format!("{} makes the values of {name} itself", self.name),
-                    "",
-                );
-            }
+    /// The column `name`, which the table has and doesn't fill itself; `whose` says where the name comes from. `new`:
+    /// for new rows, whose identity may be given.
+    pub fn check(&self, name: &str, whose: &str, new: bool) -> Result<(), WorkError> {
+        let Some(column) = self.columns.iter().find(|column| column.name == name) else {
+            let known: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+            let message = format!("{whose} names the column {name}, which {} doesn't have", self.name);
+            return fail(ErrorCode::UnknownColumns, message, &format!("it has: {}", known.join(", ")));
+        };
+        if column.generated || (column.identity && !new) {
+            return fail(ErrorCode::GeneratedColumn, format!("{} makes the values of {name} itself", self.name), "");
         }
         Ok(())
     }
@@ -123,15 +142,26 @@ impl Table {
                 "name the columns of another index in key, or make them NOT NULL",
             );
         }
-        let Some(index) = self.index(session, &key)? else {
-            let message = format!("no btree index of {} begins with {}", self.name, key.join(", "));
-            let hint = "CREATE INDEX CONCURRENTLY on these columns, in this order, all ascending or all descending";
+        let Some(index) = self.index(session, &key, Directions::Alike)? else {
+            let mixed = self.index(session, &key, Directions::Any)?.is_some();
+            let names = key.join(", ");
+            let message = match mixed {
+                true => format!(
+                    "the btree index of {} that begins with {names} has mixed directions (ASC and DESC): it can't be gone through in \
+                     the order of the key",
+                    self.name
+                ),
+                false => format!("no btree index of {} begins with {names}", self.name),
+            };
+            let hint = "create an index on these columns, in this order, all ascending or all descending, by the action \
+                        create_index of a maintain job";
             return fail(ErrorCode::NoKeyIndex, message, hint);
         };
         let operators = self.operators(session, &index, &key)?;
         let shape_of = |name: &String| self.columns.iter().find(|column| column.name == *name);
         let shape = key.iter().filter_map(shape_of).map(|column| column.shape.clone()).collect();
-        Ok(Key { names: key, operators, shape })
+        let forms = key.iter().filter_map(shape_of).map(|column| column.form.clone()).collect();
+        Ok(Key { names: key, operators, shape, forms })
     }
 
     /// Where the operators by which an index orders its rows are found. The order of rows is always theirs; an operator that is
@@ -159,7 +189,7 @@ impl Table {
                     "the types of {} compare by operators of several schemas, some of which aren't in the search_path",
                     key.join(", ")
                 );
-                let hint = "ALTER ROLE … SET search_path to one with these schemas, for the role of the target";
+                let hint = "in psql, as the role of the target itself or a superuser: ALTER ROLE … SET search_path to one with these schemas";
                 fail(ErrorCode::NoKeyIndex, message, hint)
             }
         }
@@ -184,8 +214,15 @@ impl Table {
         Ok(key)
     }
 
-    /// An index that gives the rows in the order in which the columns compare.
-    fn index(&self, session: &mut Session, key: &[String]) -> Result<Option<String>, WorkError> {
+    /// An index that begins with these columns; with [`Directions::Alike`] one that gives the rows in the order in which the
+    /// columns compare.
+    fn index(
+        &self,
+        session: &mut Session,
+        key: &[String],
+        directions: Directions,
+    ) -> Result<Option<String>, WorkError> {
+        let any = if directions == Directions::Any { "t" } else { "f" };
         let rows = session.query(
             "SELECT i.indexrelid FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
                   JOIN pg_catalog.pg_am m ON m.oid = x.relam
@@ -197,8 +234,8 @@ impl Table {
                           LEFT JOIN pg_catalog.pg_opclass o ON o.oid = i.indclass[w.n::int - 1]
                          WHERE a.attnum IS DISTINCT FROM i.indkey[w.n::int - 1] OR NOT o.opcdefault
                             OR i.indcollation[w.n::int - 1] <> a.attcollation
-                            OR (i.indoption[w.n::int - 1] & 1) <> (i.indoption[0] & 1)) LIMIT 1",
-            &[Some(&self.oid), Some(&text_array(key))],
+                            OR NOT $3::bool AND (i.indoption[w.n::int - 1] & 1) <> (i.indoption[0] & 1)) LIMIT 1",
+            &[Some(&self.oid), Some(&text_array(key)), Some(any)],
         )?;
         Ok(rows.get(0, 0).map(str::to_owned))
     }
@@ -217,8 +254,21 @@ impl Table {
 
 fn columns(session: &mut Session, oid: &str) -> Result<Vec<Column>, WorkError> {
     let rows = session.query(
-        "SELECT attname, attnotnull, attgenerated <> '', attidentity = 'a', pg_catalog.concat_ws(' ', attnum, atttypid, attcollation)
-           FROM pg_catalog.pg_attribute
+        "WITH RECURSIVE base AS (
+             SELECT oid AS of, oid, typtype, typbasetype FROM pg_catalog.pg_type
+              WHERE oid IN (SELECT atttypid FROM pg_catalog.pg_attribute WHERE attrelid = $1::oid)
+              UNION ALL SELECT b.of, t.oid, t.typtype, t.typbasetype
+               FROM base b JOIN pg_catalog.pg_type t ON t.oid = b.typbasetype WHERE b.typtype = 'd')
+         SELECT attname, attnotnull, attgenerated <> '', attidentity = 'a', pg_catalog.concat_ws(' ', attnum, atttypid, attcollation),
+                CASE WHEN b.typtype = 'c' THEN pg_catalog.format_type(b.oid, NULL) END,
+                b.oid IN ('pg_catalog.regclass'::pg_catalog.regtype, 'pg_catalog.regcollation'::pg_catalog.regtype,
+                          'pg_catalog.regconfig'::pg_catalog.regtype, 'pg_catalog.regdictionary'::pg_catalog.regtype,
+                          'pg_catalog.regnamespace'::pg_catalog.regtype, 'pg_catalog.regoper'::pg_catalog.regtype,
+                          'pg_catalog.regoperator'::pg_catalog.regtype, 'pg_catalog.regproc'::pg_catalog.regtype,
+                          'pg_catalog.regprocedure'::pg_catalog.regtype, 'pg_catalog.regrole'::pg_catalog.regtype,
+                          'pg_catalog.regtype'::pg_catalog.regtype),
+                b.oid = 'pg_catalog.money'::pg_catalog.regtype
+           FROM pg_catalog.pg_attribute LEFT JOIN base b ON b.of = atttypid AND b.typtype <> 'd'
           WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
         &[Some(oid)],
     )?;
@@ -229,6 +279,7 @@ fn columns(session: &mut Session, oid: &str) -> Result<Vec<Column>, WorkError> {
         generated: is(n, 2),
         identity: is(n, 3),
         shape: rows.get(n, 4).unwrap_or_default().to_owned(),
+        form: Form { read_as: rows.get(n, 5).map(str::to_owned), as_oid: is(n, 6), money: is(n, 7) },
     };
     Ok((0..rows.len()).map(column).collect())
 }

@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::db::targets::LOCK_TIMEOUT;
 use crate::kinds::backfill::batch::{Batch, Statements, without_position};
 use crate::kinds::backfill::size::BatchSize;
 use crate::kinds::backfill::{Cursor, Progress};
@@ -80,7 +79,7 @@ impl Attempted<'_> {
                 Trouble::TookTooLong if of_one => {
                     timeouts += 1;
                     if timeouts >= MAX_TIMEOUTS {
-                        return Err(self.too_slow(cursor));
+                        return Err(self.too_slow(ctx, cursor));
                     }
                 }
                 Trouble::TookTooLong => {
@@ -109,9 +108,11 @@ impl Attempted<'_> {
         cursor: &Cursor,
         rows: u64,
     ) -> Result<Option<Batch>, PqError> {
-        let timeout = self.timeout.min(ctx.remaining()).as_millis().max(1);
+        let timeout = ctx.statement_ms(self.timeout.min(ctx.remaining()));
         // Others may wait for what it has by then. Well below the other timeout, so that it is clear which one it was.
-        let lock_timeout = (self.timeout / 2).min(LOCK_TIMEOUT).as_millis();
+        let patience = (Duration::from_millis(ctx.statement_ms(self.timeout)) / 2).min(ctx.lock_timeout());
+        let lock_timeout = ctx.lock_ms(Some(patience));
+        ctx.waits_for_locks(Some(patience));
         session.execute_batch(&format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED;
              SET LOCAL statement_timeout = {timeout}; SET LOCAL lock_timeout = {lock_timeout}"
@@ -119,10 +120,16 @@ impl Attempted<'_> {
         self.statements.run(session, cursor.after.as_deref(), &cursor.last, rows)
     }
 
-    fn too_slow(&self, cursor: &Cursor) -> WorkError {
+    fn too_slow(&self, ctx: &WorkContext<'_>, cursor: &Cursor) -> WorkError {
         let after = cursor.after.as_ref().map_or("the beginning".to_owned(), |key| key.join(", "));
-        let message = format!("a batch of one row took longer than {} ms, behind {after}", self.timeout.as_millis());
-        let hint = "see by EXPLAIN whether the key's index is used, or raise target_batch_ms";
+        let limit = ctx.statement_ms(self.timeout);
+        let message = format!("a batch of one row took longer than {limit} ms, behind {after}");
+        let hint = match u128::from(limit) < self.timeout.as_millis() {
+            true => {
+                "see by EXPLAIN whether the key's index is used, or raise the statement_timeout of the target's own login"
+            }
+            false => "see by EXPLAIN whether the key's index is used, or raise target_batch_ms",
+        };
         WorkError::Fail(JobError::new(ErrorCode::BatchTimeout, message).with_hint(hint))
     }
 }

@@ -39,7 +39,8 @@ impl WorkContext<'_> {
         if left.is_zero() {
             return Err(unavailable(&"there was no time left for it"));
         }
-        let (mut loan, backend) = self.target.session(&name, left).map_err(|error| unavailable(&error))?;
+        let (mut loan, backend) =
+            self.target.session(&name, left, &self.asks()).map_err(|error| unavailable(&error))?;
         if self.noted(&backend)? == Noted::LeaseLost {
             return Err(WorkError::Cancelled);
         }

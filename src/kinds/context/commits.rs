@@ -1,19 +1,23 @@
 //! What of an attempt survives it: its checkpoint, and the transactions that are committed exactly once.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use diesel::pg::PgConnection;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::db::fate::{ServerLife, TransactionMark};
+use crate::db::targets::FlushError;
 use crate::kinds::context::{CommitState, QUEUE_PAUSE, WorkContext};
 use crate::kinds::{WorkError, exactly_once};
-use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome};
+use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome, Says};
 use crate::queue::enqueue::has_nul;
 use crate::queue::{ErrorCode, JobError, RawJson};
 use crate::results::Manifest;
 
+/// How long a transaction that holds its locks waits for a connection to be opened.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(10);
 /// The largest cursor: 1 MiB. It is written with every batch.
 const MAX_CURSOR_BYTES: usize = 1024 * 1024;
 
@@ -25,10 +29,35 @@ impl WorkContext<'_> {
     /// When the attempt is to end, or its lease is lost.
     pub fn save_checkpoint<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<(), WorkError> {
         self.check()?;
+        self.save(cursor, Says::Further)
+    }
+
+    /// As [`WorkContext::save_checkpoint`], for work that is about to make what must not stay on its target: where
+    /// the job ends without another word, however that comes,
+    /// [`Work::clean_up_after`](crate::kinds::Work::clean_up_after) is given this checkpoint.
+    /// [`WorkContext::nothing_left`] takes it back.
+    ///
+    /// # Errors
+    /// When the attempt is to end, or its lease is lost.
+    pub fn save_what_may_be_left<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<(), WorkError> {
+        self.check()?;
+        self.save(cursor, Says::MayLeave)
+    }
+
+    /// Nothing is left of what [`WorkContext::save_what_may_be_left`] told, and the work goes on here. An attempt
+    /// that is to end may still say so.
+    ///
+    /// # Errors
+    /// When the lease is lost, or the queue can't be asked.
+    pub fn nothing_left<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<(), WorkError> {
+        self.save(cursor, Says::NothingLeft)
+    }
+
+    fn save<T: Serialize + ?Sized>(&self, cursor: &T, says: Says) -> Result<(), WorkError> {
         let checkpoint = self.checkpoint_at(cursor)?;
         let advanced = self.advanced();
         let written = self.ask_the_queue(|connection| {
-            checkpoint::save(connection, &self.job.lease, &checkpoint, advanced.as_deref())
+            checkpoint::save(connection, &self.job.lease, &checkpoint, advanced.as_deref(), says)
         })?;
         self.held(written)?;
         if advanced.is_some() {
@@ -65,8 +94,8 @@ impl WorkContext<'_> {
         }
     }
 
-    /// What an earlier attempt kept last; `None` when there is nothing. What had been counted for the job's `statistics` up
-    /// to there is counted again. Call it before anything else.
+    /// What an earlier attempt kept last; `None` when there is nothing. What had been counted for the job's
+    /// `statistics` up to there is counted again. Call it before anything else.
     ///
     /// # Errors
     /// When it isn't of this type, or the attempt is to end.
@@ -84,10 +113,11 @@ impl WorkContext<'_> {
     }
 
     /// Does the last of the work, in one transaction on a Diesel connection, so that its effects and the job's end are
-    /// one: whatever dies, they are there once when the job has succeeded, and not at all otherwise. What `work` returns
-    /// is the job's output, should this process not live to say so. Work that changes nothing else may be `REPEATABLE`
-    /// and `FENCED`. To be called once, as the last thing, and with no session of the attempt's own in hand: it takes one, and
-    /// there are as many as threads. Costs two commits of the queue's and the target's besides its own.
+    /// one: whatever dies, they are there once when the job has succeeded, and not at all otherwise. What `work`
+    /// returns is the job's output, should this process not live to say so. Work that changes nothing else may be
+    /// `REPEATABLE` and `FENCED`. To be called once, as the last thing, and with no session of the attempt's own in
+    /// hand: it takes one, and there are as many as threads. Costs two commits of the queue's and the target's
+    /// besides its own.
     ///
     /// # Errors
     /// What `work` returns, after a rollback; otherwise as for any statement.
@@ -99,10 +129,10 @@ impl WorkContext<'_> {
         exactly_once::transaction(self, &mut connection, work)
     }
 
-    /// Does a part of the work, in one transaction on a Diesel connection, so that its effects and the cursor that `work`
-    /// returns are one: whatever dies, the next attempt finds the cursor when the effects are there, and the one before
-    /// when they aren't. Call it as often as there are parts; [`WorkContext::checkpoint`] says where to go on. Costs what
-    /// [`WorkContext::exactly_once`] costs, less one commit of the queue's.
+    /// Does a part of the work, in one transaction on a Diesel connection, so that its effects and the cursor that
+    /// `work` returns are one: whatever dies, the next attempt finds the cursor when the effects are there, and the
+    /// one before when they aren't. Call it as often as there are parts; [`WorkContext::checkpoint`] says where to go
+    /// on. Costs what [`WorkContext::exactly_once`] costs, less one commit of the queue's.
     ///
     /// ```
     /// use diesel::prelude::*;
@@ -180,11 +210,17 @@ impl WorkContext<'_> {
     }
 
     /// Makes what was written on this server so far safe. A standby that is away is waited for, for as long as the attempt
-    /// may run.
+    /// may run. A connection isn't: the transaction holds its locks meanwhile.
     pub(in crate::kinds) fn flush(&self, server: &ServerLife) -> Result<(), WorkError> {
+        let mut without_session = None;
         loop {
-            match self.target.flush(server) {
-                Err(_) if self.control.may_wait(QUEUE_PAUSE) => {}
+            let flushed = self.target.flush(server);
+            let since = match flushed {
+                Err(FlushError::NoSession(_)) => *without_session.get_or_insert_with(Instant::now),
+                _ => *without_session.insert(Instant::now()),
+            };
+            match flushed {
+                Err(_) if since.elapsed() < CONNECTION_PATIENCE && self.control.may_wait(QUEUE_PAUSE) => {}
                 Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
                 outcome => {
                     return outcome.map_err(|error| {

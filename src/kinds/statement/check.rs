@@ -4,15 +4,16 @@
 //! For a deployment that wants to know; needs a session, and neither a queue nor a job.
 
 use serde::Serialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::db::prologue::{ROW_FORM_SQL, names_time_zone};
+use crate::kinds::context::unknown_time_zone;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
-use crate::kinds::validate::{estimates, is_planned};
-use crate::kinds::{WorkError, backfill, query, refresh, registry};
+use crate::kinds::validate::estimates;
+use crate::kinds::{WorkError, backfill, execute, hints, query, reads, refresh, registry};
 use crate::pq::{PqError, Session};
-use crate::queue::{ErrorCode, JobError, RawJson};
+use crate::queue::{JobError, RawJson};
 use crate::statements::file::Sql;
 use crate::statements::{InnerKind, Statement};
 
@@ -20,10 +21,6 @@ use crate::statements::{InnerKind, Statement};
 const TIMEOUT_MS: u32 = 10_000;
 /// What an earlier statement of the same file may have made: no such table, column, function, type or schema.
 const MAYBE_MADE: [&str; 5] = ["42P01", "42703", "42883", "42704", "3F000"];
-
-/// What no transaction runs that only reads, whatever it is about (`SET TRANSACTION` in the manual of Postgres).
-const ALWAYS_WRITES: [&str; 11] =
-    ["CREATE", "ALTER", "DROP", "TRUNCATE", "COMMENT", "GRANT", "REVOKE", "REFRESH", "SECURITY", "IMPORT", "REASSIGN"];
 
 /// What stands in a statement's way.
 #[derive(Clone, Debug, Serialize)]
@@ -73,29 +70,40 @@ impl Checked {
 /// What says nothing about the statement: a lost connection.
 pub fn check(session: &mut Session, statement: &Statement, read_only: bool) -> Result<Checked, WorkError> {
     let mut checked = Checked::default();
+    if let Err(error) = set_time_zone(session, statement) {
+        checked.findings.push(finding(statement.line_of("/time_zone"), false, error)?);
+        return Ok(checked);
+    }
     let args = statement.arguments_without_values();
+    // A standby, or a role whose transactions only read, is as good as a declaration.
+    let read_only = read_only || reads::others_only_read(session)?;
     let outcome = match statement.kind {
         InnerKind::Query | InnerKind::Execute => return each_sql(session, statement, read_only),
-        _ if read_only => Err(("", writes("the target is declared read_only, and this kind changes something"))),
+        _ if read_only => {
+            let error = reads::read_only("the target can only be read, and this kind changes something");
+            Err((String::new(), error))
+        }
         InnerKind::Refresh => registry::read::<refresh::Refresh>(&args)
             .and_then(|refresh| refresh.look(session))
-            .map_err(|error| ("/view", error)),
+            .map_err(|error| ("/view".to_owned(), error)),
         InnerKind::Backfill => registry::read::<backfill::Backfill>(&args)
-            .map_err(|error| ("", error))
+            .map_err(|error| (String::new(), error))
             .and_then(|backfill| rolled_back(session, |session| backfill.look_without_values(session))),
     };
     if let Err((pointer, error)) = outcome {
-        let finding = finding(statement.line_of(pointer), false, error)?;
-        // Such as `/set/name: …`.
-        let place = finding.error.message.split(": ").next().filter(|place| place.starts_with('/'));
-        let line = place.filter(|_| pointer.is_empty()).map_or(finding.line, |place| statement.line_of(place));
-        checked.findings.push(Finding { line, ..finding });
+        checked.findings.push(finding(statement.line_of(&pointer), false, error)?);
     }
     Ok(checked)
 }
 
-fn writes(why: &str) -> WorkError {
-    WorkError::Fail(JobError::new(ErrorCode::ReadOnly, why))
+/// As its session is set when it runs. The session may have been another statement's before.
+fn set_time_zone(session: &mut Session, statement: &Statement) -> Result<(), WorkError> {
+    session.execute_batch("RESET TimeZone")?;
+    let Some(zone) = &statement.time_zone else { return Ok(()) };
+    match session.query("SELECT pg_catalog.set_config('TimeZone', $1, false)", &[Some(zone)]) {
+        Err(error) if names_time_zone(&error.message) => Err(unknown_time_zone(zone)),
+        outcome => Ok(outcome.map(drop)?),
+    }
 }
 
 fn finding(line: usize, uncertain: bool, error: WorkError) -> Result<Finding, WorkError> {
@@ -112,8 +120,9 @@ fn each_sql(session: &mut Session, statement: &Statement, read_only: bool) -> Re
     // What statements that came before may have made: their texts.
     let mut made: Vec<String> = Vec::new();
     for sql in &statement.sql {
-        let looked = not_in_a_transaction(statement, sql)
-            .map_or_else(|| rolled_back(session, |session| look(session, statement, sql, &params, reads)), Err);
+        let alone = if statement.kind == InnerKind::Execute { execute::not_in_a_transaction(&sql.text) } else { None };
+        let looked =
+            alone.map_or_else(|| rolled_back(session, |session| look(session, statement, sql, &params, reads)), Err);
         match looked {
             Ok(Some(plan)) => checked.plans.push(plan),
             Ok(None) => checked.unplanned.push(sql.line),
@@ -149,24 +158,6 @@ fn may_be_made(error: &JobError, made: &[String]) -> bool {
     missing && made.iter().any(made_by)
 }
 
-/// What the server never runs in a transaction, and so not in an `execute`.
-fn not_in_a_transaction(statement: &Statement, sql: &Sql) -> Option<WorkError> {
-    let words = first_words(&sql.text, 6);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let alone = match words.as_slice() {
-        ["VACUUM", ..] | ["ALTER", "SYSTEM", ..] => true,
-        ["CREATE" | "DROP", "DATABASE" | "TABLESPACE" | "SUBSCRIPTION", ..] => true,
-        ["CREATE" | "DROP" | "REINDEX", rest @ ..] => rest.contains(&"CONCURRENTLY"),
-        _ => false,
-    };
-    (alone && statement.kind == InnerKind::Execute).then(|| {
-        let error = JobError::new(ErrorCode::StatementNotAllowed, "this statement can't run in a transaction");
-        WorkError::Fail(
-            error.with_hint("execute runs its statements in one; see the kind maintain for indexes and VACUUM"),
-        )
-    })
-}
-
 fn nulls(statement: &Statement) -> Vec<Box<RawValue>> {
     let null = |type_name: &String| {
         let typed = serde_json::json!({"type": type_name, "value": null}).to_string();
@@ -198,9 +189,9 @@ fn rolled_back<T, E: From<WorkError>>(
     outcome
 }
 
-impl From<WorkError> for (&'static str, WorkError) {
+impl From<WorkError> for (String, WorkError) {
     fn from(error: WorkError) -> Self {
-        ("", error)
+        (String::new(), error)
     }
 }
 
@@ -211,42 +202,44 @@ fn look(
     params: &[Box<RawValue>],
     reads: bool,
 ) -> Result<Option<Planned>, WorkError> {
-    let prepared = Prepared::new(session, &sql.text, params).map_err(|error| error.or_server(WorkError::from))?;
-    if statement.kind == InnerKind::Query {
+    let is_query = statement.kind == InnerKind::Query;
+    let server = |error: PqError| {
+        if is_query { query::not_a_query(error, &sql.text) } else { execute::refused(error, &sql.text) }
+    };
+    let reader = |error: WorkError| hints::for_reader(error, is_query);
+    if is_query {
+        session.execute_batch(ROW_FORM_SQL)?;
+    }
+    let prepared = Prepared::new(session, &sql.text, params).map_err(|error| error.or_server(server))?;
+    if is_query {
         query::returns_rows(&prepared, &sql.text)?;
     }
-    if reads && first_words(&sql.text, 1).first().is_some_and(|first| ALWAYS_WRITES.contains(&first.as_str())) {
-        return Err(writes("this statement changes the database, and runs where it can only read"));
+    if reads {
+        reads::check_words(&sql.text).map_err(reader)?;
     }
-    if !is_planned(&sql.text) {
-        return Ok(None);
-    }
-    let plan = match generic_plan(session, statement, &sql.text) {
+    let planned = reads::is_planned(&sql.text);
+    let Some(part) = reads::planned_part(&sql.text).filter(|_| planned || reads) else { return Ok(None) };
+    let plan = match generic_plan(session, statement, part) {
         Ok(plan) => plan,
-        // A SELECT … INTO is no statement that can be prepared, and NULL no value of every type.
-        Err(error) if matches!(error.sqlstate.as_deref(), Some("26000" | "23502" | "23514")) => return Ok(None),
-        Err(error) => return Err(error.into()),
+        // On servers before 15 a SELECT … INTO is no statement that can be prepared.
+        Err(error) if error.sqlstate.as_deref() == Some("42P14") => {
+            return if reads { Err(reader(reads::selects_into())) } else { Ok(None) };
+        }
+        // NULL is no value of every type.
+        Err(error) if matches!(error.sqlstate.as_deref(), Some("23502" | "23514")) => return Ok(None),
+        Err(error) => return Err(server(error)),
     };
-    if reads && changes(&plan) {
-        return Err(writes("this statement changes rows or locks them, and runs where it can only read"));
+    if reads {
+        reads::check_plan(&plan).map_err(reader)?;
+        if !planned || prepared.columns.is_empty() {
+            reads::check_into(session, part, &prepared.parameters).map_err(reader)?;
+        }
+    }
+    if !planned {
+        return Ok(None);
     }
     let (estimated_rows, estimated_cost) = estimates(&plan);
     Ok(Some(Planned { line: sql.line, estimated_rows, estimated_cost, plan }))
-}
-
-/// Something in the plan writes: an INSERT, UPDATE or DELETE in whatever place, or FOR UPDATE.
-fn changes(plan: &RawJson) -> bool {
-    fn any(value: &Value) -> bool {
-        match value {
-            Value::Object(members) => {
-                let node = members.get("Node Type").and_then(Value::as_str).unwrap_or_default();
-                ["ModifyTable", "LockRows"].contains(&node) || members.values().any(any)
-            }
-            Value::Array(items) => items.iter().any(any),
-            _ => false,
-        }
-    }
-    serde_json::from_str::<Value>(plan.text()).is_ok_and(|plan| any(&plan))
 }
 
 /// The plan that serves any values. That of NULLs alone would say nothing: the server knows that nothing equals NULL.

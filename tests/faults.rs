@@ -31,9 +31,9 @@ fn held_by(queue: &Database, worker: &Server) -> i64 {
     ))
 }
 
-/// Makes a process look as if it hadn't beaten for a minute.
-fn age(queue: &Database, worker: &Server) {
-    queue.run(&format!("UPDATE workers SET beat_at = now() - interval '1 minute' WHERE pid = {}", worker.pid()));
+/// Declares a process dead, as a janitor does when it hasn't beaten for long.
+fn bury(queue: &Database, worker: &Server) {
+    queue.run(&format!("DELETE FROM workers WHERE pid = {}", worker.pid()));
 }
 
 /// The job, once it has ended: for as long as it takes others to be declared dead, and it to run.
@@ -72,7 +72,7 @@ fn a_killed_workers_jobs_run_again_in_another_and_its_sessions_end_first() {
     doomed.wait();
     assert_eq!(target.count(SLEEPING), 4, "their sessions ended with the process");
     target.run("UPDATE public.nap SET seconds = 0");
-    age(&queue, &doomed);
+    bury(&queue, &doomed);
     for id in &ids {
         let job = ended_within(&api.client, id, Duration::from_secs(90));
         assert_eq!((&job["state"], &job["attempt"]), (&json!("succeeded"), &json!(1)), "{job}");
@@ -93,7 +93,7 @@ fn a_worker_that_slept_beyond_its_lease_changes_nothing_when_it_wakes() {
     eventually("it runs", || held_by(&queue, &sleeper) == 1 && target.count(SLEEPING) == 1);
     sleeper.signal(Signal::SIGSTOP);
     let _heir = Server::worker(&queue, &target, &["--workers", "2"]);
-    age(&queue, &sleeper);
+    bury(&queue, &sleeper);
     let job = ended_within(&api.client, &id, Duration::from_secs(90));
     assert_eq!((&job["state"], &job["interruptions"]), (&json!("succeeded"), &json!(1)), "{job}");
     let before = queue.text("SELECT string_agg(f::text, ';') FROM finished_jobs f");
@@ -129,7 +129,7 @@ fn a_job_that_ends_its_process_three_times_is_poison() {
         eventually("it runs", || lease() == round.to_string() && target.count(SLEEPING) >= 1);
         worker.signal(Signal::SIGKILL);
         worker.wait();
-        age(&queue, &worker);
+        bury(&queue, &worker);
     }
     let _last = Server::worker(&queue, &target, &[]);
     let job = ended_within(&api.client, &id, Duration::from_secs(90));

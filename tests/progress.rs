@@ -95,7 +95,10 @@ fn a_query_shows_its_temporary_files_and_what_it_waits_for_and_the_sampler_survi
         app.job(&id)["progress"]["temp_bytes"].as_i64().is_some_and(|bytes| bytes > 1_000_000)
     });
     let progress = app.job(&id)["progress"].clone();
-    assert_eq!(progress["blocked_by"], json!([{"pid": holder.backend_pid(), "application_name": "nightly load"}]));
+    assert_eq!(
+        progress["blocked_by"],
+        json!([{"pid": holder.backend_pid(), "application_name": "nightly load", "job_id": null}])
+    );
     // Whoever ends the connection that looks doesn't end the looking.
     let sampler = "FROM pg_stat_activity WHERE application_name = 'slowlane sampler' AND datname = current_database()";
     assert_eq!(app.target.count(&format!("SELECT count(pg_terminate_backend(pid, 5000)) {sampler}")), 1);
@@ -175,12 +178,14 @@ fn what_the_server_counts_is_read_of_every_command_that_it_counts() {
     let settings = TargetSettings {
         dsn: Postgres::shared().superuser().with("dbname", database.name()),
         work_mem: None,
+        time_zone: None,
+        lock_timeout_ms: None,
         allow_unsafe_role: true,
         read_only: false,
         synchronous: false,
         statements_only: false,
     };
-    let target = Target::open("observed", settings, 1, &Arc::new(Metrics::default())).unwrap();
+    let target = Target::new("observed", settings, 1, &Arc::new(Metrics::default()));
     let blocks = database.count("SELECT pg_relation_size('public.t') / current_setting('block_size')::int");
     // Slow enough to be looked at: a nap after each page, or in each of the last rows.
     let slowly = "SET vacuum_cost_delay = '20ms'; SET vacuum_cost_limit = 1";

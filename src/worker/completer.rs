@@ -1,18 +1,16 @@
 //! Writes how attempts ended: at once when one ends alone, many by one statement under load, and as often as it
 //! takes while the queue can't be reached.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use crate::db::DbError;
-use crate::queue::finish::{self, Ending, Finished};
+use crate::queue::finish::{self, Became, Ending, Finished, Held};
 use crate::queue::history::{self, Run};
 use crate::queue::job::JobState;
 use crate::queue::log::LogLine;
+use crate::queue::report::{self, Attempted};
 use crate::queue::{ErrorCode, JobError, Lease, RawJson};
 use crate::worker::Shared;
 use crate::worker::threads::{Growing, Threads};
@@ -38,12 +36,25 @@ pub struct Ended {
     pub lease: Lease,
     /// The kind of work.
     pub kind: String,
+    /// The database that it ran on.
+    pub target: String,
+    /// The number of the attempt, from 1.
+    pub attempt: i32,
+    /// How long it ran.
+    pub took: Duration,
     /// How it ended.
     pub ending: Ending,
     /// What it said last.
     pub log: Vec<LogLine>,
     /// What it took, where that is worth remembering.
     pub run: Option<Run>,
+}
+
+impl Ended {
+    fn attempted(&self) -> Attempted<'_> {
+        let Ended { lease, kind, target, attempt, took, .. } = self;
+        Attempted { job_id: lease.job_id, kind, target, attempt: *attempt, took: *took }
+    }
 }
 
 pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Ended>, threads: &mut Threads) -> std::io::Result<()> {
@@ -158,7 +169,7 @@ fn write_plain_end(shared: &Shared, ended: Ended) {
 }
 
 /// `timeouts`: after so many the error is the caller's; until it works when there is no such number.
-fn write_group(shared: &Shared, group: &[Ended], mut timeouts: Option<i32>) -> Result<HashSet<Uuid>, DbError> {
+fn write_group(shared: &Shared, group: &[Ended], mut timeouts: Option<i32>) -> Result<Held, DbError> {
     let endings: Vec<(Lease, Ending)> = group.iter().map(|ended| (ended.lease, ended.ending.clone())).collect();
     let talkers = group.iter().filter(|ended| !ended.log.is_empty());
     let lines: Vec<(Lease, Vec<LogLine>)> = talkers.map(|ended| (ended.lease, ended.log.clone())).collect();
@@ -202,22 +213,21 @@ fn write_group(shared: &Shared, group: &[Ended], mut timeouts: Option<i32>) -> R
     }
 }
 
-fn told_everybody(shared: &Shared, group: &[Ended], held: &HashSet<Uuid>) {
+fn told_everybody(shared: &Shared, group: &[Ended], held: &Held) {
     for ended in group {
         let id = ended.lease.job_id;
-        if !held.contains(&id) {
+        let Some(became) = held.get(&id) else {
             log::info!(job = id.to_string(); "the lease was lost: the end of this attempt is not written");
             continue;
-        }
-        let outcome = outcome(&ended.ending);
-        log::debug!(job = id.to_string(), outcome = outcome; "an attempt ended");
-        shared.config.metrics.finished(&ended.kind, outcome);
+        };
+        report::ended(&ended.attempted(), &ended.ending, *became);
+        shared.config.metrics.finished(&ended.kind, outcome(&ended.ending, *became));
         if matches!(ended.ending, Ending::Retry { .. } | Ending::Snooze { .. }) {
             shared.config.signals.scheduled();
         }
     }
-    shared.config.signals.jobs_changed(held.iter().copied().collect());
-    remember(shared, group.iter().filter(|ended| held.contains(&ended.lease.job_id)));
+    shared.config.signals.jobs_changed(held.keys().copied().collect());
+    remember(shared, group.iter().filter(|ended| held.contains_key(&ended.lease.job_id)));
 }
 
 /// What it took is no part of a job's end: where it can't be stored, it is forgotten.
@@ -232,8 +242,10 @@ fn remember<'e>(shared: &Shared, ended: impl Iterator<Item = &'e Ended>) {
     }
 }
 
-fn outcome(ending: &Ending) -> &'static str {
+fn outcome(ending: &Ending, became: Became) -> &'static str {
     match ending {
+        _ if became == Became::Cancelled => JobState::Cancelled.as_str(),
+        _ if became == Became::Poison => JobState::Failed.as_str(),
         Ending::Finished(finished) => finished.state.as_str(),
         Ending::Retry { .. } => "retried",
         Ending::Snooze { .. } => "snoozed",

@@ -26,23 +26,25 @@ use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished, FinishedResult};
 use crate::queue::history::{self, Run};
+use crate::queue::interruptions::{Interruption, interrupted, outcome_unknown};
 use crate::queue::job::{JobState, JobStatistics};
-use crate::queue::liveness::{interrupted, outcome_unknown};
 use crate::queue::{ErrorCode, JobError, Lease, RawJson, RetryPolicy, progress};
 use crate::results::Manifest;
 use crate::worker::Shared;
 use crate::worker::completer::Ended;
+use crate::worker::explain::{TIMER_SLACK, explain};
 use crate::worker::running::Attempt;
 use crate::worker::settle::{Obstacle, Settled, settle_attempt};
-
-/// The server's own timer and ours may be this far apart.
-const TIMER_SLACK: Duration = Duration::from_millis(250);
 
 /// What takes less isn't remembered.
 const REMEMBERED_FROM: Duration = Duration::from_secs(1);
 
 /// When work is tried again whose target can't be reached.
 const UNAVAILABLE: RetryPolicy = RetryPolicy { base: Duration::from_secs(2), cap: Duration::from_secs(60) };
+
+/// When work is tried again that a standby stopped: what its primary cleaned up comes in bursts, and a standby that lags
+/// stops whatever it meets until it has caught up.
+const RECOVERY_CONFLICT: RetryPolicy = RetryPolicy { base: Duration::from_secs(30), cap: Duration::from_secs(600) };
 
 /// How much work yields to what answers requests, where both want the processor: a fifth of its share.
 #[cfg(target_os = "linux")]
@@ -121,7 +123,8 @@ fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
             ending
         }
         None => {
-            let performed = perform(shared, attempt);
+            let mut performed = perform(shared, attempt);
+            explain(attempt, &mut performed.outcome);
             attempt.control.end();
             end_lost_session(shared, attempt, &performed.outcome);
             settled(shared, attempt, performed)
@@ -158,7 +161,16 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
     };
     let log = attempt.said.log().take_rest();
     let run = worth_remembering(attempt, &ending);
-    let ended = Ended { lease: job.lease, kind: job.kind.clone(), ending, log, run };
+    let ended = Ended {
+        lease: job.lease,
+        kind: job.kind.clone(),
+        target: job.target.clone(),
+        attempt: job.attempt,
+        took: attempt.said.progress().age(),
+        ending,
+        log,
+        run,
+    };
     if shared.endings.send(ended).is_err() {
         log::error!(job = job.lease.job_id.to_string(); "the thread that writes ends is gone; the job will be put back");
         shared.running.unwritten(&job.lease);
@@ -361,8 +373,9 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
             JobError::new(ErrorCode::Panic, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
     });
-    let LeftBehind { statistics, manifest, manifest_of_failure, no_effect, not_to_be_repeated, commit } =
+    let LeftBehind { statistics, manifest, manifest_of_failure, no_effect, not_to_be_repeated, commit, on_standby } =
         context.leave();
+    let outcome = outcome.map_err(|error| error.with_recovery_conflict_named(on_standby));
     let begun = begun && !no_effect;
     Performed { outcome, begun, not_to_be_repeated, commit, statistics, manifest, manifest_of_failure }
 }
@@ -388,15 +401,17 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
     match attempt.control.stop_reason() {
         // What fails for a reason of its own has failed, and isn't kept for later.
         Some(StopReason::Pause) if is_no_stop(&error) => {}
+        Some(StopReason::Deadline) => return timed_out(job, was_cancelled(attempt, &error)),
         Some(reason) => return stopped(shared, job, begun, reason),
         None => {}
     }
     if attempt.control.remaining() <= TIMER_SLACK && is_cancelled_by_server(&error) {
-        return stopped(shared, job, begun, StopReason::Deadline);
+        return timed_out(job, true);
     }
     match error {
         WorkError::Retry(error) if job.attempt < job.max_attempts => {
-            Ok(Ending::Retry { delay_ms: milliseconds(retry.delay(job.attempt)), error: json(&error)? })
+            let policy = if error.code == ErrorCode::RecoveryConflict { &RECOVERY_CONFLICT } else { retry };
+            Ok(Ending::Retry { delay_ms: milliseconds(policy.delay(job.attempt)), error: json(&error)? })
         }
         WorkError::Retry(error) | WorkError::Fail(error) => failed_with(&error, manifest_of_failure.as_ref()),
         WorkError::Snooze(delay) => Ok(Ending::Snooze { delay_ms: milliseconds(delay), error: None }),
@@ -417,6 +432,11 @@ fn is_cancelled_by_server(error: &WorkError) -> bool {
     matches!(error, WorkError::Retry(e) | WorkError::Fail(e) if e.sqlstate.as_deref() == Some(QUERY_CANCELED))
 }
 
+/// The server has said that it cancelled the statement that the attempt's deadline met, whatever the work made of that.
+fn was_cancelled(attempt: &Attempt, error: &WorkError) -> bool {
+    is_cancelled_by_server(error) || attempt.control.was_cancelled_at_deadline(TIMER_SLACK)
+}
+
 /// The end of an attempt whose thread didn't come back, after its sessions were ended.
 pub(super) fn given_up(shared: &Shared, job: &ClaimedJob, reason: StopReason) -> Result<Ending, DbError> {
     if shared.config.repeatable(&job.kind) {
@@ -431,17 +451,19 @@ fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -
     match reason {
         StopReason::Cancel => Ok(Ending::Finished(Finished::plain(JobState::Cancelled))),
         StopReason::Pause => Ok(Ending::Pause),
-        StopReason::Deadline => {
-            let message = format!("the attempt did not end within timeout_ms = {}", job.timeout_ms);
-            failed(
-                &JobError::new(ErrorCode::Timeout, message).with_hint("raise timeout_ms, or give the work less to do"),
-            )
-        }
-        StopReason::Shutdown => interrupted(job.interruptions, repeatable, "its worker shut down"),
+        StopReason::Deadline => timed_out(job, false),
+        StopReason::Shutdown => interrupted(Interruption::HandedBack, repeatable, "its worker shut down"),
         StopReason::QueueLost | StopReason::LeaseLost => {
-            interrupted(job.interruptions, repeatable, "its worker lost the queue")
+            interrupted(Interruption::HandedBack, repeatable, "its worker lost the queue")
         }
     }
+}
+
+/// The end of an attempt whose time is over. `cancelled`: the server has said that it cancelled a statement for it.
+fn timed_out(job: &ClaimedJob, cancelled: bool) -> Result<Ending, DbError> {
+    let message = format!("the attempt did not end within timeout_ms = {}", job.timeout_ms);
+    let error = JobError::new(ErrorCode::Timeout, message).with_hint("raise timeout_ms, or give the work less to do");
+    failed(&JobError { sqlstate: cancelled.then(|| QUERY_CANCELED.to_owned()), ..error })
 }
 
 fn succeeded(output: RawJson, statistics: JobStatistics, manifest: Option<Manifest>) -> Result<Ending, DbError> {

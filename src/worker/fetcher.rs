@@ -1,5 +1,5 @@
-//! Claims as many jobs as threads are free, the moment there may be some: after a hint, when a thread becomes free
-//! after a full claim, and every second anyway.
+//! Claims as many jobs as threads are free, the moment there may be some: when the queue is reached, after a hint, when a
+//! thread becomes free after a full claim, and every second anyway.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,21 +7,21 @@ use std::time::{Duration, Instant};
 use crate::db::DbError;
 use crate::kinds::{JobControl, Registry};
 use crate::queue::claim::{self, ClaimedJob, Positions};
-use crate::queue::liveness::interrupted;
+use crate::queue::interruptions::{Interruption, interrupted};
 use crate::queue::signals::Message;
 use crate::worker::completer::MAX_WAITING;
 use crate::worker::running::Attempt;
 use crate::worker::threads::{Threads, jittered};
 use crate::worker::{Shared, executor};
 
-/// How long a fetcher goes without looking when nothing wakes it: the truth behind every hint.
-const POLL: Duration = Duration::from_secs(1);
+/// How long the ends of jobs are waited for before it is seen whether the process is to stop.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(1);
 /// Between two sweeps for rows behind a position.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Between two claims from the very first row. A row that was skipped because somebody else held its lock, and then
 /// let it go unclaimed, is found by this.
 const FULL_SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// The pause after a failed claim.
+/// The pause after a failed claim, unless the queue is reached before.
 const AFTER_ERROR: Duration = Duration::from_secs(1);
 
 pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
@@ -31,6 +31,8 @@ pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Res
             shared.slots.wake(hints);
         }
     });
+    // What waits already has no hint.
+    shared.slots.wake(&[]);
     let shared = Arc::clone(shared);
     threads.spawn("slowlane-fetch", move || Fetcher::new(&shared).serve())
 }
@@ -51,20 +53,21 @@ impl<'s> Fetcher<'s> {
 
     fn serve(&mut self) {
         while !self.shared.stop.is_set() {
-            let wake = self.shared.slots.wait(POLL.mul_f64(rand::random_range(0.8..1.2)));
+            let (slots, health) = (&self.shared.slots, &self.shared.config.health);
+            let wake = slots.wait(self.shared.config.poll.mul_f64(rand::random_range(0.8..1.2)));
             if wake.closed {
                 return;
             }
             for hint in &wake.hints {
                 self.positions.go_back(hint);
             }
-            // A process that can't beat is about to lose its leases: it must not take new ones.
-            if !self.shared.config.health.workers_ready() {
+            // A process that can't beat is about to lose its leases: it must not take new ones. Its next beat releases it.
+            if !slots.may_look(|| health.workers_ready()) {
                 continue;
             }
-            if !self.shared.running.wait_until_written(MAX_WAITING, POLL) {
+            if !self.shared.running.wait_until_written(MAX_WAITING, WRITTEN_WITHIN) {
                 // A thread that is free stays free, and asks again.
-                self.shared.slots.wake(&[]);
+                slots.wake(&[]);
                 continue;
             }
             match self.fetch(wake.free) {
@@ -105,7 +108,7 @@ impl<'s> Fetcher<'s> {
         for attempt in self.shared.slots.hand_over(attempts, full) {
             // The process is going down: nothing of it has begun.
             if self.shared.running.leave(&attempt.job.lease).is_some() {
-                let ending = interrupted(0, true, "its worker shut down");
+                let ending = interrupted(Interruption::HandedBack, true, "its worker shut down");
                 executor::say(self.shared, &attempt, ending);
             }
         }
@@ -123,7 +126,7 @@ impl<'s> Fetcher<'s> {
         }
         // What was claimed and never heard of is put back by the heartbeat; what became claimable is found from the start.
         self.positions.reset();
-        self.shared.stop.wait(jittered(AFTER_ERROR));
+        self.shared.slots.wait_for_release(jittered(AFTER_ERROR));
     }
 }
 

@@ -1,10 +1,10 @@
-//! Beats by the database's clock on a connection of its own, brings requests to cancel or to pause back, and writes
+//! Beats on a connection of its own, brings requests to cancel or to pause back, and writes
 //! progress.
 //!
 //! A process that was declared dead learns it here: it stops what it runs, and goes on under a new id. What its rows
 //! say that it runs is compared with what it does run.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,13 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::kinds::StopReason;
 use crate::queue::cancel::Asked;
+use crate::queue::finish::{Became, Ending};
+use crate::queue::interruptions::{Interruption, interrupted};
 use crate::queue::liveness::{self, BEAT_EVERY, Held};
 use crate::queue::log::{self as job_log, LogLine};
+use crate::queue::report::{self, Attempted};
 use crate::queue::signals::Message;
-use crate::queue::{cancel, checkpoint, finish, progress};
+use crate::queue::{Lease, cancel, checkpoint, finish, progress};
 use crate::worker::Shared;
 use crate::worker::health::Healths;
 use crate::worker::running::Attempt;
@@ -25,6 +28,8 @@ use crate::worker::threads::{Threads, jittered};
 
 /// Between two looks for requests to cancel or to pause: how late one may be without NOTIFY.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A row that is ours and that nobody works on is put back after so long: before, the answer to its claim may be on its way.
+const LOST_AFTER: Duration = Duration::from_secs(10);
 
 pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
     let listener = Arc::downgrade(shared);
@@ -51,14 +56,25 @@ pub(super) fn say_goodbye(shared: &Shared) {
     }
 }
 
-fn put_back(connection: &mut PgConnection, held: &Held, repeatable: bool) -> Result<bool, DbError> {
-    const WHY: &str = "its worker lost sight of it";
-    let ending = match checkpoint::is_in_doubt(connection, held.lease.job_id)? {
-        // The next attempt begins with finding out: until then it is none too many.
-        true => liveness::interrupted(0, true, WHY)?,
-        false => liveness::interrupted(held.interruptions, repeatable, WHY)?,
+/// The end that was written, and what it became; nothing when the attempt ended otherwise between two looks.
+fn put_back(connection: &mut PgConnection, held: &Held, repeatable: bool) -> Result<Option<(Ending, Became)>, DbError> {
+    // Where a transaction is in doubt, the next attempt begins with finding out.
+    let repeatable = repeatable || checkpoint::is_in_doubt(connection, held.lease.job_id)?;
+    let ending = interrupted(Interruption::HandedBack, repeatable, "its worker lost sight of it")?;
+    let became = finish::end(connection, &[(held.lease, ending.clone())])?.remove(&held.lease.job_id);
+    Ok(became.map(|became| (ending, became)))
+}
+
+fn tell(held: &Held, ending: &Ending, became: Became) {
+    let attempted = Attempted {
+        job_id: held.lease.job_id,
+        kind: &held.kind,
+        target: &held.target,
+        attempt: held.attempt,
+        // Nobody knows when it stopped.
+        took: Duration::ZERO,
     };
-    Ok(!finish::end(connection, &[(held.lease, ending)])?.is_empty())
+    report::ended(&attempted, ending, became);
 }
 
 /// Stores what attempts said, as much of it as can be stored within a moment: beats come first. A line stays with its
@@ -125,6 +141,10 @@ struct Heartbeat<'s> {
     /// Once and no more, not by a thread that begins anew either: an id that was buried must not come back.
     registered: &'s mut bool,
     failing: bool,
+    /// It has said that it shuts down.
+    said_stopping: bool,
+    /// Rows that are ours and that nobody works on, by job and lease, and when they were seen first.
+    unworked: HashMap<(Uuid, i64), Instant>,
     /// When the next beat is due.
     due: Instant,
     requests: Errand,
@@ -142,6 +162,8 @@ impl<'s> Heartbeat<'s> {
             connection: None,
             registered,
             failing: false,
+            said_stopping: false,
+            unworked: HashMap::new(),
             due: Instant::now(),
             requests: Errand::new("reading requests to cancel or to pause"),
             progress: Errand::new("writing progress"),
@@ -167,12 +189,14 @@ impl<'s> Heartbeat<'s> {
         };
         // Before the beat: its answer may take seconds.
         let now = Instant::now();
-        let beating = now >= self.due;
+        let stopping = self.shared.config.health.is_stopping();
+        // That it shuts down is said at once: whoever stops it may lose patience.
+        let beating = now >= self.due || stopping != self.said_stopping;
         if !*self.registered {
             let id = self.shared.worker_id();
             liveness::register(&mut connection, &self.shared.identity(id))?;
             *self.registered = true;
-        } else if beating && !self.beat(&mut connection)? {
+        } else if beating && !self.beat(&mut connection, stopping)? {
             self.declared_dead(&mut connection)?;
         }
         if beating {
@@ -184,12 +208,13 @@ impl<'s> Heartbeat<'s> {
     }
 
     /// Says how the targets are where that has changed. `false` when this process was declared dead.
-    fn beat(&mut self, connection: &mut PgConnection) -> Result<bool, DbError> {
+    fn beat(&mut self, connection: &mut PgConnection, stopping: bool) -> Result<bool, DbError> {
         let mut healths = self.healths.clone();
         let changed = healths.update(self.shared.healths());
-        let alive = liveness::beat(connection, self.shared.worker_id(), changed.then(|| healths.all()))?;
+        let alive = liveness::beat(connection, self.shared.worker_id(), changed.then(|| healths.all()), stopping)?;
         // Only what was written isn't written again.
         self.healths = healths;
+        self.said_stopping = stopping;
         Ok(alive)
     }
 
@@ -216,24 +241,22 @@ impl<'s> Heartbeat<'s> {
 
     /// A claim whose answer was lost, and an end that could not be stored, leave rows that are ours and that nobody
     /// works on: they are put back, as if this process had died.
-    fn put_back_what_is_not_run(&self, connection: &mut PgConnection) -> Result<(), DbError> {
+    fn put_back_what_is_not_run(&mut self, connection: &mut PgConnection) -> Result<(), DbError> {
         let shared = self.shared;
-        for held in liveness::held(connection, shared.worker_id())? {
-            if shared.running.knows(&held.lease) {
-                continue;
-            }
+        let held = liveness::held(connection, shared.worker_id())?;
+        for held in self.without_work(held, Instant::now()) {
             // A claim whose answer was lost has begun nothing.
             let began = shared.running.take_unwritten(&held.lease);
             let repeatable = !began || shared.config.repeatable(&held.kind);
             match put_back(connection, &held, repeatable) {
-                Ok(true) => {
+                Ok(Some((ending, became))) => {
                     let job = held.lease.job_id.to_string();
                     log::warn!(job = job; "a job was ours and nobody worked on it: it is put back");
+                    tell(&held, &ending, became);
                     shared.config.signals.job_changed(held.lease.job_id);
                     shared.slots.wake(&[]);
                 }
-                // It ended between the two looks.
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(error) if error.is_unavailable() => return Err(error),
                 Err(error) => {
                     if began {
@@ -246,6 +269,19 @@ impl<'s> Heartbeat<'s> {
         Ok(())
     }
 
+    /// Of the rows that are ours, those that nobody has worked on for long, by our own count of time.
+    fn without_work(&mut self, held: Vec<Held>, now: Instant) -> Vec<Held> {
+        let key = |lease: &Lease| (lease.job_id, lease.number);
+        let idle: Vec<Held> = held.into_iter().filter(|held| !self.shared.running.knows(&held.lease)).collect();
+        let seen: HashMap<(Uuid, i64), Instant> = idle
+            .iter()
+            .map(|held| (key(&held.lease), self.unworked.get(&key(&held.lease)).copied().unwrap_or(now)))
+            .collect();
+        self.unworked = seen;
+        let since = |held: &Held| self.unworked.get(&key(&held.lease)).copied().unwrap_or(now);
+        idle.into_iter().filter(|held| now.saturating_duration_since(since(held)) >= LOST_AFTER).collect()
+    }
+
     /// The leases are gone with the old id. The new one is on the list before it claims anything.
     fn declared_dead(&mut self, connection: &mut PgConnection) -> Result<(), DbError> {
         log::warn!("this process was declared dead: it stops what it runs, and goes on under a new id");
@@ -253,15 +289,21 @@ impl<'s> Heartbeat<'s> {
         let id = Uuid::now_v7();
         liveness::register(connection, &self.shared.identity(id))?;
         self.shared.set_worker_id(id);
+        // What the fetcher looked for under the old id, it didn't get.
+        self.shared.slots.wake(&[]);
         Ok(())
     }
 
     fn beaten(&mut self, at: Instant) {
         self.due = at + BEAT_EVERY;
-        self.shared.config.health.beat(at);
-        if std::mem::take(&mut self.failing) {
+        let health = &self.shared.config.health;
+        let was_ready = health.workers_ready();
+        health.beat(at);
+        let failing = std::mem::take(&mut self.failing);
+        if failing {
             log::info!("the queue can be reached again");
         }
+        self.shared.slots.release(failing || !was_ready);
     }
 
     fn failed(&mut self, error: &DbError) {

@@ -3,14 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
+use chrono::{DateTime, TimeDelta, Utc};
 use diesel::pg::PgConnection;
 
 use crate::db::DbError;
 use crate::db::targets::{Target, TargetBackend};
+use crate::queue::clock::CautiousClock;
 use crate::queue::finish::Ending;
 use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
-use crate::queue::{checkpoint, history, insert, partitions, progress};
+use crate::queue::report::{self, Attempted};
+use crate::queue::sightings::{Sighted, Sightings};
+use crate::queue::{checkpoint, history, insert, leavings, partitions, progress};
 use crate::results::store;
 use crate::uploads;
 use crate::worker::settle::{Obstacle, settle};
@@ -33,17 +36,30 @@ const HISTORY_DAYS: i64 = 180;
 
 pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Result<()> {
     let shared = Arc::clone(shared);
-    threads.spawn("slowlane-janitor", move || Janitor { shared: &shared, connection: None, kept: None }.serve())
+    threads.spawn("slowlane-janitor", move || Janitor::new(&shared).serve())
 }
 
 struct Janitor<'s> {
     shared: &'s Shared,
     /// The session, and since when it is there: right after an outage everybody looks dead.
     connection: Option<(PgConnection, Instant)>,
+    /// Since this session began: whoever was cut off has seen nobody beat.
+    sightings: Sightings,
+    clock: CautiousClock,
     kept: Option<Instant>,
 }
 
-impl Janitor<'_> {
+impl<'s> Janitor<'s> {
+    fn new(shared: &'s Shared) -> Janitor<'s> {
+        Janitor {
+            shared,
+            connection: None,
+            sightings: Sightings::default(),
+            clock: CautiousClock::default(),
+            kept: None,
+        }
+    }
+
     fn serve(&mut self) {
         let mut failing = false;
         while !self.shared.stop.is_set() {
@@ -67,15 +83,18 @@ impl Janitor<'_> {
             Some((connection, since)) => (connection, *since),
             none => {
                 let (connection, since) = none.insert((self.shared.manager("janitor").open()?, Instant::now()));
+                self.sightings = Sightings::default();
                 (connection, *since)
             }
         };
+        let dead = self.sightings.look(connection)?;
         if self.kept.is_none_or(|at| at.elapsed() >= KEEP_HOUSE_EVERY) {
             self.kept = Some(Instant::now());
-            keep_house(self.shared, connection)?;
+            let now = self.clock.now(connection)?;
+            keep_house(self.shared, connection, now, &dead)?;
         }
         if since.elapsed() >= DEAD_AFTER && is_present(self.shared) {
-            rescue_orphans(self.shared, connection)
+            rescue_orphans(self.shared, connection, &dead)
         } else {
             Ok(())
         }
@@ -90,18 +109,23 @@ fn is_present(shared: &Shared) -> bool {
 
 /// One look for jobs whose owner is dead. Where their sessions on the target can't be ended, they wait for the next
 /// look. Finding that out takes time: targets that are known to be away come last.
-fn rescue_orphans(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
+fn rescue_orphans(shared: &Shared, connection: &mut PgConnection, dead: &[Sighted]) -> Result<(), DbError> {
     let targets = shared.config.targets.iter();
     let (well, away): (Vec<_>, Vec<_>) = targets.partition(|(_, target)| target.trouble().is_none());
     for some in [well, away] {
-        rescue_on(shared, connection, some.into_iter().map(|(name, _)| name.clone()).collect())?;
+        rescue_on(shared, connection, dead, some.into_iter().map(|(name, _)| name.clone()).collect())?;
     }
     Ok(())
 }
 
-fn rescue_on(shared: &Shared, connection: &mut PgConnection, mut targets: Vec<String>) -> Result<(), DbError> {
+fn rescue_on(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    dead: &[Sighted],
+    mut targets: Vec<String>,
+) -> Result<(), DbError> {
     while !targets.is_empty() {
-        let orphans = liveness::orphans(connection, &shared.kinds(), &targets, BATCH)?;
+        let orphans = liveness::orphans(connection, &shared.kinds(), &targets, dead, BATCH)?;
         let mut unreachable = None;
         for orphan in &orphans {
             // What was read may have been on its way for long.
@@ -137,7 +161,7 @@ fn rescue_on(shared: &Shared, connection: &mut PgConnection, mut targets: Vec<St
 /// The owner is buried first: from then on it begins nothing. Then its sessions are ended, and what became of its
 /// transaction is found out; only then the job is free.
 fn rescue(shared: &Shared, connection: &mut PgConnection, orphan: &Orphan) -> Result<(), Obstacle> {
-    if !liveness::bury(connection, orphan.lease.worker_id).map_err(Obstacle::Queue)? {
+    if !liveness::bury(connection, orphan.lease.worker_id, orphan.beat).map_err(Obstacle::Queue)? {
         return Ok(());
     }
     let Some(target) = shared.config.targets.get(&orphan.target) else {
@@ -150,14 +174,25 @@ fn rescue(shared: &Shared, connection: &mut PgConnection, orphan: &Orphan) -> Re
     if let Ending::Finished(finished) = &mut ending {
         finished.interrupted = true;
     }
-    if liveness::rescue(connection, orphan, ending).map_err(Obstacle::Queue)? {
+    if let Some(became) = liveness::rescue(connection, orphan, ending.clone()).map_err(Obstacle::Queue)? {
         let job = orphan.lease.job_id.to_string();
         log::warn!(job = job, worker = orphan.lease.worker_id.to_string(); "took a job from a dead worker");
+        report::ended(&attempted(orphan), &ending, became);
         shared.config.metrics.finished(&orphan.kind, "rescued");
         shared.config.signals.job_changed(orphan.lease.job_id);
         shared.slots.wake(&[]);
     }
     Ok(())
+}
+
+fn attempted(orphan: &Orphan) -> Attempted<'_> {
+    Attempted {
+        job_id: orphan.lease.job_id,
+        kind: &orphan.kind,
+        target: &orphan.target,
+        attempt: orphan.attempt,
+        took: Duration::from_millis(u64::try_from(orphan.age_ms).unwrap_or(0)),
+    }
 }
 
 fn end_sessions(target: &Target, orphan: &Orphan) -> Result<(), DbError> {
@@ -166,18 +201,25 @@ fn end_sessions(target: &Target, orphan: &Orphan) -> Result<(), DbError> {
     target.end_sessions(&orphan.lease.application_name(), backend.as_slice())
 }
 
-fn keep_house(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
+/// What expires does so at `now`.
+fn keep_house(
+    shared: &Shared,
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    dead: &[Sighted],
+) -> Result<(), DbError> {
     partitions::ensure(connection)?;
-    expire_results(shared, connection)?;
+    expire_results(shared, connection, now)?;
     store::sweep_orphans(connection, RESULTS_BATCH)?;
-    uploads::store::sweep(connection, UPLOADS_PATIENCE)?;
-    insert::forget_old_keys(connection)?;
+    uploads::store::sweep(connection, now, UPLOADS_PATIENCE)?;
+    insert::forget_old_keys(connection, now)?;
     progress::sweep(connection)?;
     history::sweep(connection, HISTORY_DAYS)?;
     checkpoint::sweep(connection)?;
-    liveness::forget_the_dead(connection)?;
-    let retention = chrono::TimeDelta::from_std(shared.config.retention).unwrap_or(chrono::TimeDelta::MAX);
-    if let Some(keep_from) = Utc::now().checked_sub_signed(retention) {
+    leavings::sweep(connection)?;
+    liveness::forget_the_dead(connection, dead)?;
+    let retention = TimeDelta::from_std(shared.config.retention).unwrap_or(TimeDelta::MAX);
+    if let Some(keep_from) = now.checked_sub_signed(retention) {
         let days = partitions::retire(connection, keep_from)?;
         if days > 0 {
             log::info!(days = days; "dropped days of history that are past their retention");
@@ -186,9 +228,9 @@ fn keep_house(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbEr
     Ok(())
 }
 
-fn expire_results(shared: &Shared, connection: &mut PgConnection) -> Result<(), DbError> {
+fn expire_results(shared: &Shared, connection: &mut PgConnection, now: DateTime<Utc>) -> Result<(), DbError> {
     loop {
-        let expired = store::expire(connection, RESULTS_BATCH)?;
+        let expired = store::expire(connection, now, RESULTS_BATCH)?;
         if expired.is_empty() {
             return Ok(());
         }

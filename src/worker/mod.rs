@@ -11,12 +11,15 @@
 //! | [`promoter`] | `slowlane-due` | scheduled jobs become claimable |
 //! | [`sampler`] | `slowlane-sample` | asks one target's server how its sessions are; one for each target |
 //! | [`janitor`] | `slowlane-janitor` | rescues what the dead left, keeps days and results |
+//! | [`cleaner`] | `slowlane-clean` | sees to what ended jobs left on their targets |
 //!
 //! Knows the queue, the kinds and the targets; knows no HTTP. Nothing here is the truth: every thread may be killed
 //! at any point, and another process goes on from the rows.
 
+mod cleaner;
 pub mod completer;
 pub mod executor;
+mod explain;
 pub mod fetcher;
 mod health;
 pub mod heartbeat;
@@ -74,6 +77,8 @@ pub struct WorkersConfig {
     pub threads: usize,
     /// How long records of finished jobs are kept.
     pub retention: Duration,
+    /// How long a fetcher goes without looking when nothing wakes it: the truth behind every hint.
+    pub poll: Duration,
     /// When failed attempts are repeated.
     pub retry: RetryPolicy,
     /// Hints within this process.
@@ -176,6 +181,7 @@ impl Workers {
             control: config.control.clone(),
             results: config.results.clone(),
             registry: Arc::clone(&config.registry),
+            looks: Arc::default(),
         };
         let stop = Arc::new(Stop::default());
         let shared = Arc::new(Shared {
@@ -195,6 +201,7 @@ impl Workers {
         watchdog::start(&shared, &mut threads)?;
         promoter::start(&shared, &mut threads)?;
         janitor::start(&shared, &mut threads)?;
+        cleaner::start(&shared, &mut threads)?;
         sampler::start(&shared, &mut threads)?;
         executor::start(&shared)?;
         fetcher::start(&shared, &mut threads)?;
@@ -231,6 +238,8 @@ impl Workers {
         if !shared.running.wait_until_written(0, LET_GO) {
             log::warn!("not every end could be written before stopping; those jobs will be rescued");
         }
+        shared.stop.set();
+        shared.services.looks.hurry();
         threads.stop_and_join(LET_GO);
         heartbeat::say_goodbye(&shared);
     }

@@ -2,10 +2,12 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use diesel::pg::PgConnection;
 
 use crate::db::DbError;
-use crate::queue::promote;
+use crate::queue::promote::{self, StepsBack};
 use crate::queue::signals::Message;
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};
@@ -31,8 +33,9 @@ pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Res
 
 fn serve(shared: &Shared, scheduled: &Receiver<()>) {
     let mut failing = false;
+    let mut steps = StepsBack::default();
     while !shared.stop.is_set() {
-        let wait = match promote(shared) {
+        let wait = match promote(shared, &mut steps) {
             Ok(wait) => {
                 failing = false;
                 wait.min(POLL)
@@ -52,7 +55,7 @@ fn serve(shared: &Shared, scheduled: &Receiver<()>) {
     }
 }
 
-fn promote(shared: &Shared) -> Result<Duration, DbError> {
+fn promote(shared: &Shared, steps: &mut StepsBack) -> Result<Duration, DbError> {
     let mut connection = shared.config.control.get()?;
     loop {
         let hints = promote::due(&mut connection)?;
@@ -60,9 +63,22 @@ fn promote(shared: &Shared) -> Result<Duration, DbError> {
         if !hints.is_empty() {
             shared.config.signals.ready(hints);
         }
-        if !full {
-            // One that is due and locked by somebody else must not be looked at without a pause.
-            return Ok(promote::until_next(&mut connection)?.unwrap_or(POLL).max(PAUSE));
+        if full {
+            continue;
         }
+        let (next, clock) = promote::until_next(&mut connection)?;
+        if steps.noticed(clock, Instant::now()) && wait_anew(&mut connection)? > 0 {
+            continue;
+        }
+        // One that is due and locked by somebody else must not be looked at without a pause.
+        return Ok(next.unwrap_or(POLL).max(PAUSE));
     }
+}
+
+fn wait_anew(connection: &mut PgConnection) -> Result<usize, DbError> {
+    let jobs = promote::after_a_step_back(connection)?;
+    if jobs > 0 {
+        log::warn!(jobs = jobs; "the database's clock was set back: jobs that were put off wait as long as they were to, from now on");
+    }
+    Ok(jobs)
 }

@@ -1,7 +1,8 @@
 //! Looks at the sessions of running attempts on their target, and says what the server knows of them.
 //!
 //! One thread for each target, whatever runs there. An attempt is looked at from its second second on, every second at
-//! first and more rarely as it grows older: the longer something takes, the less a second tells. What is seen is stored with the attempt's
+//! first and more rarely as it grows older: the longer something takes, the less a second tells. But a wait for a lock that
+//! may end is looked at several times before its end, however short it is: afterwards nobody knows who was in the way. What is seen is stored with the attempt's
 //! own reports, by the heartbeat. Nothing depends on it: where a server can't be asked, the work goes on and shows less.
 
 use std::collections::HashMap;
@@ -22,6 +23,8 @@ use crate::worker::threads::Threads;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Attempts that are younger aren't looked at: most have ended by then.
 const FROM_AGE: Duration = Duration::from_secs(1);
+/// Two looks that are due within so short a time are one.
+const AT_ONCE: Duration = Duration::from_millis(5);
 /// How long a connection is kept with nothing to look at.
 const REST_AFTER: Duration = Duration::from_secs(60);
 
@@ -48,10 +51,21 @@ struct Sampler<'s> {
     shared: &'s Shared,
     target: &'s Target,
     observer: Observer,
-    /// When each attempt was looked at last, by job and lease.
-    looked: HashMap<(Uuid, i64), Instant>,
+    /// The attempts that were looked at, by job and lease.
+    looked: HashMap<(Uuid, i64), Looked>,
     last_work: Instant,
     failing: bool,
+}
+
+/// What is known of an attempt that was looked at.
+struct Looked {
+    last: Instant,
+    /// It was told what to expect.
+    told: bool,
+}
+
+fn key(attempt: &Attempt) -> (Uuid, i64) {
+    (attempt.job.lease.job_id, attempt.job.lease.number)
 }
 
 impl<'s> Sampler<'s> {
@@ -61,7 +75,7 @@ impl<'s> Sampler<'s> {
     }
 
     fn serve(&mut self) {
-        while !self.shared.stop.wait(LOOK_EVERY) {
+        while self.wait() {
             match self.round() {
                 Ok(()) if std::mem::take(&mut self.failing) => {
                     log::info!(target = self.target.name(); "how jobs are doing can be seen again");
@@ -76,7 +90,42 @@ impl<'s> Sampler<'s> {
         }
     }
 
+    /// Waits until a look is due. `false` when the threads are to end.
+    fn wait(&self) -> bool {
+        let regular = Instant::now() + LOOK_EVERY;
+        loop {
+            let asked = self.shared.services.looks.asked();
+            if self.shared.stop.is_set() {
+                return false;
+            }
+            let waiting = self.own().into_iter().filter_map(|attempt| self.due_for_waits(&attempt));
+            let next = waiting.min().map_or(regular, |due| due.min(regular));
+            if next <= Instant::now() + AT_ONCE {
+                return true;
+            }
+            self.shared.services.looks.wait(asked, next);
+        }
+    }
+
+    /// When an attempt has to be looked at because a wait for a lock may end.
+    fn due_for_waits(&self, attempt: &Attempt) -> Option<Instant> {
+        let (pause, since) = attempt.said.waits().look_every()?;
+        let last = self.looked.get(&key(attempt)).map_or(since, |looked| looked.last.max(since));
+        last.checked_add(pause)
+    }
+
+    /// The attempts on this target.
+    fn own(&self) -> Vec<Attempt> {
+        let (mut attempts, _) = self.shared.running.all();
+        attempts.retain(|attempt| attempt.job.target == self.target.name());
+        attempts
+    }
+
     fn round(&mut self) -> Result<(), DbError> {
+        // A target that is away is found again also when no job asks for it.
+        if self.target.trouble().is_some() {
+            self.target.try_again();
+        }
         let attempts = self.due();
         let sessions: Vec<(Attempt, Vec<TargetBackend>)> = attempts
             .into_iter()
@@ -101,8 +150,10 @@ impl<'s> Sampler<'s> {
             sessions.iter().for_each(|(attempt, _)| attempt.said.progress().unseen());
         })?;
         for (attempt, backends) in &sessions {
-            let its = activities.iter().filter(|activity| backends.contains(&activity.backend));
-            match its.max_by_key(|activity| tells(activity)) {
+            let its: Vec<&Activity> =
+                activities.iter().filter(|activity| backends.contains(&activity.backend)).collect();
+            its.iter().for_each(|activity| attempt.said.waits().blocked_by(&activity.blocked_by));
+            match its.into_iter().max_by_key(|activity| tells(activity)) {
                 Some(activity) => attempt.said.progress().seen(activity.clone()),
                 None => attempt.said.progress().unseen(),
             }
@@ -110,23 +161,27 @@ impl<'s> Sampler<'s> {
         Ok(())
     }
 
-    /// The attempts on this target whose turn it is. One that is seen for the first time is told what to expect.
+    /// The attempts on this target whose turn it is. One that is old enough is told what to expect.
     fn due(&mut self) -> Vec<Attempt> {
-        let (mut attempts, _) = self.shared.running.all();
-        attempts
-            .retain(|attempt| attempt.job.target == self.target.name() && attempt.said.progress().age() >= FROM_AGE);
-        let key = |attempt: &Attempt| (attempt.job.lease.job_id, attempt.job.lease.number);
+        let mut attempts = self.own();
         self.looked.retain(|known, _| attempts.iter().any(|attempt| key(attempt) == *known));
-        let new: Vec<&Attempt> = attempts.iter().filter(|attempt| !self.looked.contains_key(&key(attempt))).collect();
+        let is_old = |attempt: &Attempt| attempt.said.progress().age() >= FROM_AGE;
+        let is_told = |attempt: &Attempt| self.looked.get(&key(attempt)).is_some_and(|looked| looked.told);
+        let new: Vec<&Attempt> = attempts.iter().filter(|attempt| is_old(attempt) && !is_told(attempt)).collect();
         if let Err(error) = self.tell_what_to_expect(&new) {
             log::debug!("what jobs took before can't be read: {error}");
         }
         let now = Instant::now();
         attempts.retain(|attempt| {
             let pause = look_every(attempt.said.progress().age());
-            self.looked.get(&key(attempt)).is_none_or(|at| now.duration_since(*at) >= pause)
+            let last = self.looked.get(&key(attempt)).map(|looked| looked.last);
+            let by_age = is_old(attempt) && last.is_none_or(|at| now.duration_since(at) >= pause);
+            by_age || self.due_for_waits(attempt).is_some_and(|due| due <= now + AT_ONCE)
         });
-        self.looked.extend(attempts.iter().map(|attempt| (key(attempt), now)));
+        for attempt in &attempts {
+            let told = is_old(attempt);
+            self.looked.insert(key(attempt), Looked { last: now, told });
+        }
         attempts
     }
 

@@ -22,6 +22,8 @@ struct Inner {
     waking: bool,
     /// The fetcher is at work: what it claims has yet to be handed over.
     fetching: bool,
+    /// The fetcher may not look before the queue is reached.
+    held_back: bool,
 }
 
 impl Inner {
@@ -97,6 +99,39 @@ impl Slots {
         Wake { free: inner.free(), hints: std::mem::take(&mut inner.hints), closed: inner.closed }
     }
 
+    /// The fetcher may not look unless `ready` says so: then [`Slots::release`] wakes it, which is called after that has
+    /// changed. `true` when it may.
+    pub fn may_look(&self, ready: impl Fn() -> bool) -> bool {
+        let mut inner = self.lock();
+        // Asked under the lock: a release in between would be lost.
+        inner.held_back = !ready();
+        !inner.held_back
+    }
+
+    /// After a look that failed, the fetcher waits for `patience`, or until the queue is reached. It looks next.
+    pub fn wait_for_release(&self, patience: Duration) {
+        let mut inner = self.lock();
+        inner.held_back = true;
+        let (mut inner, _) = self
+            .for_fetcher
+            .wait_timeout_while(inner, patience, |inner| !inner.closed && inner.held_back)
+            .unwrap_or_else(PoisonError::into_inner);
+        inner.held_back = false;
+        inner.woken = true;
+    }
+
+    /// The queue is reached. A fetcher that was held back looks at once; `back` says that it wasn't reached before, so that
+    /// hints may have been missed.
+    pub fn release(&self, back: bool) {
+        let mut inner = self.lock();
+        if inner.held_back || back {
+            inner.held_back = false;
+            inner.woken = true;
+            drop(inner);
+            self.for_fetcher.notify_one();
+        }
+    }
+
     /// The fetcher hands claimed jobs over. `full`: there may be more. Gives back what nobody will run any more.
     pub fn hand_over(&self, attempts: Vec<Attempt>, full: bool) -> Vec<Attempt> {
         let mut inner = self.lock();
@@ -137,5 +172,73 @@ impl Slots {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    /// Longer than anybody here would wait for a timer.
+    const FOR_EVER: Duration = Duration::from_secs(3_600);
+    /// How long anything may take that a test waits for.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn with_a_free_thread() -> Arc<Slots> {
+        let slots = Arc::new(Slots::default());
+        let free = Arc::clone(&slots);
+        std::thread::spawn(move || free.next().is_none());
+        while slots.lock().idle == 0 {
+            std::thread::yield_now();
+        }
+        slots
+    }
+
+    #[test]
+    fn a_look_that_was_held_back_comes_when_the_queue_is_reached() {
+        let slots = with_a_free_thread();
+        let reached = Arc::new(AtomicBool::new(false));
+        let (said, says) = channel();
+        let (fetcher, ready) = (Arc::clone(&slots), Arc::clone(&reached));
+        let serving = std::thread::spawn(move || {
+            while !fetcher.wait(FOR_EVER).closed {
+                let looked = fetcher.may_look(|| ready.load(Ordering::SeqCst));
+                said.send(looked).unwrap();
+            }
+        });
+        slots.wake(&[]);
+        assert!(!says.recv_timeout(PATIENCE).unwrap());
+        reached.store(true, Ordering::SeqCst);
+        slots.release(false);
+        assert!(says.recv_timeout(PATIENCE).unwrap(), "held back without an end");
+        // Nothing was missed: nobody is woken. After an outage somebody is.
+        slots.release(false);
+        assert!(!slots.lock().woken);
+        slots.release(true);
+        assert!(says.recv_timeout(PATIENCE).unwrap());
+        slots.close();
+        serving.join().unwrap();
+    }
+
+    #[test]
+    fn after_a_look_that_failed_the_next_one_comes_when_the_queue_is_reached() {
+        let slots = with_a_free_thread();
+        let (fetcher, (said, says)) = (Arc::clone(&slots), channel());
+        let waiting = std::thread::spawn(move || {
+            fetcher.wait_for_release(FOR_EVER);
+            said.send(fetcher.wait(FOR_EVER).free).unwrap();
+        });
+        while !slots.lock().held_back {
+            std::thread::yield_now();
+        }
+        slots.release(false);
+        assert_eq!(says.recv_timeout(PATIENCE).unwrap(), 1);
+        waiting.join().unwrap();
+        slots.close();
+        slots.wait_for_release(FOR_EVER);
     }
 }

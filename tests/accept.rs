@@ -232,6 +232,8 @@ fn new_job(id: Uuid) -> Accept {
             max_attempts: 1,
             labels: BTreeMap::new(),
             result_ttl_ms: 1000,
+            time_zone: None,
+            lock_timeout_ms: None,
             upload: None,
         },
         retry_of: None,

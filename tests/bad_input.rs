@@ -108,6 +108,66 @@ fn a_bad_post_names_its_field_and_leaves_nothing() {
 }
 
 #[test]
+fn what_is_asked_of_a_job_takes_no_fields_and_no_other_type() {
+    let app = TestApp::start();
+    let id = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT 1"}, "run_at": "2999-01-01T00:00:00Z"}));
+    for asked in ["resume", "pause", "cancel"] {
+        let path = format!("/v1/jobs/{id}/{asked}");
+        let before = app.job(&id);
+        let answer = app.send("POST", &path, &[JSON], b"{\"reason\":\"x\"}");
+        assert_eq!(answer.problem(), (422, "invalid_request".to_owned(), vec!["/reason".to_owned()]), "{asked}");
+        let answer = app.send("POST", &path, &[("content-type", "text/plain")], b"{}");
+        assert_eq!(answer.problem(), (415, "unsupported_media_type".to_owned(), vec!["Content-Type".to_owned()]));
+        let answer = app.send("POST", &path, &[JSON], b"[");
+        assert_eq!(answer.problem().1, "malformed_json", "{asked}");
+        assert_eq!(app.job(&id)["state"], before["state"], "{asked}");
+    }
+    // Nothing to say needs no type.
+    let path = format!("/v1/jobs/{id}/cancel");
+    assert_eq!(app.send("POST", &path, &[], b"").status, 202);
+    assert_eq!(app.send("POST", &path, &[("content-type", "text/plain")], b"").status, 200);
+}
+
+#[test]
+fn a_compressed_body_is_refused_by_the_name_of_its_coding_wherever_json_is_taken() {
+    let app = TestApp::start();
+    let id = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT 1"}, "run_at": "2999-01-01T00:00:00Z"}));
+    let job = format!("/v1/jobs/{id}");
+    let paths = [
+        "/v1/jobs".to_owned(),
+        "/v1/jobs/validate".to_owned(),
+        format!("{job}/retry"),
+        format!("{job}/cancel"),
+        format!("{job}/pause"),
+        format!("{job}/resume"),
+        "/v1/queues/default/pause".to_owned(),
+        "/v1/queues/default/resume".to_owned(),
+        "/v1/targets/default/check".to_owned(),
+        "/v1/statements/reload".to_owned(),
+    ];
+    for path in &paths {
+        for coding in ["gzip", "zstd", "br", "deflate", "gzip, identity"] {
+            let answer = app.send("POST", path, &[JSON, ("content-encoding", coding)], b"\x1f\x8b\x08\x00");
+            let expected = (415, "unsupported_media_type".to_owned(), vec!["Content-Encoding".to_owned()]);
+            assert_eq!(answer.problem(), expected, "{path} {coding}");
+            assert!(answer.text().contains(&format!("coded as {coding},")), "{}", answer.text());
+            assert_eq!(answer.header("accept-encoding"), Some("identity"), "{path}");
+        }
+        let odd = app.send("POST", path, &[JSON, ("content-encoding", "postgres://u:hunter2@h/d")], b"{}");
+        assert!(odd.status == 415 && !odd.text().contains("hunter2"), "{}", odd.text());
+    }
+    assert_eq!(app.job(&id)["state"], "scheduled");
+    // What says nothing, or that nothing was done, is read.
+    let body = b"{\"kind\":\"query\",\"args\":{\"sql\":\"SELECT 1\"}}";
+    for coding in ["identity", "IDENTITY", ""] {
+        assert_eq!(app.send("POST", "/v1/jobs", &[JSON, ("content-encoding", coding)], body).status, 202, "{coding}");
+    }
+    let answer = app.send("POST", "/v1/jobs", &[JSON], b"\x1f\x8b\x08\x00");
+    assert_eq!(answer.problem().1, "malformed_json");
+    assert!(answer.text().contains("compressed by gzip"), "{}", answer.text());
+}
+
+#[test]
 fn every_error_of_a_post_is_told_at_once() {
     let app = TestApp::start();
     let answer = app

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::app::TestApp;
 use crate::support::kinds::{Gate, Step};
 
-const FIELDS: [&str; 33] = [
+const FIELDS: [&str; 35] = [
     "id",
     "kind",
     "state",
@@ -25,6 +25,8 @@ const FIELDS: [&str; 33] = [
     "deadline_at",
     "timeout_ms",
     "result_ttl_ms",
+    "time_zone",
+    "lock_timeout_ms",
     "queue_position",
     "timings",
     "progress",
@@ -160,10 +162,10 @@ fn a_key_is_forgotten_after_a_day() {
     let post = || app.post_with("/v1/jobs", &[("idempotency-key", "daily")], &body).json()["id"].clone();
     let first = post();
     app.queue.run("UPDATE idempotency_keys SET created_at = now() - interval '23 hours'");
-    slowlane::queue::insert::forget_old_keys(&mut app.queue.service()).unwrap();
+    slowlane::queue::insert::forget_old_keys(&mut app.queue.service(), chrono::Utc::now()).unwrap();
     assert_eq!(post(), first);
     app.queue.run("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'");
-    slowlane::queue::insert::forget_old_keys(&mut app.queue.service()).unwrap();
+    slowlane::queue::insert::forget_old_keys(&mut app.queue.service(), chrono::Utc::now()).unwrap();
     assert_ne!(post(), first);
 }
 

@@ -122,12 +122,56 @@ fn formats_are_negotiated() {
         ("application/json", "application/json"),
         ("application/x-ndjson", "application/x-ndjson"),
         ("text/csv;q=0.1, application/json;q=0.9", "application/json"),
+        ("application/jsonl", "application/x-ndjson"),
+        ("application/x-jsonlines; charset=utf-8", "application/x-ndjson"),
+        ("application/csv", "text/csv; charset=utf-8; header=present"),
+        ("text/csv; header=present", "text/csv; charset=utf-8; header=present"),
+        ("text/csv; header=absent", "text/csv; charset=utf-8; header=absent"),
     ] {
         assert_eq!(app.get_with(&path, &[("accept", accept)]).header("content-type"), Some(content_type), "{accept}");
     }
-    assert_eq!(app.get_with(&path, &[("accept", "image/png")]).problem().0, 406);
+    for accept in ["image/png", "text/csv; charset=latin1", "text/csv; header=maybe"] {
+        assert_eq!(app.get_with(&path, &[("accept", accept)]).problem().0, 406, "{accept}");
+    }
     let head = app.send("HEAD", &path, &[], b"");
     assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, Some("4"), 0));
+}
+
+#[test]
+fn csv_without_its_header_is_what_follows_the_header() {
+    let app = TestApp::start();
+    let job = app.query("SELECT g AS \"n,m\", repeat('x', 90) AS x FROM generate_series(1, 30000) g", &json!([]));
+    let path = format!("/v1/jobs/{}/result/data", job["id"].as_str().unwrap());
+    let get =
+        |further: &[(&str, &str)]| app.get_with(&path, &[&[("accept", "text/csv; header=absent")], further].concat());
+    let (with, without) = (app.get(&path), get(&[]));
+    assert!(with.body == [b"\"n,m\",x\n", &without.body[..]].concat() && without.body.starts_with(b"1,xxx"));
+    let length = without.body.len();
+    assert_eq!(without.header("content-length").unwrap(), length.to_string());
+    // Other bytes have another tag, with each coding.
+    let tag = without.header("etag").unwrap();
+    assert_ne!(with.header("etag"), Some(tag));
+    assert_eq!(get(&[("if-none-match", tag)]).status, 304);
+    assert_eq!(get(&[("if-none-match", with.header("etag").unwrap())]).status, 200);
+    for (from, to) in [(0, 9), (1_048_000, 1_060_000), (length - 5, length - 1)] {
+        let part = get(&[("range", &format!("bytes={from}-{to}")), ("if-range", tag)]);
+        assert_eq!(
+            (part.status, part.header("content-range")),
+            (206, Some(format!("bytes {from}-{to}/{length}").as_str()))
+        );
+        assert!(part.body == without.body[from..=to]);
+    }
+    assert_eq!(get(&[("range", &format!("bytes={length}-"))]).problem().1, "range_not_satisfiable");
+    let head = app.send("HEAD", &path, &[("accept", "text/csv; header=absent")], b"");
+    assert_eq!((head.header("content-length"), head.header("etag")), (Some(length.to_string().as_str()), Some(tag)));
+    let zipped = get(&[("accept-encoding", "zstd")]);
+    assert!(zstd::decode_all(&zipped.body[..]).unwrap() == without.body);
+    assert_ne!(zipped.header("etag"), Some(tag));
+    // Nothing but the header is nothing.
+    let job = app.query("SELECT 1 AS a WHERE false", &json!([]));
+    let path = format!("/v1/jobs/{}/result/data", job["id"].as_str().unwrap());
+    let empty = app.get_with(&path, &[("accept", "text/csv; header=absent")]);
+    assert_eq!((empty.status, empty.header("content-length"), empty.text().as_str()), (200, Some("0"), ""));
 }
 
 /// Streams 200,000 rows, and stops before the next one.
@@ -203,20 +247,65 @@ fn a_result_expires() {
     let job = app.query("SELECT 1", &json!([]));
     let id = job["id"].as_str().unwrap();
     app.queue.run("UPDATE results SET expires_at = now() - interval '1 second'");
-    assert_eq!(slowlane::results::store::expire(&mut app.queue.service(), 10).unwrap().len(), 1);
+    assert_eq!(slowlane::results::store::expire(&mut app.queue.service(), chrono::Utc::now(), 10).unwrap().len(), 1);
     assert_eq!(data(&app, id, "csv", &[]).problem(), (410, "result_expired".to_owned(), vec![]));
     assert_eq!(app.job(id)["result"]["state"], "expired");
     assert_eq!(app.queue.count("SELECT count(*) FROM result_parts"), 0);
+}
+
+/// A client that stores what it is sent must not take this for a result.
+#[track_caller]
+fn is_not_ready(app: &TestApp, id: &str, state: &str) {
+    for path in ["result", "result/data", "result/data?format=ndjson"] {
+        let answer = app.get(&format!("/v1/jobs/{id}/{path}"));
+        assert_eq!(answer.problem(), (409, "result_not_ready".to_owned(), vec![]), "{path}");
+        let problem = answer.json();
+        assert!(problem["detail"].as_str().unwrap().contains(&format!("the job is {state}:")), "{problem}");
+        assert_eq!(problem["retryable"], true);
+        assert!(answer.header("retry-after").unwrap().parse::<u32>().is_ok_and(|seconds| seconds > 0));
+        assert_eq!(answer.header("location"), Some(format!("/v1/jobs/{id}").as_str()));
+        let head = app.send("HEAD", &format!("/v1/jobs/{id}/{path}"), &[], b"");
+        assert_eq!((head.status, head.text().as_str()), (409, ""), "{path}");
+        assert_eq!(head.header("retry-after"), answer.header("retry-after"));
+    }
+}
+
+#[test]
+fn a_job_in_every_state_before_its_end_has_no_result_yet() {
+    let app = TestApp::start();
+    let query = json!({"kind": "query", "args": {"sql": "SELECT pg_sleep(600)"}});
+    let running = app.submit(&query);
+    eventually("it runs", || app.job(&running)["state"] == "running");
+    is_not_ready(&app, &running, "running");
+    assert_eq!(app.post("/v1/queues/default/pause", &json!({})).status, 200);
+    let queued = app.submit(&query);
+    is_not_ready(&app, &queued, "queued");
+    app.queue.run(&format!("UPDATE jobs SET state = 'paused' WHERE id = '{queued}'"));
+    is_not_ready(&app, &queued, "paused");
+    assert!(app.get(&format!("/v1/jobs/{queued}/result")).json()["hint"].as_str().unwrap().contains("/resume"));
+}
+
+#[test]
+fn the_result_of_a_job_that_is_far_ahead_is_not_asked_for_every_second() {
+    let app = TestApp::start();
+    let at = |run_at: String| app.submit(&json!({"kind": "query", "args": {"sql": "SELECT 1"}, "run_at": run_at}));
+    let far = at("2999-01-01T00:00:00Z".to_owned());
+    is_not_ready(&app, &far, "scheduled");
+    let answer = app.get(&format!("/v1/jobs/{far}/result"));
+    assert_eq!(answer.header("retry-after"), Some("60"));
+    let hint = answer.json()["hint"].as_str().unwrap().to_owned();
+    assert!(hint.contains("2999-01-01T00:00:00Z") && hint.contains("run_at"), "{hint}");
+    assert_eq!(app.get(&format!("/v1/jobs/{far}")).header("retry-after"), Some("60"));
+    let near = at((chrono::Utc::now() + chrono::TimeDelta::seconds(40)).to_rfc3339());
+    let seconds = app.get(&format!("/v1/jobs/{near}/result")).header("retry-after").unwrap().parse::<u32>().unwrap();
+    assert!((2..=40).contains(&seconds), "{seconds}");
 }
 
 #[test]
 fn a_result_that_is_not_ready_says_when_to_ask_again() {
     let app = TestApp::start();
     let id = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT 1"}, "run_at": "2999-01-01T00:00:00Z"}));
-    let answer = app.get(&format!("/v1/jobs/{id}/result/data"));
-    assert_eq!(answer.status, 202);
-    assert!(answer.header("retry-after").is_some());
-    assert_eq!(answer.json()["state"], "scheduled");
+    is_not_ready(&app, &id, "scheduled");
     assert_eq!(
         app.send("DELETE", &format!("/v1/jobs/{id}/result"), &[], b"").problem(),
         (409, "job_not_finished".to_owned(), vec!["id".to_owned()])

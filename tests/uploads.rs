@@ -133,9 +133,21 @@ fn what_is_not_taken_is_said_before_it_is_sent() {
         assert_eq!(answer.problem(), (415, "unsupported_media_type".to_owned(), vec!["Content-Type".to_owned()]));
         assert_eq!(answer.header("accept-post"), Some("text/csv, application/x-ndjson"));
     }
+    for content_type in ["text/csv; charset=utf-16", "application/jsonl; charset=\"windows-1252\""] {
+        let answer = refused(&[("content-type", content_type)]);
+        assert!(answer.text().contains("charset=utf-8") && answer.text().contains("iconv"), "{}", answer.text());
+    }
+    let answer = refused(&[("content-type", "text/csv; header=maybe")]);
+    assert_eq!(answer.problem().0, 415);
+    assert!(answer.text().contains("header=present or header=absent"), "{}", answer.text());
     let answer = refused(&[("content-type", "text/csv"), ("content-encoding", "br")]);
     assert_eq!(answer.problem(), (415, "unsupported_media_type".to_owned(), vec!["Content-Encoding".to_owned()]));
-    assert!(answer.text().contains("identity, gzip, zstd"), "{}", answer.text());
+    assert!(
+        answer.text().contains("coded as br,") && answer.text().contains("identity, gzip, zstd"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(answer.header("accept-encoding"), Some("identity, gzip, zstd"));
     assert_eq!(refused(&[("content-type", "text/csv"), ("content-encoding", "gzip, zstd")]).status, 415);
     for digest in ["sha-256=x", "sha-256=:AAAA:", "sha-512=:AAAA:", "nonsense"] {
         let answer = refused(&[("content-type", "text/csv"), ("content-digest", digest)]);
@@ -152,6 +164,24 @@ fn what_is_not_taken_is_said_before_it_is_sent() {
         assert_eq!(answer.problem().0, status);
     }
     assert_eq!(app.queue.count("SELECT count(*) FROM uploads"), 1);
+}
+
+#[test]
+fn every_name_of_a_media_type_is_taken() {
+    let app = TestApp::start();
+    for (given, kept) in [
+        ("application/jsonl", "application/x-ndjson"),
+        ("application/x-jsonlines; charset=utf-8", "application/x-ndjson"),
+        ("Application/NDJSON", "application/x-ndjson"),
+        ("application/csv;charset=\"UTF-8\"", "text/csv"),
+        ("text/csv; header=present", "text/csv"),
+        ("text/csv; charset=utf-8; Header=Absent", "text/csv; header=absent"),
+    ] {
+        let upload = app.send("POST", "/v1/uploads", &[("content-type", given)], b"1\n").json();
+        assert_eq!(upload["content_type"], kept, "{given}: {upload}");
+        let path = format!("/v1/uploads/{}", upload["id"].as_str().unwrap());
+        assert_eq!(app.get(&path).json()["content_type"], kept);
+    }
 }
 
 #[test]
@@ -199,7 +229,7 @@ fn what_a_dead_server_left_goes_when_its_time_has_passed() {
     assert_eq!(app.queue.count("SELECT count(*) FROM uploads WHERE expires_at > now() + interval '1 minute'"), 1);
     app.queue.run("UPDATE uploads SET expires_at = now()");
     let mut janitor = app.queue.service();
-    slowlane::uploads::store::sweep(&mut janitor, PATIENCE).unwrap();
+    slowlane::uploads::store::sweep(&mut janitor, chrono::Utc::now(), PATIENCE).unwrap();
     nothing_is_left(&app);
     // Whoever still sends is told that it was for nothing.
     let mut stream = stream;
@@ -226,10 +256,10 @@ fn what_a_killed_server_was_receiving_is_never_seen() {
     let refused = other.client.post("/v1/jobs", &json!({"kind": "import", "args": args}));
     assert_eq!(refused.problem().1, "unknown_upload");
     let mut janitor = queue.service();
-    slowlane::uploads::store::sweep(&mut janitor, PATIENCE).unwrap();
+    slowlane::uploads::store::sweep(&mut janitor, chrono::Utc::now(), PATIENCE).unwrap();
     assert!(queue.count("SELECT count(*) FROM upload_parts") >= 2, "its time has not passed");
     queue.run("UPDATE uploads SET expires_at = now()");
-    slowlane::uploads::store::sweep(&mut janitor, PATIENCE).unwrap();
+    slowlane::uploads::store::sweep(&mut janitor, chrono::Utc::now(), PATIENCE).unwrap();
     assert_eq!(queue.count("SELECT (SELECT count(*) FROM uploads) + (SELECT count(*) FROM upload_parts)"), 0);
 }
 
@@ -320,7 +350,7 @@ fn an_upload_stays_while_a_job_uses_it() {
     let mut janitor = app.queue.service();
     let mut pass = || {
         app.queue.run("UPDATE uploads SET expires_at = now()");
-        slowlane::uploads::store::sweep(&mut janitor, PATIENCE).unwrap();
+        slowlane::uploads::store::sweep(&mut janitor, chrono::Utc::now(), PATIENCE).unwrap();
     };
     pass();
     assert!(app.get(&path).json()["expires_at"].as_str() > upload["created_at"].as_str());

@@ -12,6 +12,8 @@ use crate::queue::accept::Idempotency;
 pub const MAX_WAIT: Duration = Duration::from_secs(30);
 /// The longest `Idempotency-Key`, in characters.
 const MAX_KEY_CHARS: usize = 255;
+/// The longest `Content-Encoding` that is repeated, in characters.
+const MAX_CODING_CHARS: usize = 40;
 /// Until there are accounts, everybody who may ask is one principal.
 const PRINCIPAL: &str = "default";
 
@@ -35,6 +37,25 @@ pub fn if_none_match(request: &HttpRequest, etag: &str) -> bool {
         .get_all(header::IF_NONE_MATCH)
         .filter_map(|value| value.to_str().ok())
         .any(|value| value.trim() == "*" || value.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag))
+}
+
+/// How a request says that its body is coded: all of `Content-Encoding`, in their order; empty where it doesn't say.
+pub fn content_coding(request: &HttpRequest) -> String {
+    let given = request.headers().get_all(header::CONTENT_ENCODING);
+    given.map(|value| value.to_str().unwrap_or("?").trim()).collect::<Vec<_>>().join(", ")
+}
+
+/// 415 for a body that is coded as none of `taken` says. A coding is repeated where it is a word, as those in use are.
+pub fn coding_not_taken(given: &str, taken: &str) -> Problem {
+    let is_words = given.len() <= MAX_CODING_CHARS
+        && given.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ',' | ' '));
+    let detail = match is_words {
+        true => format!("the body is coded as {given}, which is not taken here"),
+        false => "the body is coded in a way that is not taken here".to_owned(),
+    };
+    Problem::new(Code::UnsupportedMediaType, detail)
+        .field("Content-Encoding", format!("expected one of: {taken}"))
+        .header(header::ACCEPT_ENCODING, taken)
 }
 
 /// The `Idempotency-Key`, quoted or bare, with the digest of what it is used for.

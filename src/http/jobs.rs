@@ -10,10 +10,10 @@ use uuid::Uuid;
 use crate::http::headers::{if_none_match, prefer_wait};
 use crate::http::problem::{Code, Problem};
 use crate::http::wire::{self, JobResource};
-use crate::http::{Shared, State};
+use crate::http::{Shared, State, no_fields};
 use crate::queue::cancel::CancelOutcome;
 use crate::queue::pause::{PauseOutcome, ResumeOutcome};
-use crate::queue::{Job, JobState, cancel, pause, read};
+use crate::queue::{Job, JobState, cancel, pause, read, report};
 
 /// The id in a path.
 pub(super) fn parse_id(text: &str) -> Result<Uuid, Problem> {
@@ -32,8 +32,25 @@ pub(super) fn not_found(id: Uuid) -> Problem {
         .field("id", "expected the id of a job")
 }
 
-/// How many seconds a caller should wait before it asks again: the longer a job runs, the less often.
+/// The longest wait that a caller is asked for, in seconds: a job can be cancelled, or begin earlier, at any time.
+const LONGEST_WAIT: i64 = 60;
+
+/// Seconds until a job may begin, rounded up; 0 for one that may, or has begun.
+pub(super) fn until_it_may_begin(job: &Job) -> i64 {
+    if job.state != JobState::Scheduled {
+        return 0;
+    }
+    (job.run_at - Utc::now()).num_milliseconds().max(0).saturating_add(999) / 1_000
+}
+
+/// How many seconds a caller should wait before it asks again: the longer a job runs, the less often; of one that
+/// begins later, not before.
 pub(super) fn retry_after(job: &Job) -> u64 {
+    let ahead = until_it_may_begin(job).min(LONGEST_WAIT);
+    by_age(job).max(u64::try_from(ahead).unwrap_or_default())
+}
+
+fn by_age(job: &Job) -> u64 {
     match (Utc::now() - job.created_at).num_seconds() {
         ..10 => 1,
         10..60 => 2,
@@ -82,14 +99,24 @@ pub(super) fn resource<'j>(shared: &Shared, job: &'j Job) -> JobResource<'j> {
     JobResource::of(job, shared.registry.produces_result(&job.kind, &job.args.0))
 }
 
-pub(super) async fn cancel(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+pub(super) async fn cancel(
+    request: HttpRequest,
+    shared: State,
+    id: web::Path<String>,
+    body: Result<web::Bytes, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
+    no_fields(&request, body)?;
     let outcome = shared.doorway.run(move |connection| cancel::request(connection, id)).await?;
     let (status, job) = match outcome {
         CancelOutcome::NotFound => return read(&shared, id).await.map(|_| HttpResponse::Accepted().finish()),
         CancelOutcome::AlreadyFinished(job) => return Err(already_finished(&job)),
         CancelOutcome::AlreadyCancelled(job) => (StatusCode::OK, job),
-        CancelOutcome::Cancelled(job) | CancelOutcome::Requested(job) => (StatusCode::ACCEPTED, job),
+        CancelOutcome::Cancelled(job) => {
+            report::cancelled(&job);
+            (StatusCode::ACCEPTED, job)
+        }
+        CancelOutcome::Requested(job) => (StatusCode::ACCEPTED, job),
     };
     if job.state == JobState::Running {
         shared.signals.cancel_requested(id);
@@ -120,8 +147,14 @@ fn not_resumable(shared: &Shared, job: &Job) -> Problem {
         .hint("cancel it, and submit it again later")
 }
 
-pub(super) async fn pause(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+pub(super) async fn pause(
+    request: HttpRequest,
+    shared: State,
+    id: web::Path<String>,
+    body: Result<web::Bytes, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
+    no_fields(&request, body)?;
     let registry = Arc::clone(&shared.registry);
     let asked = shared
         .doorway
@@ -142,8 +175,14 @@ pub(super) async fn pause(shared: State, id: web::Path<String>) -> Result<HttpRe
     Ok(changed(&shared, status, &job))
 }
 
-pub(super) async fn resume(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+pub(super) async fn resume(
+    request: HttpRequest,
+    shared: State,
+    id: web::Path<String>,
+    body: Result<web::Bytes, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
+    no_fields(&request, body)?;
     let registry = Arc::clone(&shared.registry);
     let asked = shared
         .doorway

@@ -13,6 +13,7 @@ mod headers;
 mod history;
 mod jobs;
 mod list;
+mod media;
 mod operate;
 mod paging;
 mod probes;
@@ -106,6 +107,8 @@ pub struct Common {
     pub health: Arc<Health>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// The targets that this process runs jobs on, each with whether it can be used.
+    pub targets: Box<dyn Fn() -> BTreeMap<String, bool> + Send + Sync>,
     /// How pools beside the doorway are used, asked for when metrics are.
     pub pools: Box<dyn Fn(&Metrics) + Send + Sync>,
     /// When the depth of the queues was last looked at.
@@ -158,6 +161,10 @@ pub struct TargetFacts {
     pub allow_unsafe_role: bool,
     /// `work_mem` of its sessions.
     pub work_mem: Option<String>,
+    /// The time zone of its sessions, where the settings name one.
+    pub time_zone: Option<String>,
+    /// How long a statement waits for a lock, where the settings say that.
+    pub lock_timeout_ms: Option<i64>,
 }
 
 pub(crate) struct Shared {
@@ -309,7 +316,7 @@ fn no_fields(request: &HttpRequest, body: Result<web::Bytes, actix_web::Error>) 
     if body.is_empty() {
         return Ok(());
     }
-    submit::check_content_type(request)?;
+    submit::check_is_json(request)?;
     match strict_json::object(&body)?.keys().next() {
         None => Ok(()),
         Some(name) => Err(Problem::new(Code::InvalidRequest, "this request takes no fields")

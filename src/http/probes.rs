@@ -1,5 +1,7 @@
 //! `/healthz`, `/readyz` and `/metrics`: what an operator's machines ask.
 
+use std::collections::BTreeMap;
+
 use actix_web::http::{StatusCode, header};
 use actix_web::{HttpResponse, web};
 use serde::Serialize;
@@ -28,6 +30,9 @@ struct Checks {
     database: &'static str,
     migrations: &'static str,
     workers: &'static str,
+    /// The targets that this process runs jobs on. One that is away doesn't make the process unready: the jobs of the
+    /// others run.
+    targets: BTreeMap<String, &'static str>,
     stopping: bool,
 }
 
@@ -52,6 +57,10 @@ pub(super) async fn readyz(common: web::Data<Common>) -> HttpResponse {
             Err(_) => "unknown",
         },
         workers: if common.health.workers_ready() { "ok" } else { "not beating" },
+        targets: (common.targets)()
+            .into_iter()
+            .map(|(name, usable)| (name, if usable { "ok" } else { "unavailable" }))
+            .collect(),
         stopping: common.health.is_stopping(),
     };
     let ready = checks.migrations == "ok" && checks.workers == "ok" && !checks.stopping;

@@ -97,6 +97,8 @@ codes! {
     RetryUnfinished = "retry_unfinished", CONFLICT, "A retry of the job has not ended yet";
     /// Unfinished jobs read the upload.
     UploadInUse = "upload_in_use", CONFLICT, "The upload is in use";
+    /// The job has not ended: its result may come.
+    ResultNotReady = "result_not_ready", CONFLICT, "The job has not ended yet";
     /// The job failed: there is no result.
     JobFailed = "job_failed", CONFLICT, "The job failed";
     /// The job was cancelled: there is no result.
@@ -119,6 +121,8 @@ codes! {
     InvalidArgs = "invalid_args", UNPROCESSABLE_ENTITY, "The arguments are not valid";
     /// The body isn't the one that its digest is of.
     DigestMismatch = "digest_mismatch", UNPROCESSABLE_ENTITY, "The digest is of another body";
+    /// The arguments name an upload of another type than they say.
+    FormatMismatch = "format_mismatch", UNPROCESSABLE_ENTITY, "The upload is of another format";
     /// The arguments name an upload that isn't there.
     UnknownUpload = "unknown_upload", UNPROCESSABLE_ENTITY, "There is no such upload";
     /// There is no saved statement of this name.
@@ -234,7 +238,7 @@ impl Problem {
             detail: &self.detail,
             instance,
             code: self.code.as_str(),
-            retryable: matches!(status.as_u16(), 408 | 429 | 503),
+            retryable: matches!(status.as_u16(), 408 | 429 | 503) || self.code == Code::ResultNotReady,
             sqlstate: None,
             hint: self.hint.as_deref(),
             position: None,

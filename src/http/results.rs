@@ -8,20 +8,20 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::http::headers::if_none_match;
-use crate::http::jobs::{self, parse_id, retry_after};
+use crate::http::jobs::{self, parse_id, retry_after, until_it_may_begin};
 use crate::http::problem::{Code, Problem};
 use crate::http::wire::{self, Time};
 use crate::http::{Shared, State};
 use crate::queue::job::ResultState;
 use crate::queue::{Job, JobState};
 use crate::results::store::{self, StoredResult};
-use crate::results::{Column, Format};
+use crate::results::{Column, Format, Representation};
 
 mod body;
 mod negotiate;
 mod sending;
 
-use negotiate::{Coding, content_coding, format};
+use negotiate::{Coding, content_coding, representation};
 use sending::Sending;
 
 #[derive(Serialize)]
@@ -45,18 +45,12 @@ struct FormatResource {
     href: String,
 }
 
-/// What a request for a result finds.
-enum Found {
-    Result(Box<StoredResult>),
-    /// There is nothing to fetch, and this says so.
-    Answer(HttpResponse),
-}
-
-async fn find(shared: &Shared, id: Uuid) -> Result<Found, Problem> {
+/// The result of a job that has ended well; `None` for one of a kind that makes none.
+async fn find(shared: &Shared, id: Uuid) -> Result<Option<StoredResult>, Problem> {
     let job = jobs::read(shared, id).await?;
     let stored = shared.doorway.run(move |connection| store::result(connection, id)).await?;
     match (job.state, stored) {
-        (_, Some(stored)) if stored.state == ResultState::Available => Ok(Found::Result(Box::new(stored))),
+        (_, Some(stored)) if stored.state == ResultState::Available => Ok(Some(stored)),
         (_, Some(stored)) if stored.state == ResultState::Expired => {
             Err(Problem::new(Code::ResultExpired, "the result was kept for result_ttl_ms, and is gone"))
         }
@@ -66,30 +60,40 @@ async fn find(shared: &Shared, id: Uuid) -> Result<Found, Problem> {
                 .hint(format!("see {}", wire::path(id))))
         }
         (JobState::Cancelled, None) => Err(Problem::new(Code::JobCancelled, "the job was cancelled")),
-        (JobState::Succeeded, None) => Ok(Found::Answer(HttpResponse::NoContent().finish())),
-        (_, None) => Ok(Found::Answer(not_ready(shared, &job))),
+        (JobState::Succeeded, None) => Ok(None),
+        (state, None) => Err(not_ready(&job, state)),
     }
 }
 
-fn not_ready(shared: &Shared, job: &Job) -> HttpResponse {
-    HttpResponse::Accepted()
-        .insert_header((header::LOCATION, wire::path(job.id)))
-        .insert_header((header::RETRY_AFTER, retry_after(job).to_string()))
-        .json(jobs::resource(shared, job))
+/// An error, so that a client that stores what it is sent (`curl -f > report.csv`) stores nothing yet.
+fn not_ready(job: &Job, state: JobState) -> Problem {
+    let path = wire::path(job.id);
+    let hint = match state {
+        JobState::Paused => format!("POST {path}/resume lets the job go on"),
+        JobState::Scheduled if until_it_may_begin(job) > 0 => {
+            let at = job.run_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+            format!("the job begins at {at} (run_at), not before")
+        }
+        _ => {
+            format!("ask again after the seconds of Retry-After, or GET {path} with Prefer: wait=30 until it has ended")
+        }
+    };
+    Problem::new(Code::ResultNotReady, format!("the job is {state}: its result is there when it has succeeded"))
+        .hint(hint)
+        .header(header::LOCATION, path)
+        .header(header::RETRY_AFTER, retry_after(job).to_string())
 }
 
 pub(super) async fn manifest(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
-    let stored = match find(&shared, id).await? {
-        Found::Answer(answer) => return Ok(answer),
-        Found::Result(stored) => stored,
-    };
+    let Some(stored) = find(&shared, id).await? else { return Ok(HttpResponse::NoContent().finish()) };
     let manifest = &stored.manifest;
-    let formats = Format::ALL.into_iter().map(|format| FormatResource {
+    let formats = Format::ALL.map(|format| (format, Representation::from(format)));
+    let formats = formats.into_iter().map(|(format, representation)| FormatResource {
         format,
-        content_type: format.content_type(),
-        bytes: manifest.length(format),
-        etag: manifest.etag(format),
+        content_type: representation.content_type(),
+        bytes: manifest.length(representation),
+        etag: manifest.etag(representation),
         href: format!("{}/result/data?format={}", wire::path(id), format.as_str()),
     });
     Ok(HttpResponse::Ok().json(ManifestResource {
@@ -118,13 +122,10 @@ pub(super) async fn delete(shared: State, id: web::Path<String>) -> Result<HttpR
 
 pub(super) async fn data(request: HttpRequest, shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
-    let format = format(&request)?;
-    let stored = match find(&shared, id).await? {
-        Found::Answer(answer) => return Ok(answer),
-        Found::Result(stored) => stored,
-    };
-    let length = stored.manifest.length(format);
-    let identity_etag = stored.manifest.etag(format);
+    let representation = representation(&request)?;
+    let Some(stored) = find(&shared, id).await? else { return Ok(HttpResponse::NoContent().finish()) };
+    let length = stored.manifest.length(representation);
+    let identity_etag = stored.manifest.etag(representation);
     // A range is for GET alone, and comes after the conditions (RFC 9110, 13.2.2 and 14.2).
     let may_range = request.method() == Method::GET && request.headers().contains_key(header::RANGE);
     let coding = if may_range { Coding::Identity } else { content_coding(&request) };
@@ -139,9 +140,10 @@ pub(super) async fn data(request: HttpRequest, shared: State, id: web::Path<Stri
         return Ok(response.status(StatusCode::NOT_MODIFIED).finish());
     }
     let range = if may_range { negotiate::range(&request, length, &identity_etag)? } else { None };
-    response
-        .insert_header((header::CONTENT_TYPE, format.content_type()))
-        .insert_header((header::CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.{}\"", format.as_str())));
+    response.insert_header((header::CONTENT_TYPE, representation.content_type())).insert_header((
+        header::CONTENT_DISPOSITION,
+        format!("attachment; filename=\"{id}.{}\"", representation.format.as_str()),
+    ));
     if let Some(name) = coding.name() {
         response.insert_header((header::CONTENT_ENCODING, name));
     }
@@ -159,6 +161,6 @@ pub(super) async fn data(request: HttpRequest, shared: State, id: web::Path<Stri
         );
     }
     let exact = (coding == Coding::Identity).then_some(wanted.end - wanted.start);
-    let stream = Sending::new(shared, id, *stored, format, wanted).start(coding);
+    let stream = Sending::new(shared, id, stored, representation, wanted).start(coding);
     Ok(response.body(body::Streamed { stream, length: exact }))
 }

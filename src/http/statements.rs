@@ -3,13 +3,13 @@
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::http::problem::{Code, Problem};
 use crate::http::submit;
 use crate::http::wire::Time;
 use crate::http::{Shared, State, no_fields, no_parameters};
-use crate::statements::{Broken, Loaded, Statement};
+use crate::statements::{Broken, FileName, Loaded, Statement};
 
 #[derive(Serialize)]
 struct StatementsPage<'l> {
@@ -28,15 +28,17 @@ struct StatementResource<'l> {
     target: &'l str,
     queue: &'l str,
     timeout_ms: i64,
+    time_zone: Option<&'l str>,
+    lock_timeout_ms: Option<i64>,
     /// It is in effect as its file was before it broke.
     stale: bool,
-    file: &'l str,
-    params: Value,
+    file: &'l FileName,
+    params: Box<RawValue>,
 }
 
 #[derive(Serialize)]
 struct BrokenResource<'l> {
-    file: &'l str,
+    file: &'l FileName,
     line: usize,
     message: &'l str,
     /// The statement that stays in effect as the file had it before.
@@ -53,6 +55,8 @@ impl<'l> StatementResource<'l> {
             target: &statement.target,
             queue: &statement.queue,
             timeout_ms: statement.timeout_ms,
+            time_zone: statement.time_zone.as_deref(),
+            lock_timeout_ms: statement.lock_timeout_ms,
             stale,
             file: &statement.file,
             params: statement.schema(),

@@ -21,6 +21,9 @@ pub type Members<'b> = BTreeMap<String, &'b RawValue>;
 /// 400 with the place: what isn't UTF-8 or JSON, names that stand twice, nesting over [`MAX_DEPTH`]. 422 for
 /// `\u0000`, which JSON has and Postgres doesn't.
 pub fn object(body: &[u8]) -> Result<Members<'_>, Problem> {
+    if let Some(coding) = compressed(body) {
+        return Err(malformed(&format!("it is compressed by {coding}")).hint("send the JSON as it is, uncompressed"));
+    }
     let text = std::str::from_utf8(body)
         .map_err(|error| malformed(&format!("it is not UTF-8 from byte {} on", error.valid_up_to())))?;
     let value: &RawValue = parse(text)?;
@@ -30,6 +33,12 @@ pub fn object(body: &[u8]) -> Result<Members<'_>, Problem> {
         Kind::Object => Ok(parse::<Object<'_>>(value.get())?.0.into_iter().collect()),
         _ => Err(malformed("it must be an object").field("", "expected an object")),
     }
+}
+
+/// What a body without a `Content-Encoding` was compressed by, told by its first bytes: no text begins so.
+fn compressed(body: &[u8]) -> Option<&'static str> {
+    let known: [(&[u8], &str); 2] = [(&[0x1f, 0x8b], "gzip"), (&[0x28, 0xb5, 0x2f, 0xfd], "zstd")];
+    known.into_iter().find_map(|(magic, name)| body.starts_with(magic).then_some(name))
 }
 
 /// What a value is, told by its first character.
@@ -162,6 +171,10 @@ mod tests {
         assert!(object(br#"{"a":{"b":[1e999,"x"]},"c":null}"#).is_ok());
         for body in [&b""[..], b"nonsense", b"{", b"[1]", b"{\"a\":1} x", b"{\"a\":\"\xff\"}", br#"{"a":"\ud800"}"#] {
             assert_eq!(refused(body).0, Code::MalformedJson, "{body:?}");
+        }
+        for (body, name) in [(&b"\x1f\x8b\x08"[..], "gzip"), (b"\x28\xb5\x2f\xfd\x04", "zstd")] {
+            let (code, text) = refused(body);
+            assert!(code == Code::MalformedJson && text.contains(name), "{text}");
         }
         let (code, text) = refused(br#"{"a":{"x/y":1,"x/y":2}}"#);
         assert_eq!(code, Code::MalformedJson);

@@ -9,7 +9,8 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
-use crate::http::headers::{idempotency, prefer_wait};
+use crate::db::time_zone;
+use crate::http::headers::{coding_not_taken, content_coding, idempotency, prefer_wait};
 use crate::http::jobs::{self, retry_after};
 use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members};
@@ -19,15 +20,28 @@ use crate::kinds::{Named, ON_STATEMENTS_ONLY, Registry, UploadArg};
 use crate::queue::accept::{Accept, AcceptError, Accepted};
 use crate::queue::job::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
-    MAX_MAX_ATTEMPTS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS,
+    MAX_LOCK_TIMEOUT_MS, MAX_MAX_ATTEMPTS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS,
 };
 use crate::queue::pointer::step;
 use crate::queue::{Job, NewJob, RawJson};
+use crate::uploads::store;
 
 /// Fields of the contract whose features aren't there.
 const NOT_SUPPORTED_YET: [&str; 3] = ["unique_key", "concurrency_key", "webhook"];
-const FIELDS: [&str; 10] =
-    ["kind", "args", "target", "queue", "priority", "run_at", "timeout_ms", "max_attempts", "labels", "result_ttl_ms"];
+const FIELDS: [&str; 12] = [
+    "kind",
+    "args",
+    "target",
+    "queue",
+    "priority",
+    "run_at",
+    "timeout_ms",
+    "max_attempts",
+    "labels",
+    "result_ttl_ms",
+    "time_zone",
+    "lock_timeout_ms",
+];
 
 pub(super) async fn submit(
     request: HttpRequest,
@@ -35,7 +49,7 @@ pub(super) async fn submit(
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
     refuse_when_stopping(&shared)?;
-    check_content_type(&request)?;
+    check_is_json(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
     let members = strict_json::object(&body)?;
     let (job, upload) = new_job(&shared, &members)?;
@@ -61,6 +75,7 @@ pub(super) async fn accepted(
     upload: Option<UploadArg>,
 ) -> Result<(Job, bool), Problem> {
     check_result_store(shared, &accept.job)?;
+    check_upload(shared, upload).await?;
     let job = NewJob { upload: upload.map(|upload| upload.id), ..accept.job };
     let accept = Accept { job, ..accept };
     let accepted = shared.writer.accept(accept).await.map_err(|error| match (error, upload) {
@@ -89,7 +104,12 @@ pub(super) fn refuse_when_stopping(shared: &Shared) -> Result<(), Problem> {
     }
 }
 
-pub(super) fn check_content_type(request: &HttpRequest) -> Result<(), Problem> {
+/// A body is JSON, uncoded, and says so.
+pub(super) fn check_is_json(request: &HttpRequest) -> Result<(), Problem> {
+    let coding = content_coding(request);
+    if !coding.is_empty() && !coding.eq_ignore_ascii_case("identity") {
+        return Err(coding_not_taken(&coding, "identity").hint("send the JSON as it is, without Content-Encoding"));
+    }
     let given = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = given.split(';').next().unwrap_or_default().trim();
     if media_type.eq_ignore_ascii_case("application/json") {
@@ -122,6 +142,21 @@ fn check_result_store(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
             .hint("delete results that are no longer needed, or raise result_store_bytes"));
     }
     Ok(())
+}
+
+/// The upload is what the arguments say. Whether it is there is left to the statement that takes hold of it; its type
+/// never changes.
+pub(super) async fn check_upload(shared: &Shared, upload: Option<UploadArg>) -> Result<(), Problem> {
+    let Some(UploadArg { id, reads: Some(reads), .. }) = upload else { return Ok(()) };
+    let found = shared.doorway.run(move |connection| store::content_type(connection, id)).await?;
+    let Some(found) = found.filter(|found| !reads.types.contains(found)) else { return Ok(()) };
+    let sent = found.as_str();
+    Err(Problem::new(
+        Code::FormatMismatch,
+        format!("the upload {id} was sent as {sent}, and the arguments say otherwise"),
+    )
+    .field(format!("/args{}", reads.pointer), format!("expected the value for {sent}, which the upload is"))
+    .hint("name what the upload is, or send the file again with the Content-Type that it has"))
 }
 
 fn not_accepted(error: AcceptError) -> Problem {
@@ -246,7 +281,7 @@ pub(super) fn only_text(
     if body.is_empty() {
         return Ok(None);
     }
-    check_content_type(request)?;
+    check_is_json(request)?;
     let mut errors = Vec::new();
     let mut given = None;
     for (name, value) in strict_json::object(body)? {
@@ -320,6 +355,10 @@ impl<'b> Fields<'_, 'b> {
             max_attempts: self.integer("max_attempts", DEFAULT_MAX_ATTEMPTS, 1, MAX_MAX_ATTEMPTS),
             labels: self.labels(),
             result_ttl_ms: self.integer("result_ttl_ms", DEFAULT_RESULT_TTL_MS, 1, MAX_RESULT_TTL_MS),
+            time_zone: self.time_zone("time_zone"),
+            lock_timeout_ms: self
+                .member("lock_timeout_ms")
+                .map(|_| self.integer("lock_timeout_ms", MAX_LOCK_TIMEOUT_MS, 1, MAX_LOCK_TIMEOUT_MS)),
             // The kind says it, once the arguments are known to be right.
             upload: None,
             kind,
@@ -404,6 +443,16 @@ impl<'b> Fields<'_, 'b> {
             self.wrong(field, "expected a time as RFC 3339 writes it, such as 2026-01-31T06:00:00Z");
         }
         time.map(|time| time.to_utc())
+    }
+
+    /// Whether there is such a zone, the target's server says when the job runs.
+    fn time_zone(&mut self, field: &str) -> Option<String> {
+        let value = self.member(field)?;
+        let zone = serde_json::from_str::<String>(value.get()).ok().filter(|text| time_zone::is_name(text));
+        if zone.is_none() {
+            self.wrong(field, format!("expected {}", time_zone::EXPECTED));
+        }
+        zone
     }
 
     fn labels(&mut self) -> BTreeMap<String, String> {

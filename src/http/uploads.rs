@@ -8,11 +8,14 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::http::State;
+use crate::http::headers::{coding_not_taken, content_coding};
 use crate::http::jobs::parse_id;
+use crate::http::media::MediaType;
 use crate::http::paging::{Paging, invalid};
 use crate::http::problem::{Code, Problem};
 use crate::http::submit;
 use crate::http::wire::{self, Time};
+use crate::results::Format;
 use crate::uploads::store::{self, Deleted};
 use crate::uploads::{ContentEncoding, ContentType, Upload};
 
@@ -113,35 +116,32 @@ fn text(request: &HttpRequest, name: impl header::AsHeaderName) -> &str {
 }
 
 fn content_type(request: &HttpRequest) -> Result<ContentType, Problem> {
-    let names = ContentType::ALL.map(ContentType::as_str).join(", ");
+    let names = [Format::Csv, Format::Ndjson].map(Format::media_type).join(", ");
     let refused = |expected: String| {
-        Problem::new(Code::UnsupportedMediaType, "the body must be CSV or NDJSON and say so")
+        Problem::new(Code::UnsupportedMediaType, "the body must be CSV or NDJSON in UTF-8, and say so")
             .field("Content-Type", expected)
             .header(HeaderName::from_static("accept-post"), names.clone())
     };
-    let mut parts = text(request, header::CONTENT_TYPE).split(';').map(str::trim);
-    let kind = ContentType::parse(parts.next().unwrap_or_default())
-        .ok_or_else(|| refused(format!("expected one of: {names}")))?;
-    for parameter in parts {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        let value = value.trim_matches('"');
-        let is_utf8 = ["utf-8", "utf8", "us-ascii"].iter().any(|known| value.eq_ignore_ascii_case(known));
-        if name.eq_ignore_ascii_case("charset") && !is_utf8 {
-            return Err(refused("expected UTF-8".to_owned()));
-        }
+    let given = MediaType::read(text(request, header::CONTENT_TYPE));
+    let kind = match (given.format(), given.header()) {
+        (Some(Format::Ndjson), _) => ContentType::Ndjson,
+        (Some(Format::Csv), Some(true)) => ContentType::Csv,
+        (Some(Format::Csv), Some(false)) => ContentType::CsvWithoutHeader,
+        (Some(Format::Csv), None) => return Err(refused("expected header=present or header=absent".to_owned())),
+        (Some(Format::Json) | None, _) => return Err(refused(format!("expected one of: {names}"))),
+    };
+    if given.is_utf8() {
+        return Ok(kind);
     }
-    Ok(kind)
+    let expected =
+        "expected charset=utf-8 and a body in UTF-8; convert it first, such as by iconv -f WINDOWS-1252 -t UTF-8";
+    Err(refused(expected.to_owned()))
 }
 
 fn content_encoding(request: &HttpRequest) -> Result<ContentEncoding, Problem> {
-    let given = text(request, header::CONTENT_ENCODING);
-    let names = ContentEncoding::ALL.map(ContentEncoding::as_str).join(", ");
-    let known = if given.is_empty() { Some(ContentEncoding::Identity) } else { ContentEncoding::parse(given) };
-    known.ok_or_else(|| {
-        Problem::new(Code::UnsupportedMediaType, "the body is coded in a way that is not taken here")
-            .field("Content-Encoding", format!("expected one of: {names}"))
-            .header(header::ACCEPT_ENCODING, names)
-    })
+    let given = content_coding(request);
+    let known = if given.is_empty() { Some(ContentEncoding::Identity) } else { ContentEncoding::parse(&given) };
+    known.ok_or_else(|| coding_not_taken(&given, &ContentEncoding::ALL.map(ContentEncoding::as_str).join(", ")))
 }
 
 /// The SHA-256 that the caller has of the body, where it has one. Digests of other kinds alone are refused: nobody is to

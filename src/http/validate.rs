@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::http::asking::ask_a_worker;
 use crate::http::problem::Problem;
-use crate::http::submit::{check_content_type, new_job, refuse_when_stopping, unreadable};
+use crate::http::submit::{check_is_json, check_upload, new_job, refuse_when_stopping, unreadable};
 use crate::http::{State, strict_json};
 use crate::kinds::{VALIDATE, Validation};
 use crate::queue::{NewJob, RawJson};
@@ -19,14 +19,21 @@ pub(super) async fn validate(
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
     refuse_when_stopping(&shared)?;
-    check_content_type(&request)?;
+    check_is_json(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
-    let (job, _) = new_job(&shared, &strict_json::object(&body)?)?;
+    let (job, upload) = new_job(&shared, &strict_json::object(&body)?)?;
+    check_upload(&shared, upload).await?;
     if !shared.registry.validates(&job.kind, &job.args.0) || !shared.registry.contains(VALIDATE) {
         // Its arguments are right; there is nothing more that could be said without running it.
         return Ok(HttpResponse::Ok().json(Validation { valid: true, ..Validation::default() }));
     }
     let args = RawJson::of(&json!({"kind": job.kind, "args": job.args})).map_err(|error| Problem::internal(&error))?;
-    let look = NewJob { target: job.target, queue: job.queue, ..NewJob::new(VALIDATE, args) };
+    let look = NewJob {
+        target: job.target,
+        queue: job.queue,
+        time_zone: job.time_zone,
+        lock_timeout_ms: job.lock_timeout_ms,
+        ..NewJob::new(VALIDATE, args)
+    };
     ask_a_worker(&request, &shared, look, "this says nothing about the job itself; try again").await
 }

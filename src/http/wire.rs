@@ -7,8 +7,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::db::activity::Blocker;
 use crate::kinds::STATEMENT;
+use crate::queue::job::BlockedBy;
 use crate::queue::job::{JobBackend, JobProgress, JobStatistics, ProgressBasis, ResultState};
 use crate::queue::{Job, JobState, RawJson};
 
@@ -45,6 +45,8 @@ pub struct JobResource<'j> {
     deadline_at: Option<Time>,
     timeout_ms: i64,
     result_ttl_ms: i64,
+    time_zone: Option<&'j str>,
+    lock_timeout_ms: Option<i64>,
     queue_position: Option<i64>,
     timings: Timings,
     progress: Option<Progress<'j>>,
@@ -82,7 +84,7 @@ struct Progress<'j> {
     basis: ProgressBasis,
     eta_ms: Option<i64>,
     wait_event: Option<&'j str>,
-    blocked_by: Option<&'j [Blocker]>,
+    blocked_by: Option<&'j [BlockedBy]>,
     temp_bytes: Option<i64>,
     sampled_at: Time,
 }
@@ -141,6 +143,8 @@ impl<'j> JobResource<'j> {
             deadline_at: job.deadline_at.filter(|_| job.state == JobState::Running).map(Time),
             timeout_ms: job.timeout_ms,
             result_ttl_ms: job.result_ttl_ms,
+            time_zone: job.time_zone.as_deref(),
+            lock_timeout_ms: job.lock_timeout_ms,
             queue_position: None,
             timings: Timings {
                 queued_ms: ran_from.map(|start| (start - job.run_at).num_milliseconds().max(0)),

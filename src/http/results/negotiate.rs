@@ -8,14 +8,15 @@ use actix_web::http::header;
 use actix_web::web;
 use flate2::write::GzEncoder;
 
+use crate::http::media::MediaType;
 use crate::http::problem::{Code, Problem};
-use crate::results::Format;
+use crate::results::{Format, Representation};
 
 /// Fast enough to be sent while it is read.
 const ZSTD_LEVEL: i32 = 3;
 
-/// The format: `?format=` before `Accept`, CSV where neither says.
-pub(super) fn format(request: &HttpRequest) -> Result<Format, Problem> {
+/// The format, and whether CSV has a header: `?format=` before `Accept`, CSV where neither says.
+pub(super) fn representation(request: &HttpRequest) -> Result<Representation, Problem> {
     let names = Format::ALL.map(Format::as_str).join(", ");
     let pairs = web::Query::<Vec<(String, String)>>::from_query(request.query_string())
         .map_err(|_| Problem::new(Code::MalformedRequest, "the query can't be read"))?;
@@ -31,10 +32,10 @@ pub(super) fn format(request: &HttpRequest) -> Result<Format, Problem> {
         chosen = Some(Format::parse(value).ok_or_else(|| invalid(format!("expected one of: {names}")))?);
     }
     if let Some(format) = chosen {
-        return Ok(format);
+        return Ok(format.into());
     }
     match request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok()) {
-        None => Ok(Format::Csv),
+        None => Ok(Format::Csv.into()),
         Some(accept) => accepted(accept).ok_or_else(|| {
             let types = Format::ALL.map(Format::media_type).join(", ");
             Problem::new(Code::NotAcceptable, "none of the media types in Accept is offered")
@@ -43,33 +44,44 @@ pub(super) fn format(request: &HttpRequest) -> Result<Format, Problem> {
     }
 }
 
-/// The format with the highest weight; the first named one among equals.
-fn accepted(accept: &str) -> Option<Format> {
-    let mut best: Option<(f32, Format)> = None;
-    for (media_type, weight) in weighted(accept) {
-        let format = match media_type.as_str() {
-            "*/*" | "text/*" => Some(Format::Csv),
-            "application/*" => Some(Format::Json),
-            "application/ndjson" | "application/jsonl" => Some(Format::Ndjson),
-            other => Format::ALL.into_iter().find(|format| format.media_type() == other),
-        };
-        if let Some(format) = format.filter(|_| weight > 0.0 && best.is_none_or(|(most, _)| weight > most)) {
-            best = Some((weight, format));
-        }
+/// What has the highest weight; the first named one among equals.
+fn accepted(accept: &str) -> Option<Representation> {
+    let mut best: Option<(f32, Representation)> = None;
+    let ranges = MediaType::list(accept);
+    for range in &ranges {
+        let weight = range.weight();
+        let offered = offered(range, &ranges).filter(|_| weight > 0.0 && best.is_none_or(|(most, _)| weight > most));
+        best = offered.map(|offered| (weight, offered)).or(best);
     }
-    best.map(|(_, format)| format)
+    best.map(|(_, representation)| representation)
 }
 
-/// The elements of a list with weights, in lower case.
-fn weighted(list: &str) -> Vec<(String, f32)> {
-    list.split(',')
-        .map(|element| {
-            let mut parameters = element.split(';').map(str::trim);
-            let name = parameters.next().unwrap_or_default().to_ascii_lowercase();
-            let weight = parameters.find_map(|p| p.strip_prefix("q=")).and_then(|q| q.parse().ok()).unwrap_or(1.0);
-            (name, weight)
-        })
-        .collect()
+/// What is offered of a range of media types. `None` as well when a parameter asks for what isn't. A wildcard stands
+/// for what no other of the ranges names more exactly (RFC 9110, 12.5.1): beside `text/csv;q=0` it is no CSV.
+fn offered(range: &MediaType, ranges: &[MediaType]) -> Option<Representation> {
+    let rest = |formats: &[Format], within: Option<(&str, &[Format])>| {
+        let named = |format: Format| {
+            let exactly = |other: &MediaType| other.format() == Some(format) && other.header() == Some(true);
+            let as_group = |other: &MediaType| {
+                within.is_some_and(|(group, members)| other.name() == group && members.contains(&format))
+            };
+            ranges.iter().any(|other| exactly(other) || as_group(other))
+        };
+        formats.iter().copied().find(|format| !named(*format))
+    };
+    const TEXT: &[Format] = &[Format::Csv];
+    const APPLICATION: &[Format] = &[Format::Json, Format::Ndjson];
+    let format = match range.name() {
+        "*/*" => {
+            let free = |group, members| rest(members, Some((group, members)));
+            free("text/*", TEXT).or_else(|| free("application/*", APPLICATION))?
+        }
+        "text/*" => rest(TEXT, None)?,
+        "application/*" => rest(APPLICATION, None)?,
+        _ => range.format()?,
+    };
+    let header = format != Format::Csv || range.header()?;
+    range.is_utf8().then_some(Representation { format, header })
 }
 
 /// How the bytes are coded on their way.
@@ -84,8 +96,8 @@ pub(super) enum Coding {
 pub(super) fn content_coding(request: &HttpRequest) -> Coding {
     let given =
         request.headers().get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let codings = weighted(given);
-    let takes = |name: &str| codings.iter().any(|(coding, weight)| coding == name && *weight > 0.0);
+    let codings = MediaType::list(given);
+    let takes = |name: &str| codings.iter().any(|coding| coding.name() == name && coding.weight() > 0.0);
     match () {
         () if takes("zstd") => Coding::Zstd,
         () if takes("gzip") => Coding::Gzip,
@@ -209,10 +221,35 @@ mod tests {
 
     #[test]
     fn formats_are_chosen_by_weight() {
-        assert_eq!(accepted("*/*"), Some(Format::Csv));
-        assert_eq!(accepted("application/json"), Some(Format::Json));
-        assert_eq!(accepted("text/csv;q=0.5, application/x-ndjson"), Some(Format::Ndjson));
-        assert_eq!(accepted("image/png"), None);
-        assert_eq!(accepted("text/csv;q=0"), None);
+        let format =
+            |accept: &str| accepted(accept).map(|representation| (representation.format, representation.header));
+        for (accept, expected) in [
+            ("*/*", Some((Format::Csv, true))),
+            ("application/json", Some((Format::Json, true))),
+            ("application/json; charset=utf-8", Some((Format::Json, true))),
+            ("text/csv;q=0.5, application/x-ndjson", Some((Format::Ndjson, true))),
+            ("Application/JSONL", Some((Format::Ndjson, true))),
+            ("image/png", None),
+            ("text/csv;q=0", None),
+            ("text/csv; header=absent", Some((Format::Csv, false))),
+            ("text/csv;HEADER=\"Absent\";q=0.5", Some((Format::Csv, false))),
+            ("application/csv; header=present", Some((Format::Csv, true))),
+            ("text/csv; header=maybe", None),
+            ("text/csv; charset=latin1, application/json;q=0.1", Some((Format::Json, true))),
+            ("text/csv;q=0.9, text/csv; header=absent", Some((Format::Csv, false))),
+            ("text/html, */*;q=0.8", Some((Format::Csv, true))),
+            // A wildcard is what nothing else names.
+            ("text/csv;q=0, */*", Some((Format::Json, true))),
+            ("*/*, text/csv;q=0", Some((Format::Json, true))),
+            ("text/*;q=0, */*;q=0.1", Some((Format::Json, true))),
+            ("application/*;q=0, */*", Some((Format::Csv, true))),
+            ("application/json;q=0, application/*", Some((Format::Ndjson, true))),
+            ("application/csv;q=0, text/*", None),
+            ("text/csv;q=0, application/json;q=0, application/jsonl;q=0, */*", None),
+            ("text/csv;q=0.2, */*;q=0.9", Some((Format::Json, true))),
+            ("text/csv, */*;q=0.1", Some((Format::Csv, true))),
+        ] {
+            assert_eq!(format(accept), expected, "{accept}");
+        }
     }
 }

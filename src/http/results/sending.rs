@@ -17,12 +17,12 @@ use crate::http::results::body::{self, PartStream, Piece as Sent};
 use crate::http::results::negotiate::{Coding, Encoder};
 use crate::results::range::{self, Piece, Source};
 use crate::results::store::{self, StoredResult};
-use crate::results::{Format, Manifest};
+use crate::results::{Format, Manifest, Representation};
 
 /// How long a part may take to be read and encoded: one can hold a value of hundreds of megabytes.
 const PART_PATIENCE: Duration = Duration::from_secs(60);
 
-/// The wanted bytes of a result, in one format.
+/// The wanted bytes of a result, in one representation.
 pub(super) struct Sending {
     shared: State,
     id: Uuid,
@@ -36,8 +36,14 @@ pub(super) struct Sending {
 struct Unread;
 
 impl Sending {
-    pub fn new(shared: State, id: Uuid, stored: StoredResult, format: Format, wanted: Range<u64>) -> Sending {
-        let pieces = range::pieces(&stored.manifest, format, &wanted);
+    pub fn new(
+        shared: State,
+        id: Uuid,
+        stored: StoredResult,
+        representation: Representation,
+        wanted: Range<u64>,
+    ) -> Sending {
+        let (pieces, format) = (range::pieces(&stored.manifest, representation, &wanted), representation.format);
         Sending { shared, id, lease: stored.lease, manifest: Arc::new(stored.manifest), format, pieces }
     }
 

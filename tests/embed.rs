@@ -158,7 +158,7 @@ fn what_is_wrong_is_told_with_what_to_do_and_without_a_password() {
         "{refused}"
     );
     let nowhere = "postgres://u:hunter2@127.0.0.1:1/d";
-    let refused = whole().queue(nowhere).build().unwrap().run().unwrap_err();
+    let refused = whole().queue(nowhere).wait_for_queue(Duration::ZERO).build().unwrap().run().unwrap_err();
     assert!(matches!(refused, AppError::Queue(_)) && !refused.to_string().contains("hunter2"), "{refused}");
     let given = format!("{:?} {:?}", DatabaseUrl::from(nowhere), Target::at(nowhere));
     assert!(!given.contains("hunter2"), "{given}");

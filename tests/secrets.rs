@@ -114,6 +114,7 @@ fn a_start_that_fails_says_why_and_no_secret() {
     ] {
         let text = failure(|command| {
             command.env("SLOWLANE_DATABASE_URL", url).env("TARGET", &good).args(["--target", "default=TARGET"]);
+            command.args(["--wait-for-queue", "0s"]);
         });
         assert!(text.contains(word), "{url}: {text}");
         clean(url, &text);
@@ -177,6 +178,42 @@ fn files_are_read_strictly_and_not_repeated() {
     for line in ["workers = 3", "api_connections = 5", "control_connections = 7"] {
         assert!(text.contains(line), "{line}: {text}");
     }
+}
+
+#[test]
+fn a_size_that_is_none_is_refused_at_the_start_and_never_shown() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("slowlane.toml");
+    let with = |size: &str| {
+        fs::write(&file, format!("[targets.default]\ndsn_env = \"TARGET\"\nwork_mem = \"{size}\"\n")).unwrap();
+        let mut command = program();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(&file);
+        command.env("SLOWLANE_DATABASE_URL", queue.dsn.to_url().expose()).env("TARGET", target.dsn.to_url().expose());
+        command
+    };
+    for size in ["postgresql://u:hunter2@h/d", "hunter2", "64 megabytes", "64mb", "-1MB", "1kB", "3TB", ""] {
+        let output = with(size).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success(), "{size}");
+        assert!(text.contains("target default: work_mem: expected a size from 64kB"), "{size}: {text}");
+        clean(size, &text);
+        let printed = String::from_utf8(with(size).arg("--print-config").output().unwrap().stdout).unwrap();
+        assert!(printed.contains("work_mem = \"***\""), "{printed}");
+    }
+    for size in ["64MB", "1.5 GB", "65536", "1TB", "65536B"] {
+        let printed = String::from_utf8(with(size).arg("--print-config").output().unwrap().stdout).unwrap();
+        assert!(printed.contains(&format!("work_mem = \"{size}\"")), "{printed}");
+    }
+    let server = crate::support::child::Server::spawn({
+        let mut command = with("hunter2");
+        command.arg("--start-without-targets");
+        command
+    });
+    let shown = server.client.get("/v1/targets/default");
+    assert_eq!((shown.status, &shown.json()["settings"]["work_mem"]), (200, &serde_json::Value::Null));
+    clean("what a server without its target says", &(shown.text() + &server.log()));
 }
 
 #[test]

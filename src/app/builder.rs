@@ -106,6 +106,12 @@ pub struct Target {
     pub url: DatabaseUrl,
     /// `work_mem` of its sessions. Defaults to the server's own.
     pub work_mem: Option<String>,
+    /// The time zone of its sessions, by name. Defaults to that of the login: of its role, its database or its
+    /// connection string. A job may name another.
+    pub time_zone: Option<String>,
+    /// How long a statement waits for a lock, in milliseconds: 1 to 3,600,000. Defaults to 5,000. A job may say another
+    /// time.
+    pub lock_timeout_ms: Option<i64>,
     /// A role with more rights than work needs is accepted. Defaults to no.
     pub allow_unsafe_role: bool,
     /// Its sessions can only read, whatever the kind. Defaults to no.
@@ -122,6 +128,8 @@ impl Target {
         Target {
             url: url.into(),
             work_mem: None,
+            time_zone: None,
+            lock_timeout_ms: None,
             allow_unsafe_role: false,
             read_only: false,
             synchronous: false,
@@ -133,6 +141,8 @@ impl Target {
         Ok(TargetConfig {
             dsn: self.url.read(&format!("target {name}"), strict)?,
             work_mem: self.work_mem,
+            time_zone: self.time_zone,
+            lock_timeout_ms: self.lock_timeout_ms,
             allow_unsafe_role: self.allow_unsafe_role,
             read_only: self.read_only,
             synchronous: self.synchronous,
@@ -146,6 +156,8 @@ impl From<TargetConfig> for Target {
         Target {
             url: config.dsn.into(),
             work_mem: config.work_mem,
+            time_zone: config.time_zone,
+            lock_timeout_ms: config.lock_timeout_ms,
             allow_unsafe_role: config.allow_unsafe_role,
             read_only: config.read_only,
             synchronous: config.synchronous,
@@ -314,6 +326,19 @@ macro_rules! said_of_both {
         /// How long running jobs may take to end after the first request to stop. Defaults to 30 s.
         pub fn shutdown_grace(mut self, grace: Duration) -> Self {
             self.given.config.shutdown_grace = grace;
+            self
+        }
+
+        /// How long a start waits for a queue's database that can't be reached. Defaults to 60 s.
+        pub fn wait_for_queue(mut self, longest: Duration) -> Self {
+            self.given.config.wait_for_queue = longest;
+            self
+        }
+
+        /// Starts although a target is wrong for good, such as a role that is too strong: its jobs wait until that is
+        /// mended. One that can't be reached never ends a start. Defaults to no.
+        pub fn start_without_targets(mut self, start: bool) -> Self {
+            self.given.config.start_without_targets = start;
             self
         }
 

@@ -5,6 +5,7 @@ use std::error::Error;
 use crate::config::ConfigError;
 use crate::db::DbError;
 use crate::db::migrations::MigrateError;
+use crate::db::roles;
 use crate::db::targets::TargetError;
 use crate::http::ListenError;
 use crate::statements::UnreadableFolder;
@@ -31,6 +32,24 @@ pub enum AppError {
     /// The queue's schema is older than this build.
     #[error("the queue's schema lacks migrations ({0}): run `slowlane migrate up`, or call slowlane::migrate")]
     SchemaBehind(String),
+    /// The role may not use the queue's schema.
+    #[error(
+        "the role {role} may not use the queue's schema, slowlane: run `slowlane migrate up --service-role {word}` with a login of \
+         its owner, {owner}, which grants it what a service needs",
+        word = roles::shell_word(role)
+    )]
+    ServiceRole {
+        /// The role that the connection string names.
+        role: String,
+        /// Who owns the schema.
+        owner: String,
+    },
+    /// The role can't migrate.
+    #[error("{0}")]
+    Migrator(String),
+    /// A role that is to be granted something doesn't exist.
+    #[error("there is no role {0}, which was to be granted rights: create it first")]
+    NoSuchRole(String),
     /// A database that work runs on can't be used.
     #[error(transparent)]
     Target(#[from] TargetError),
@@ -46,6 +65,9 @@ pub enum AppError {
     /// It was called on a thread of an async runtime, which must not be blocked.
     #[error("this thread belongs to an async runtime: call start() instead, or run it on a thread of its own")]
     WithinRuntime,
+    /// It was asked to stop while it still waited for the queue.
+    #[error("it was asked to stop before it had started")]
+    Stopped,
     /// A thread ended that must not end.
     #[error("{0}")]
     Died(&'static str),

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use diesel::PgConnection;
+
 use crate::app::{AppError, DatabaseUrl};
+use crate::db::migrations;
 use crate::db::pool::{Manager, Purpose};
-use crate::db::{migrations, roles};
-use crate::dsn::Dsn;
+use crate::db::roles::{self, Standing};
+use crate::dsn::{Dsn, plain_or};
+use crate::pq::quote;
 use crate::queue::partitions;
 
 /// A migration may rewrite a table.
@@ -52,16 +56,55 @@ pub fn migrate(owner: impl Into<DatabaseUrl>) -> Result<Vec<String>, AppError> {
 /// As [`migrate()`].
 pub fn migrate_with(owner: impl Into<DatabaseUrl>, grants: &Grants) -> Result<Vec<String>, AppError> {
     let owner = owner.into().read("the database to migrate", false)?;
-    let mut connection = manager(&owner).open()?;
+    Ok(migrate_and_grant(&owner, grants, &[])?.applied)
+}
+
+/// What migrating did.
+pub(crate) struct Migrated {
+    /// The versions that were applied.
+    pub applied: Vec<String>,
+    /// There is such a service, and it was granted its rights.
+    pub service: bool,
+    /// There is such a role of clients, and it was granted its rights.
+    pub client: bool,
+}
+
+/// As [`migrate_with()`]; a role of `needed` that doesn't exist is an error, before anything is changed.
+pub(crate) fn migrate_and_grant(owner: &Dsn, grants: &Grants, needed: &[&str]) -> Result<Migrated, AppError> {
+    let mut connection = manager(owner).open()?;
+    check_migrator(&mut connection)?;
+    for role in needed {
+        if !roles::exists(&mut connection, role)? {
+            return Err(AppError::NoSuchRole(plain_or(role, "of the name that was given").to_owned()));
+        }
+    }
     let applied = migrations::up(&mut connection)?;
     partitions::ensure(&mut connection)?;
-    if roles::exists(&mut connection, &grants.service)? {
+    let service = roles::exists(&mut connection, &grants.service)?;
+    if service {
         roles::grant_service(&mut connection, &grants.service)?;
     }
-    if roles::exists(&mut connection, &grants.client)? {
+    let client = roles::exists(&mut connection, &grants.client)?;
+    if client {
         roles::grant_client(&mut connection, &grants.client)?;
     }
-    Ok(applied)
+    Ok(Migrated { applied, service, client })
+}
+
+/// Who may migrate is the schema's owner, whatever its name; before there is a schema, who may create one.
+fn check_migrator(connection: &mut PgConnection) -> Result<(), AppError> {
+    let Standing { role, database, owner, may_act, may_create, .. } = roles::standing(connection)?;
+    match owner {
+        Some(owner) if !may_act => Err(AppError::Migrator(format!(
+            "the schema slowlane belongs to {owner}, and the role {role} can't act as it: migrate with a login of {owner}"
+        ))),
+        None if !may_create => Err(AppError::Migrator(format!(
+            "the role {role} may not create the schema slowlane: as the owner of the database, GRANT CREATE ON DATABASE {} TO {}",
+            quote::identifier(&database),
+            quote::identifier(&role)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Connections that may take as long as a migration does.

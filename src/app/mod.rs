@@ -10,9 +10,11 @@
 //! | `server` | [`Server`] and [`Workers`], run to their end or beside the program |
 //! | [`mod@migrate`] | the queue's schema, brought up to this build |
 //! | `process` | the assembly, and the order in which a process stops |
+//! | `databases` | the queue and the targets when a process starts: waited for, looked at |
 //! | `error` | why something can't be started |
 
 mod builder;
+mod databases;
 mod error;
 pub mod migrate;
 pub(crate) mod process;

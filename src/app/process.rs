@@ -14,13 +14,13 @@ use actix_web::web;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::app::AppError;
+use crate::app::{AppError, databases};
 use crate::config::{Config, TargetConfig};
 use crate::db::doorway::DoorwayThreads;
 use crate::db::pool::{self, Manager, Pool, Purpose};
-use crate::db::targets::{Target, TargetSettings, Targets};
-use crate::db::{Doorway, Source, migrations};
-use crate::dsn::Dsn;
+use crate::db::targets::Targets;
+use crate::db::{Doorway, Source, time_zone};
+use crate::dsn::{self, Dsn};
 use crate::http::{self, Api, ApiTarget, Common, DepthClock, HttpSettings, TargetFacts, Token};
 use crate::kinds::Registry;
 use crate::metrics::Metrics;
@@ -31,6 +31,7 @@ use crate::queue::queues::CLAIMERS;
 use crate::queue::signals::{Message, Signals};
 use crate::statements::{self, Reloader};
 use crate::worker::listener::{Hints, HintsConfig};
+use crate::worker::threads::Stop;
 use crate::worker::{Workers, WorkersConfig};
 
 /// How long a claim or an end waits for a connection.
@@ -38,7 +39,7 @@ const CONTROL_WAIT: Duration = Duration::from_secs(5);
 /// How long a part of a result waits for a connection.
 const RESULTS_WAIT: Duration = Duration::from_secs(5);
 /// The longest statement of a claim or an end.
-const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest statement that stores a part of a result.
 const RESULTS_STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest statement of the writer.
@@ -162,8 +163,11 @@ pub fn run_until<S: StopRequests>(
     let doorway_threads = actix_rt::System::new().block_on(async move {
         // Signals are listened to before there is anything to stop.
         let mut stop = stop()?;
-        let starting = on_a_thread("slowlane-start", "starting failed; the log says why", move || assemble(prepare()?));
-        let Some(assembled) = unless_stopped(starting, &mut stop).await? else { return Ok(None) };
+        let stopping = Arc::<Stop>::default();
+        let asked = Arc::clone(&stopping);
+        let start = move || assemble(prepare()?, &asked);
+        let starting = on_a_thread("slowlane-start", "starting failed; the log says why", start);
+        let Some(assembled) = unless_stopped(starting, &mut stop, &stopping).await? else { return Ok(None) };
         let Assembled { listeners, addresses, common, api, hints, workers, doorway_threads, reloader, grace } =
             assembled;
         if let Some(reloader) = reloader {
@@ -202,18 +206,23 @@ pub fn run_until<S: StopRequests>(
 }
 
 /// Waits for the start to be done. `None` when it was asked to stop meanwhile: what had begun is then finished first,
-/// unless it is asked again.
+/// unless it is asked again. What the start only waits for isn't waited for any more: `stopping` is set.
 async fn unless_stopped<T>(
     starting: impl Future<Output = Result<T, AppError>>,
     stop: &mut impl StopRequests,
+    stopping: &Stop,
 ) -> Result<Option<T>, AppError> {
     tokio::pin!(starting);
     tokio::select! {
         started = &mut starting => return started.map(Some),
         () = stop.next() => log::info!("stopping as soon as what was begun is done; a second signal stops at once"),
     }
+    stopping.set();
     tokio::select! {
-        started = &mut starting => started.map(|_| None),
+        started = &mut starting => match started {
+            Ok(_) | Err(AppError::Stopped) => Ok(None),
+            Err(error) => Err(error),
+        },
         () = stop.next() => Ok(None),
     }
 }
@@ -250,15 +259,14 @@ struct Assembled {
     grace: Duration,
 }
 
-fn assemble(parts: Parts) -> Result<Assembled, AppError> {
+fn assemble(parts: Parts, stopping: &Stop) -> Result<Assembled, AppError> {
     let Parts { config, queue, target_names, targets, registry, listeners } = parts;
     let settings = http_settings(&config)?;
     // What one connection finds out about the queue, the others needn't find out again.
     let queue = Source::from(&queue);
-    check_queue(&queue)?;
     let metrics = Arc::<Metrics>::default();
     let api_targets = api_targets(target_names, &targets);
-    let targets = open_targets(targets, config.workers, &metrics)?;
+    let targets = databases::open_all(&queue, targets, &config, &metrics, stopping)?;
     let registry = Arc::new(registry);
     let (signals, health) = (Arc::<Signals>::default(), Arc::<Health>::default());
     let reloader = start_reloading(&registry, &signals)?;
@@ -269,6 +277,7 @@ fn assemble(parts: Parts) -> Result<Assembled, AppError> {
         queues: config.queues.clone(),
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
+        targets: Box::new(troubles(targets.clone())),
         pools: Box::new(measure(pools.control.clone(), pools.results.clone(), targets.clone())),
         depths: DepthClock::default(),
         settings,
@@ -299,6 +308,7 @@ fn assemble(parts: Parts) -> Result<Assembled, AppError> {
         queues: config.queues,
         threads,
         retention: config.retention,
+        poll: config.poll,
         retry: RetryPolicy::default(),
         signals,
         health,
@@ -334,7 +344,10 @@ fn api_targets(names: BTreeMap<String, bool>, targets: &BTreeMap<String, TargetC
             read_only: target.read_only,
             synchronous: target.synchronous,
             allow_unsafe_role: target.allow_unsafe_role,
-            work_mem: target.work_mem.clone(),
+            // What is no size and no name may be a secret in the wrong place.
+            work_mem: target.work_mem.clone().filter(|size| dsn::is_memory(size)),
+            time_zone: target.time_zone.clone().filter(|zone| time_zone::is_name(zone)),
+            lock_timeout_ms: target.lock_timeout_ms,
         }
     };
     let target = |(name, statements_only): (String, bool)| {
@@ -344,8 +357,8 @@ fn api_targets(names: BTreeMap<String, bool>, targets: &BTreeMap<String, TargetC
     names.into_iter().map(target).collect()
 }
 
-/// Threads that run jobs of these kinds in one queue, for as long as what is returned isn't told to shut down, and what wakes them.
-/// For a process that doesn't serve yet.
+/// Threads that run jobs of these kinds in one queue, for as long as what is returned isn't told to shut down, and what
+/// wakes them. For a process that doesn't serve yet.
 ///
 /// # Errors
 /// When the databases can't be used as they are, or a thread can't be started.
@@ -357,7 +370,7 @@ pub fn workers_before_serving(
 ) -> Result<(Workers, Arc<Signals>), AppError> {
     let config = Config { workers: 1, ..Config::default() };
     let queue = Source::from(queue);
-    check_queue(&queue)?;
+    databases::check_queue(&queue)?;
     let metrics = Arc::<Metrics>::default();
     let pools = Pools::new(&config, &queue, &metrics);
     let signals = Arc::<Signals>::default();
@@ -365,11 +378,12 @@ pub fn workers_before_serving(
         queue,
         control: pools.control,
         results: pools.results,
-        targets: open_targets(targets, config.workers, &metrics)?,
+        targets: databases::open_targets(targets, config.workers, false, &metrics)?,
         registry: Arc::new(registry),
         queues: vec![name.to_owned()],
         threads: 1,
         retention: config.retention,
+        poll: config.poll,
         retry: RetryPolicy::default(),
         signals: Arc::clone(&signals),
         health: Arc::default(),
@@ -378,46 +392,8 @@ pub fn workers_before_serving(
     Ok((workers, signals))
 }
 
-fn manager(queue: &Source, name: &'static str, statement_timeout: Duration) -> Manager {
+pub(super) fn manager(queue: &Source, name: &'static str, statement_timeout: Duration) -> Manager {
     Manager::queue(queue, &Purpose { name, statement_timeout })
-}
-
-/// One timed connection before any pool: a wrong setting is one clear message.
-fn check_queue(queue: &Source) -> Result<(), AppError> {
-    let mut connection = manager(queue, "start", CONTROL_STATEMENT_TIMEOUT).open()?;
-    let status = migrations::status(&mut connection)?;
-    if !migrations::speaks_english(&mut connection)? {
-        log::warn!(
-            "the queue's server writes its messages in another language: set lc_messages = 'C', or losses and timeouts are taken for refusals"
-        );
-    }
-    if !status.unknown.is_empty() {
-        return Err(migrations::MigrateError::Newer(status.unknown.join(", ")).into());
-    }
-    if !status.pending.is_empty() {
-        return Err(AppError::SchemaBehind(status.pending.join(", ")));
-    }
-    Ok(())
-}
-
-fn open_targets(
-    targets: BTreeMap<String, TargetConfig>,
-    workers: u32,
-    metrics: &Arc<Metrics>,
-) -> Result<Targets, AppError> {
-    let mut open = Targets::new();
-    for (name, target) in targets {
-        let settings = TargetSettings {
-            dsn: target.dsn,
-            work_mem: target.work_mem,
-            allow_unsafe_role: target.allow_unsafe_role,
-            read_only: target.read_only,
-            synchronous: target.synchronous,
-            statements_only: target.statements_only,
-        };
-        open.insert(name.clone(), Arc::new(Target::open(&name, settings, workers, metrics)?));
-    }
-    Ok(open)
 }
 
 struct Pools {
@@ -447,6 +423,11 @@ fn measure(control: Pool, results: Pool, targets: Targets) -> impl Fn(&Metrics) 
             metrics.set_pool(&name, usage);
         }
     }
+}
+
+/// Which targets of this process can be used.
+fn troubles(targets: Targets) -> impl Fn() -> BTreeMap<String, bool> + Send + Sync {
+    move || targets.iter().map(|(name, target)| (name.clone(), target.trouble().is_none())).collect()
 }
 
 /// Who says that a process is to stop, and that it is to hurry.

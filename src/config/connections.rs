@@ -19,11 +19,20 @@ pub struct Connections {
 }
 
 /// Where `slowlane demo load` finds its database.
-const DEMO_VARIABLE: &str = "SLOWLANE_DEMO_URL";
+pub(super) const DEMO_VARIABLE: &str = "SLOWLANE_DEMO_URL";
 
 /// The keys of `[targets.<name>]`.
-pub(super) const TARGET_KEYS: [&str; 7] =
-    ["dsn", "dsn_env", "work_mem", "allow_unsafe_role", "read_only", "synchronous", "statements_only"];
+pub(super) const TARGET_KEYS: [&str; 9] = [
+    "dsn",
+    "dsn_env",
+    "work_mem",
+    "time_zone",
+    "lock_timeout_ms",
+    "allow_unsafe_role",
+    "read_only",
+    "synchronous",
+    "statements_only",
+];
 
 /// `[targets.<name>]` of slowlane.toml.
 #[derive(Clone, Deserialize)]
@@ -31,6 +40,8 @@ pub(super) struct TargetEntry {
     dsn: Option<String>,
     dsn_env: Option<String>,
     work_mem: Option<String>,
+    time_zone: Option<String>,
+    lock_timeout_ms: Option<i64>,
     #[serde(default)]
     allow_unsafe_role: bool,
     #[serde(default)]
@@ -54,6 +65,10 @@ pub struct TargetConfig {
     pub dsn: Dsn,
     /// `work_mem` of its sessions; the server's own when absent.
     pub work_mem: Option<String>,
+    /// The time zone of its sessions, by name; that of the login when absent.
+    pub time_zone: Option<String>,
+    /// How long a statement waits for a lock, in milliseconds: 1 to 3,600,000. 5,000 when absent.
+    pub lock_timeout_ms: Option<i64>,
     /// A role with more rights than work needs is accepted. Defaults to no.
     pub allow_unsafe_role: bool,
     /// Its sessions can only read. Defaults to no.
@@ -70,6 +85,8 @@ impl TargetConfig {
         TargetConfig {
             dsn,
             work_mem: None,
+            time_zone: None,
+            lock_timeout_ms: None,
             allow_unsafe_role: false,
             read_only: false,
             synchronous: false,
@@ -206,6 +223,11 @@ pub(crate) fn check_name(name: &str) -> Result<(), ConfigError> {
 }
 
 impl TargetEntry {
+    /// Its connection string stands in this variable.
+    pub(super) fn is_in(&self, variable: &str) -> bool {
+        self.dsn_env.as_deref() == Some(variable)
+    }
+
     fn resolve(&self, name: &str, reader: DsnReader<'_>) -> Result<TargetConfig, ConfigError> {
         let setting = format!("targets.{name}");
         let dsn = match (&self.dsn, &self.dsn_env) {
@@ -218,6 +240,8 @@ impl TargetEntry {
         Ok(TargetConfig {
             dsn,
             work_mem: self.work_mem.clone(),
+            time_zone: self.time_zone.clone(),
+            lock_timeout_ms: self.lock_timeout_ms,
             allow_unsafe_role: self.allow_unsafe_role,
             read_only: self.read_only,
             synchronous: self.synchronous,

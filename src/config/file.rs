@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::config::connections::{TARGET_KEYS, TargetEntry};
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, Settings, most_alike};
+
+/// Keys that are no settings of their own.
+const OTHER_KEYS: [&str; 4] = ["database_url", "api_token", "data_dir", "targets"];
+/// What is expected of `listen`.
+const ADDRESS: &str = "expected an address and a port, such as 127.0.0.1:8080";
 
 /// The file that is read when none is named and it is there.
 pub const DEFAULT_FILE: &str = "slowlane.toml";
@@ -45,6 +50,10 @@ impl File {
             .parse()
             .map_err(|error: toml::de::Error| format!("it is not valid TOML{}: {}", place(&error), error.message()))?;
         check_keys(table.keys())?;
+        let known = || Settings::KEYS.iter().copied().chain(OTHER_KEYS);
+        if let Some(unknown) = table.keys().find(|key| !known().any(|known| known == key.as_str())) {
+            return Err(unknown_key(unknown, known()));
+        }
         let targets = table.remove("targets").map(read_targets).transpose()?;
         Ok(File {
             database_url: take_text(&mut table, "database_url")?,
@@ -54,6 +63,11 @@ impl File {
             settings: serde_path_to_error::deserialize(table)
                 .map_err(|error| format!("{}: {}", error.path(), without_value(error.inner().message())))?,
         })
+    }
+
+    /// A target's connection string stands in this variable.
+    pub(super) fn names_variable(&self, name: &str) -> bool {
+        self.targets.values().any(|entry| entry.is_in(name))
     }
 
     /// The folder of `slowlane dev`, where the file names one.
@@ -71,7 +85,7 @@ fn read_targets(value: toml::Value) -> Result<BTreeMap<String, TargetEntry>, Str
     for (name, table) in tables {
         check_keys(table.keys())?;
         if let Some(unknown) = table.keys().find(|key| !TARGET_KEYS.contains(&key.as_str())) {
-            return Err(format!("targets.{name}: unknown key {unknown}, expected one of: {}", TARGET_KEYS.join(", ")));
+            return Err(format!("targets.{name}: {}", unknown_key(unknown, TARGET_KEYS.into_iter())));
         }
         let entry = serde_path_to_error::deserialize(table)
             .map_err(|error| format!("targets.{name}.{}: a value of another type is expected", error.path()))?;
@@ -86,11 +100,24 @@ fn check_keys<'k>(mut keys: impl Iterator<Item = &'k String>) -> Result<(), Stri
     if keys.all(is_key) { Ok(()) } else { Err("a key has letters, digits, `_` and `-` only".to_owned()) }
 }
 
-/// serde's messages repeat the value that they don't like.
+/// What is said of a key that nobody reads: a similar one, or all of them.
+fn unknown_key<'k>(unknown: &str, known: impl Iterator<Item = &'k str> + Clone) -> String {
+    match most_alike(unknown, known.clone()) {
+        Some(similar) => format!("unknown key {unknown}: is it {similar}?"),
+        None => format!("unknown key {unknown}, expected one of: {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// serde's messages repeat the value that they don't like, and have Rust's words for what is expected.
 fn without_value(message: &str) -> String {
-    let repeats = message.starts_with("invalid type") || message.starts_with("invalid value");
+    let repeats = message.starts_with("invalid ") || message.starts_with("unknown ");
     match message.rsplit_once(", expected ").filter(|_| repeats) {
-        Some((_, expected)) => format!("expected {expected}"),
+        Some((_, "u32" | "i64")) => "expected a whole number".to_owned(),
+        Some((_, "a boolean")) => "expected true or false".to_owned(),
+        Some((_, "a sequence")) => "expected a list of strings".to_owned(),
+        Some((_, "socket address")) => ADDRESS.to_owned(),
+        Some((_, expected)) => format!("expected {}", expected.replace('`', "")),
+        None if message == "invalid socket address syntax" => ADDRESS.to_owned(),
         None if repeats => "it has no valid value".to_owned(),
         None => message.to_owned(),
     }

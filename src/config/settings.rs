@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use crate::config::{Config, ConfigError, File, Roles, variable};
-use crate::dsn::Secret;
+use crate::dsn::{self, Secret};
 
 /// Where the server listens: loopback only.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -27,8 +27,12 @@ const DEFAULT_CONTROL_CONNECTIONS: u32 = 2;
 const DEFAULT_RESULT_CONNECTIONS: u32 = 4;
 /// How long running work may take to end after SIGTERM.
 const DEFAULT_SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+/// How long a start waits for the queue's database: as long as an orchestrator's own start of a database may take.
+const DEFAULT_WAIT_FOR_QUEUE: Duration = Duration::from_secs(60);
 /// How long a request waits for the database.
 const DEFAULT_API_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a process goes without looking for jobs when no hint wakes it.
+const DEFAULT_POLL: Duration = Duration::from_secs(1);
 /// How long records of finished jobs are kept.
 const DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 86_400);
 /// Bytes on disk of stored results: 20 GiB.
@@ -73,6 +77,29 @@ pub enum LogFormat {
     Json,
 }
 
+/// Of which jobs a line is logged when an attempt of theirs ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogJobs {
+    /// Of all, those that failed as warnings.
+    All,
+    /// Of those alone that ended as failed.
+    Failed,
+    /// Of none.
+    None,
+}
+
+impl LogJobs {
+    /// The word in slowlane.toml.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogJobs::All => "all",
+            LogJobs::Failed => "failed",
+            LogJobs::None => "none",
+        }
+    }
+}
+
 /// Makes the settings from one list: a struct for flags, environment and file, and the way of one over the other.
 macro_rules! settings {
     ($($(#[$meta:meta])* $name:ident: $type:ty, $env:literal;)*) => {
@@ -84,6 +111,8 @@ macro_rules! settings {
         }
 
         impl Settings {
+            /// The key of every setting in slowlane.toml.
+            pub const KEYS: &'static [&'static str] = &[$(stringify!($name),)*];
             /// The environment variable of every setting.
             pub const VARIABLES: &'static [&'static str] = &[$($env,)*];
 
@@ -129,6 +158,11 @@ settings! {
     api_statement_timeout: Span, "SLOWLANE_API_STATEMENT_TIMEOUT";
     /// How long running jobs may take to end after SIGTERM [default: 30s]
     shutdown_grace: Span, "SLOWLANE_SHUTDOWN_GRACE";
+    /// How long a start waits for a queue's database that can't be reached; 0 fails at once [default: 60s]
+    wait_for_queue: Span, "SLOWLANE_WAIT_FOR_QUEUE";
+    /// Start although a target is wrong for good, such as a role that is too strong; its jobs wait [default: false]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    start_without_targets: bool, "SLOWLANE_START_WITHOUT_TARGETS";
     /// Wake other processes by NOTIFY; without it they poll [default: true]
     #[arg(value_name = "BOOL")]
     notify: bool, "SLOWLANE_NOTIFY";
@@ -151,6 +185,8 @@ settings! {
     log: String, "SLOWLANE_LOG";
     /// How a log line looks [default: plain]
     log_format: LogFormat, "SLOWLANE_LOG_FORMAT";
+    /// Which jobs have a line in the log when they end: failed ones at level warn, the others at level info [default: all]
+    log_jobs: LogJobs, "SLOWLANE_LOG_JOBS";
 }
 
 fn expect(holds: bool, setting: &'static str, expected: impl Into<String>) -> Result<(), ConfigError> {
@@ -182,7 +218,10 @@ impl Default for Config {
             result_connections: DEFAULT_RESULT_CONNECTIONS,
             api_statement_timeout: DEFAULT_API_STATEMENT_TIMEOUT,
             shutdown_grace: DEFAULT_SHUTDOWN_GRACE,
+            wait_for_queue: DEFAULT_WAIT_FOR_QUEUE,
+            start_without_targets: false,
             notify: true,
+            poll: DEFAULT_POLL,
             retention: DEFAULT_RETENTION,
             result_store_bytes: DEFAULT_RESULT_STORE_BYTES,
             upload_limit_bytes: DEFAULT_UPLOAD_LIMIT_BYTES,
@@ -191,6 +230,7 @@ impl Default for Config {
             dsn_strict: false,
             log: DEFAULT_LOG.to_owned(),
             log_format: LogFormat::Plain,
+            log_jobs: LogJobs::All,
         }
     }
 }
@@ -203,6 +243,20 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let named = !self.queues.is_empty() && !self.queues.iter().any(String::is_empty);
         expect(named, "queues", "expected the names of queues")?;
+        // Answers and lines of the log show them as they are. A host may stand with its port, or as an address in
+        // brackets.
+        let why = "it holds marks of a connection string, which belongs elsewhere: expected";
+        let is_host = |host: &String| {
+            let (name, port) = host.rsplit_once(':').unwrap_or((host, ""));
+            let is_address = host.trim_matches(['[', ']']).parse::<std::net::Ipv6Addr>().is_ok();
+            is_address || dsn::is_plain(name.trim_matches(['[', ']', ':'])) && port.bytes().all(|b| b.is_ascii_digit())
+        };
+        let queues = self.queues.iter().all(|queue| dsn::is_plain(queue));
+        expect(queues, "queues", format!("{why} letters, digits, `_`, `-`, `.`, `/`"))?;
+        expect(self.allowed_hosts.iter().all(is_host), "allowed_host", format!("{why} names of hosts"))?;
+        let folder = self.statements.iter().map(|folder| folder.display().to_string());
+        let misplaced = folder.into_iter().any(|folder| dsn::may_be_a_connection_string(&folder));
+        expect(!misplaced, "statements", "it looks like a connection string, which belongs elsewhere")?;
         expect(self.result_store_bytes >= 0, "result_store_bytes", "expected 0 or more")?;
         expect(self.upload_limit_bytes >= 0, "upload_limit_bytes", "expected 0 or more")?;
         let why = "together with no_http nothing is left to do: leave one of them out";
@@ -253,6 +307,8 @@ impl Settings {
         set(&mut config.result_connections, self.result_connections);
         set_span(&mut config.api_statement_timeout, self.api_statement_timeout);
         set_span(&mut config.shutdown_grace, self.shutdown_grace);
+        set_span(&mut config.wait_for_queue, self.wait_for_queue);
+        set(&mut config.start_without_targets, self.start_without_targets);
         set(&mut config.notify, self.notify);
         set_span(&mut config.retention, self.retention);
         set(&mut config.result_store_bytes, self.result_store_bytes);
@@ -262,6 +318,7 @@ impl Settings {
         set(&mut config.dsn_strict, self.dsn_strict);
         set(&mut config.log, self.log);
         set(&mut config.log_format, self.log_format);
+        set(&mut config.log_jobs, self.log_jobs);
     }
 
     fn api_token(&self, file: &File) -> Result<Option<Secret>, ConfigError> {

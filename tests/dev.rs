@@ -10,7 +10,7 @@ use serde_json::json;
 use slowlane::dsn::Dsn;
 use slowlane::pq::{self, Session};
 
-use crate::support::child::{Server, program};
+use crate::support::child::{Running, Server, program};
 use crate::support::eventually;
 
 /// A folder that the server's own user can reach.
@@ -33,7 +33,7 @@ fn postmaster(folder: &Path) -> String {
 
 fn runs(pid: &str) -> bool {
     let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !state.is_empty() && !state.contains(") Z ")
+    !pid.is_empty() && !state.is_empty() && !state.contains(") Z ")
 }
 
 #[test]
@@ -127,4 +127,32 @@ fn a_taken_port_is_told_before_anything_is_made() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && text.contains(&address) && text.contains("--listen"), "{text}");
     assert!(!folder.path().join("dev").exists());
+}
+
+#[test]
+fn a_chosen_server_that_is_none_is_told_and_no_other_one_is_taken() {
+    let folder = folder();
+    let chosen = folder.path().join("empty");
+    fs::create_dir(&chosen).unwrap();
+    let output = dev(folder.path()).env("SLOWLANE_POSTGRES_BIN", &chosen).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "{text}");
+    assert!(text.contains("SLOWLANE_POSTGRES_BIN") && text.contains(chosen.to_str().unwrap()), "{text}");
+    assert_eq!(postmaster(folder.path()), "");
+}
+
+#[test]
+fn the_server_is_the_one_that_was_chosen() {
+    let folder = folder();
+    let installed = slowlane::db::cluster::find_binaries().unwrap();
+    let chosen = folder.path().join("chosen");
+    fs::create_dir(&chosen).unwrap();
+    // By links: a server finds its own folder behind them.
+    for program in ["postgres", "initdb", "pg_ctl"] {
+        std::os::unix::fs::symlink(installed.path(program), chosen.join(program)).unwrap();
+    }
+    let running = Running::start(dev(folder.path()).env("SLOWLANE_POSTGRES_BIN", &chosen));
+    eventually("its Postgres runs", || runs(&postmaster(folder.path())));
+    let command = fs::read_to_string(format!("/proc/{}/cmdline", postmaster(folder.path()))).unwrap();
+    assert!(command.starts_with(chosen.to_str().unwrap()), "{command}: {}", running.stderr());
 }

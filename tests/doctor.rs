@@ -138,6 +138,32 @@ fn a_healthy_system_has_nothing_to_do_and_says_what_it_looked_at() {
         text.contains("the queue") && text.contains("the target default") && text.contains("0 errors, 0 warnings"),
         "{text}"
     );
+    // Its databases take no TLS, and asking for it is no step that was taken.
+    let preferring = |dsn: &Dsn| dsn.clone().with("sslmode", "prefer");
+    let said = of_target(&app.queue.dsn, &preferring(&app.target.dsn), &[]);
+    let steps = said.report("target")["steps"].to_string();
+    assert!(steps.contains("login") && !steps.contains("tls"), "{steps}");
+    // Of a database without tables nothing is said of what the role can run.
+    assert_eq!(said.report("target")["facts"]["kinds"], Value::Null);
+    assert!(text.contains("the database has no tables") && !text.contains("the role can run: ;"), "{text}");
+    app.target.run("CREATE TABLE public.t (a int); GRANT SELECT ON public.t TO PUBLIC");
+    let text = command(Some(&app.queue.dsn), Some(&app.target.dsn)).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("the role can run: query; not: backfill, execute"), "{text}");
+    app.target.run("ALTER TABLE public.t OWNER TO slowlane_demo; CREATE MATERIALIZED VIEW public.v AS SELECT 1 AS a; ALTER MATERIALIZED VIEW public.v OWNER TO slowlane_demo");
+    let text = command(Some(&app.queue.dsn), Some(&app.target.dsn)).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("query, refresh\n") && !text.contains("; not:"), "{text}");
+}
+
+#[test]
+fn one_is_counted_as_one() {
+    let postgres = healthy();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    target.run(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", target.name()));
+    let output = command(Some(&queue.dsn), Some(&target.dsn)).args(["--only", "default"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("0 errors, 1 warning, "), "{text}");
 }
 
 #[test]
@@ -286,6 +312,13 @@ fn ways_in_that_lead_nowhere_or_through_something() {
         !said.all.to_string().contains("hunter2") && !String::from_utf8(output.stderr).unwrap().contains("hunter2")
     );
     assert_eq!(said.report("target")["connection"]["changes"].as_array().unwrap().len(), 1);
+    // A variable that isn't set is told as that, and one error as one.
+    let mut unset = command(None, None);
+    unset.env("SLOWLANE_DATABASE_URL", "postgresql://u@127.0.0.1:1/d").args(["--only", "default"]);
+    let text = String::from_utf8(unset.output().unwrap().stdout).unwrap();
+    for words in ["dsn_refused", "TARGET_URL is not set", "set what is missing", "\n1 error, 0 warnings, 0 things"] {
+        assert!(text.contains(words) && !text.contains("mend the string"), "{words}: {text}");
+    }
     // Poolers, which the server must trust.
     let trusting = Postgres::start();
     let pgdata = trusting.cluster.lock().unwrap().folder().join("pgdata");
@@ -403,7 +436,7 @@ fn jobs_that_nobody_can_run_and_processes_that_are_gone() {
     let queue = postgres.queue();
     queue.run(
         "INSERT INTO slowlane.workers (id, hostname, pid, version, threads, kinds, queues, started_at, beat_at, targets) VALUES
-            ('00000000-0000-4000-8000-000000000001', 'alive.example', 7, '0', 2, '{query}', '{default}', now(), now() + interval '1 hour', '[{\"name\":\"default\"}]'),
+            ('00000000-0000-4000-8000-000000000001', 'alive.example', 7, '0', 2, '{query}', '{default}', now(), now() + interval '10 seconds', '[{\"name\":\"default\"}]'),
             ('00000000-0000-4000-8000-000000000002', 'dead.example', 8, '0', 2, '{query}', '{default}', now(), now() - interval '1 minute', '[]');
          INSERT INTO slowlane.queues VALUES ('default', now(), 'moving house', now());
          SELECT slowlane.enqueue('query', '{\"sql\":\"SELECT 1\"}');
@@ -558,6 +591,8 @@ fn what_was_left_behind_on_a_target() {
          CREATE SCHEMA slowlane_demo_0123456789abcdef0123456789abcdef;
          COMMENT ON SCHEMA slowlane_demo_0123456789abcdef0123456789abcdef IS 'slowlane demo load fills tables here'",
     );
+    target.run("CREATE TABLE public.whole (a int) PARTITION BY RANGE (a); CREATE TABLE public.part PARTITION OF public.whole DEFAULT;
+        CREATE INDEX whole_a ON ONLY public.whole (a)");
     let build = |name: &str| {
         let sql = format!("CREATE UNIQUE INDEX CONCURRENTLY {name} ON public.t (a)");
         assert!(target.session().execute_batch(&sql).is_err());
@@ -574,6 +609,13 @@ fn what_was_left_behind_on_a_target() {
         "DROP INDEX CONCURRENTLY public.ours",
     );
     assert!(
+        text.contains(
+            r#"by the job {\"kind\":\"maintain\",\"args\":{\"action\":\"drop_index\",\"index\":\"public.ours\"}"#
+        ),
+        "{text}"
+    );
+    assert!(text.contains("the index public.whole_a of public.whole is invalid (some partitions lack"), "{text}");
+    assert!(
         text.contains("public.somebodys of public.t is invalid (somebody's")
             && text.contains("public.t_ccnew of public.t is invalid (a REINDEX"),
         "{text}"
@@ -585,6 +627,7 @@ fn what_was_left_behind_on_a_target() {
         "interrupted",
         "DROP SCHEMA \"slowlane_demo_0123456789abcdef0123456789abcdef\" CASCADE",
     );
+    target.run("DROP TABLE public.whole");
     // One that is being built right now is nobody's business; nor is a load that goes on.
     let mut builder = target.session();
     builder.execute_batch("BEGIN; LOCK TABLE public.t IN SHARE UPDATE EXCLUSIVE MODE").unwrap();
@@ -598,6 +641,7 @@ fn what_was_left_behind_on_a_target() {
 #[test]
 fn a_worker_looks_at_its_target_by_a_call() {
     let app = TestApp::with(|config| config.queues = vec!["default".to_owned(), "other".to_owned()]);
+    app.target.run("CREATE TABLE public.t (a int)");
     let answer = app.post("/v1/targets/default/check", &json!({}));
     assert_eq!(answer.status, 200, "{}", answer.text());
     let report = answer.json();

@@ -192,7 +192,8 @@ fn workers_say_who_they_are_and_what_they_run() {
     gate.go(Step::Succeed);
     // Others, by their beats.
     let id = |n: u8| format!("00000000-0000-4000-8000-00000000000{n}");
-    for (n, age) in [(1, 0), (2, 7), (3, 16)] {
+    // The last one's beat is from a clock that was set back since.
+    for (n, age) in [(1, 0), (2, 7), (3, 16), (4, -3600)] {
         app.queue.run(&format!(
             "INSERT INTO slowlane.workers (id, hostname, pid, version, threads, kinds, queues, started_at, beat_at, targets)
              VALUES ('{}', 'elsewhere', 7, '0', 2, '{{query}}', '{{third}}', now(), now() - interval '{age} seconds', '[\"not ours\"]')",
@@ -201,7 +202,7 @@ fn workers_say_who_they_are_and_what_they_run() {
     }
     let state = |n: u8| app.get(&format!("/v1/workers/{}", id(n))).json()["state"].clone();
     eventually("the next look sees them", || state(3) == "dead");
-    assert_eq!((state(1), state(2)), (json!("alive"), json!("late")));
+    assert_eq!((state(1), state(2), state(4)), (json!("alive"), json!("late"), json!("dead")));
     let third = queue(&app, "third");
     assert_eq!(third["served_by"], json!({"workers": 2, "threads": 4}), "the dead serve nobody");
 }

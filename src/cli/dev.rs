@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use crate::app::process::{self, Addresses, Listeners};
 use crate::app::{AppError, Server};
 use crate::cli::private::{Databases, Slot};
-use crate::cli::{Failure, Sources, demo, warn_of_unknown_variables};
+use crate::cli::{Failure, Sources, demo, folder, warn_of_unknown_variables};
 use crate::config::{Config, Connections};
 use crate::db::cluster::{self, default_data_dir};
 use crate::kinds::carrier_report::CarrierReport;
@@ -28,11 +28,11 @@ impl Dev {
     /// When the address is taken, the folder in use, or no Postgres is installed.
     pub fn run(self) -> Result<(), Failure> {
         let (config, file) = self.sources.read()?;
-        warn_of_unknown_variables(&Connections::default());
+        warn_of_unknown_variables(&Connections::default(), &file);
         if !(config.roles.http && config.roles.workers) {
             return Err("slowlane dev serves HTTP and runs jobs; to have one alone, use slowlane serve".into());
         }
-        let data_dir = self.data_dir.or(file.data_dir()).unwrap_or_else(default_data_dir);
+        let data_dir = folder(self.data_dir.or(file.data_dir()).unwrap_or_else(default_data_dir))?;
         cluster::check_unused(&data_dir)?;
         let listeners = Listeners::open(&config)?;
         let slot = Arc::<Slot>::default();

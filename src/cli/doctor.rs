@@ -8,7 +8,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::cli::{Failure, Sources, dsn_reader};
+use crate::cli::{Failure, Sources, counted, dsn_reader};
 use crate::config::{self, Config, ConfigError, File, TargetConfig};
 use crate::db::pool::{Manager, Purpose};
 use crate::db::targets::CONNECTIONS_BESIDE;
@@ -16,7 +16,7 @@ use crate::doctor::connect;
 use crate::doctor::queue::QueueSettings;
 use crate::doctor::target::{Examined, FromQueue};
 use crate::doctor::{self, Connections, Finding, FindingCode, Report, Severity, Subject};
-use crate::dsn::Dsn;
+use crate::dsn::{self, Dsn};
 
 /// How long a statement may take.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -72,7 +72,7 @@ impl Doctor {
             None => name == "queue" || config.roles.workers,
         };
         if let Some(only) = self.only.as_deref().filter(|only| *only != "queue" && !targets.contains_key(*only)) {
-            return Err(format!("there is no target {only}: it is one of {}", names(targets.keys())).into());
+            return Err(no_target(only, &names(targets.keys())).into());
         }
         let needs = Needs::of(&config, queue.as_ref().ok(), targets.values().filter_map(|target| target.as_ref().ok()));
         let mut reports = Vec::new();
@@ -110,6 +110,10 @@ fn names<'n>(names: impl Iterator<Item = &'n String>) -> String {
     names.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
+fn no_target(name: &str, known: &str) -> String {
+    format!("there is no target {}: it is one of {known}", dsn::plain_or(name, "of this name"))
+}
+
 /// Connections that one process may open, by the server that they go to: `max_connections` is one number for all of its
 /// databases.
 struct Needs<'c> {
@@ -134,11 +138,7 @@ fn place(dsn: &Dsn) -> Place {
 impl<'c> Needs<'c> {
     /// Counted as docs/operations.md does.
     fn of<'t>(config: &'c Config, queue: Option<&Dsn>, targets: impl Iterator<Item = &'t TargetConfig>) -> Needs<'c> {
-        let listener = u32::from(config.notify);
-        let of_workers = if config.roles.workers { config.result_connections.saturating_add(2) } else { 0 };
-        let of_http = u32::from(config.roles.http);
-        let parts = [config.api_connections, config.control_connections, of_workers, of_http, listener];
-        let of_queue = parts.into_iter().fold(0, u32::saturating_add);
+        let of_queue = config.queue_connections();
         let of_target = config.workers.saturating_add(CONNECTIONS_BESIDE);
         let mut by_server: BTreeMap<Place, u32> = BTreeMap::new();
         let mut add = |dsn: &Dsn, count: u32| {
@@ -186,10 +186,15 @@ fn look_at(target: &Examined<'_>, queue: Result<&Dsn, &ConfigError>) -> Report {
     doctor::target::examine(target, from_queue.as_ref().map_err(String::as_str), &|| true)
 }
 
-/// A connection string that can't be used at all.
+/// A connection string that isn't there, or can't be used at all.
 fn refused(subject: Subject, name: Option<&str>, error: &ConfigError) -> Report {
     let mut report = Report::new(subject, name);
-    let fix = "mend the string: `slowlane dsn` explains one, and says what would be right";
+    let fix = match error {
+        ConfigError::Missing(_) => {
+            "set what is missing, where this process can see it: nothing was given that could be read"
+        }
+        _ => "mend the string: `slowlane dsn` explains one, and says what would be right",
+    };
     report.find(Finding::new(FindingCode::DsnRefused, Severity::Error, error.to_string(), fix));
     report
 }
@@ -202,7 +207,7 @@ fn print_role_sql(
 ) -> Result<ExitCode, Failure> {
     let mut targets = connections.each_target(file, dsn_reader(config.dsn_strict))?;
     let known = names(targets.keys());
-    let target = targets.remove(name).ok_or_else(|| format!("there is no target {name}: it is one of {known}"))??;
+    let target = targets.remove(name).ok_or_else(|| no_target(name, &known))??;
     let script = doctor::role_sql::script(&examined(name, &target, Connections::default()));
     match io::stdout().lock().write_all(script.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -229,7 +234,8 @@ impl Reports {
             self.reports.iter().flat_map(|report| &report.findings).filter(|f| f.severity == severity).count()
         };
         let (errors, warnings, infos) = (count(Severity::Error), count(Severity::Warning), count(Severity::Info));
-        writeln!(out, "{errors} errors, {warnings} warnings, {infos} things worth knowing")
+        let infos = if infos == 1 { "1 thing".to_owned() } else { format!("{infos} things") };
+        writeln!(out, "{}, {}, {infos} worth knowing", counted(errors, "error"), counted(warnings, "warning"))
     }
 }
 
@@ -278,6 +284,26 @@ fn harmless(text: &str) -> String {
     shown
 }
 
+/// Which kinds of work the role can run.
+fn print_kinds(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let kinds = match report.facts.get("kinds") {
+        Some(Value::Object(kinds)) => kinds,
+        Some(_) => {
+            return writeln!(out, "  the database has no tables: what the role can run can't be said");
+        }
+        None => return Ok(()),
+    };
+    let able = |able: bool| {
+        let names = kinds.iter().filter(|(_, value)| **value == Value::Bool(able)).map(|(kind, _)| kind.as_str());
+        let names: Vec<&str> = names.collect();
+        if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+    };
+    match (able(true), able(false)) {
+        (all, none) if none == "nothing" => writeln!(out, "  the role can run: {all}"),
+        (some, others) => writeln!(out, "  the role can run: {some}; not: {others}"),
+    }
+}
+
 /// Plain facts on a few lines, and tables for what there are many of.
 fn print_facts(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let mut line = String::new();
@@ -298,17 +324,7 @@ fn print_facts(report: &Report, out: &mut impl Write) -> io::Result<()> {
     if !line.is_empty() {
         writeln!(out, "  {line}")?;
     }
-    if let Some(Value::Object(kinds)) = report.facts.get("kinds") {
-        let can = |able: bool| {
-            kinds
-                .iter()
-                .filter(|(_, value)| **value == Value::Bool(able))
-                .map(|(kind, _)| kind.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        writeln!(out, "  the role can run: {}; not: {}", can(true), can(false))?;
-    }
+    print_kinds(report, out)?;
     let columns = |name: &str, keys: &[&str], most: usize| {
         let Some(Value::Object(rows)) = report.facts.get(name) else { return None };
         let mut rows: Vec<_> = rows.iter().collect();

@@ -4,10 +4,13 @@ use std::io::Write;
 
 use chrono::{SecondsFormat, Utc};
 use log::kv::{Error, Key, Value, VisitSource};
+use log::{LevelFilter, Log, Metadata, Record};
 use serde_json::{Map, Value as Json};
 
 use crate::cli::Failure;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LogFormat, LogJobs};
+use crate::dsn::may_be_a_connection_string;
+use crate::queue::report;
 
 /// Starts to log as the settings say. Panics are logged too.
 ///
@@ -20,7 +23,11 @@ pub fn start(config: &Config) -> Result<(), Failure> {
     if config.log_format == LogFormat::Json {
         builder.format(|out, record| writeln!(out, "{}", json(record)));
     }
-    builder.try_init().map_err(|_| "logging was started twice")?;
+    let logger = builder.build();
+    let level = logger.filter();
+    let logger = Lines { logger, jobs: of_jobs(config.log_jobs) };
+    log::set_boxed_logger(Box::new(logger)).map_err(|_| "logging was started twice")?;
+    log::set_max_level(level);
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         let place = panic.location().map_or_else(String::new, |at| format!("{}:{}", at.file(), at.line()));
@@ -28,6 +35,38 @@ pub fn start(config: &Config) -> Result<(), Failure> {
         log::error!(thread = thread.name().unwrap_or("?"), place = place.as_str(); "panic: {text}");
     }));
     Ok(())
+}
+
+/// What is left of the lines about jobs that ended.
+fn of_jobs(setting: LogJobs) -> LevelFilter {
+    match setting {
+        LogJobs::All => LevelFilter::Trace,
+        LogJobs::Failed => LevelFilter::Warn,
+        LogJobs::None => LevelFilter::Off,
+    }
+}
+
+/// What the filter lets through, less the lines about jobs that nobody wants. A filter by module would let through what
+/// `log` keeps out.
+struct Lines {
+    logger: env_logger::Logger,
+    jobs: LevelFilter,
+}
+
+impl Log for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        (metadata.target() != report::LOG_TARGET || metadata.level() <= self.jobs) && self.logger.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.logger.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.logger.flush();
+    }
 }
 
 /// Starts to log warnings to standard error, for subcommands without settings.
@@ -38,7 +77,7 @@ pub fn start_plain() {
 
 /// env_logger only prints what it can't read, and goes on without it.
 fn env_filter(filter: &str) -> Result<&str, Failure> {
-    if filter.contains("://") || filter.contains('@') {
+    if may_be_a_connection_string(filter) {
         return Err("log: expected levels; a connection string belongs elsewhere".into());
     }
     let directives = filter.split('/').next().unwrap_or_default().split(',').filter(|part| !part.trim().is_empty());

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
+use crate::app::migrate::{Migrated, migrate_and_grant};
 use crate::app::{self, Grants};
 use crate::cli::{Failure, plain_dsn_reader};
 use crate::config::{Connections, File};
-use crate::db::{migrations, roles};
+use crate::db::migrations;
 use crate::dsn::Dsn;
 
 /// The subcommands of `slowlane migrate`. Both want a DSN of the schema's owner.
@@ -35,18 +36,20 @@ pub struct Where {
 pub struct Up {
     #[command(flatten)]
     queue: Where,
-    /// The role that `slowlane serve` uses: it is granted what the service needs, where it exists
-    #[arg(long, value_name = "ROLE", default_value = roles::QUEUE)]
-    service_role: String,
-    /// The role whose members may enqueue by SQL: it is granted that and nothing else, where it exists
-    #[arg(long, value_name = "ROLE", default_value = roles::CLIENT)]
-    client_role: String,
+    /// The role that `slowlane serve` uses: it is granted what the service needs
+    /// [default: slowlane_queue]
+    #[arg(long, value_name = "ROLE")]
+    service_role: Option<String>,
+    /// The role whose members may enqueue by SQL: it is granted that and nothing else
+    /// [default: slowlane_client]
+    #[arg(long, value_name = "ROLE")]
+    client_role: Option<String>,
 }
 
 impl Where {
-    fn dsn(self) -> Result<Dsn, Failure> {
+    fn dsn(&self) -> Result<Dsn, Failure> {
         let file = File::read(self.config.as_deref())?;
-        let connections = Connections { database_url: self.database_url, ..Connections::default() };
+        let connections = Connections { database_url: self.database_url.clone(), ..Connections::default() };
         Ok(connections.queue(&file, plain_dsn_reader(&file)?)?)
     }
 }
@@ -59,16 +62,36 @@ impl Migrate {
     pub fn run(self) -> Result<(), Failure> {
         match self {
             Migrate::Status(queue) => status(&queue.dsn()?),
-            Migrate::Up(up) => {
-                let grants = Grants { service: up.service_role, client: up.client_role };
-                let applied = app::migrate_with(up.queue.dsn()?, &grants)?;
-                applied.iter().for_each(|version| println!("applied {version}"));
-                if applied.is_empty() {
-                    println!("nothing to apply");
-                }
-                Ok(())
+            Migrate::Up(up) => up.run(),
+        }
+    }
+}
+
+impl Up {
+    fn run(self) -> Result<(), Failure> {
+        // A role that was named has to be there; those of the documentation may be.
+        let needed: Vec<&str> = self.service_role.iter().chain(&self.client_role).map(String::as_str).collect();
+        let defaults = Grants::default();
+        let grants = Grants {
+            service: self.service_role.clone().unwrap_or(defaults.service),
+            client: self.client_role.clone().unwrap_or(defaults.client),
+        };
+        let Migrated { applied, service, client } = migrate_and_grant(&self.queue.dsn()?, &grants, &needed)?;
+        applied.iter().for_each(|version| println!("applied {version}"));
+        if applied.is_empty() {
+            println!("nothing to apply");
+        }
+        let told = [
+            (service, &grants.service, "the service", "--service-role"),
+            (client, &grants.client, "applications that enqueue by SQL", "--client-role"),
+        ];
+        for (granted, role, whom, flag) in told {
+            match granted {
+                true => println!("granted {role} what {whom} may do"),
+                false => println!("there is no role {role}: name another one for {whom} by {flag}"),
             }
         }
+        Ok(())
     }
 }
 

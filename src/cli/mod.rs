@@ -20,6 +20,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Config, Connections, DsnReader, File, Settings};
+use crate::dsn::{is_plain, may_be_a_connection_string, plain_or};
 use crate::pq;
 
 /// What a subcommand fails with: one line for people.
@@ -78,10 +79,35 @@ impl Sources {
     }
 }
 
-fn warn_of_unknown_variables(connections: &Connections) {
-    for name in config::unknown_variables(connections) {
-        log::warn!("the environment variable {name} is no setting of slowlane, and has no effect");
+fn warn_of_unknown_variables(connections: &Connections, file: &File) {
+    for name in config::unknown_variables(connections, file) {
+        let similar = config::similar_variable(&name).map_or_else(String::new, |similar| format!(": is it {similar}?"));
+        let name = plain_or(&name, "of another name");
+        log::warn!("the environment variable {name} is no setting of slowlane, and has no effect{similar}");
     }
+}
+
+/// A folder that something is made in, or that is shown. A connection string in its place would be both.
+fn folder(path: PathBuf) -> Result<PathBuf, Failure> {
+    match is_plain(&path.display().to_string().replace(' ', "")) {
+        true => Ok(path),
+        false => {
+            Err("a folder is expected where something stands that may be a connection string: its name has letters, \
+                      digits, blanks, `/`, `.`, `_`, `-`, `~` and `+`"
+                .into())
+        }
+    }
+}
+
+/// `1 error`, `2 errors`.
+fn counted(n: usize, what: &str) -> String {
+    let ending = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{ending}")
+}
+
+/// The command line as clap has it, for tests that try every argument.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// A variable that is set to nothing counts as unset: compose files pass such on.
@@ -105,8 +131,19 @@ fn plain_dsn_reader(file: &File) -> Result<DsnReader<'static>, Failure> {
     Ok(dsn_reader(strict))
 }
 
-/// clap repeats what it doesn't understand, and the values of variables that it can't use: any of them may be a connection
-/// string, or a piece of one, in the wrong place. What is known to be ours is named, and nothing else.
+/// What is expected of a number or an address, which Rust says in its own terms.
+fn in_own_words(why: &str) -> &str {
+    match why {
+        "invalid digit found in string"
+        | "number too large to fit in target type"
+        | "cannot parse integer from empty string" => "expected a whole number",
+        "invalid socket address syntax" => "expected an address and a port, such as 127.0.0.1:8080",
+        other => other,
+    }
+}
+
+/// clap repeats what it doesn't understand, and the values of variables that it can't use: any of them may be a
+/// connection string, or a piece of one, in the wrong place. What is known to be ours is named, and nothing else.
 fn refuse_arguments(error: &clap::Error) -> ! {
     let named = |kind: ContextKind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -119,7 +156,14 @@ fn refuse_arguments(error: &clap::Error) -> ! {
                 text.strip_prefix("--").is_some_and(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
             };
             let what = flag.filter(is_flag).map_or("an argument".to_owned(), |flag| format!("the flag {flag}"));
-            format!("{what} isn't known here; a connection string is one argument, in quotes, or better a variable")
+            let similar =
+                named(ContextKind::SuggestedArg).map_or(String::new(), |similar| format!(": is it {similar}?"));
+            let pieces = std::env::args_os().skip(1).any(|text| may_be_a_connection_string(&text.to_string_lossy()));
+            let pieces = match pieces {
+                true => "; a connection string is one argument, in quotes, or better a variable",
+                false => "",
+            };
+            format!("{what} isn't known here{similar}{pieces}")
         }
         ErrorKind::InvalidSubcommand => "there is no such subcommand".to_owned(),
         ErrorKind::ValueValidation | ErrorKind::InvalidValue | ErrorKind::InvalidUtf8 => {
@@ -127,7 +171,7 @@ fn refuse_arguments(error: &clap::Error) -> ! {
                 Some(ContextValue::Strings(words)) if !words.is_empty() => {
                     format!(": it is one of {}", words.join(", "))
                 }
-                _ => error.source().map_or(String::new(), |why| format!(": {why}")),
+                _ => error.source().map_or(String::new(), |why| format!(": {}", in_own_words(&why.to_string()))),
             };
             format!("the value of {} (or of its variable) can't be used{why}", flag.unwrap_or("an argument"))
         }

@@ -68,7 +68,10 @@ fn address(given: Option<String>, variable: impl Fn(&str) -> Option<String>) -> 
     let address = given
         .or_else(|| VARIABLES.iter().find_map(|name| variable(name)))
         .map_or_else(|| DEFAULT_LISTEN.to_owned(), |address| reachable(&address));
-    let is_address = address.parse::<Authority>().is_ok_and(|parts| parts.port().is_some() && !address.contains('@'));
+    // It is shown when there is no answer: nothing but a host and a port may stand there.
+    let is_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']' | '%');
+    let is_address =
+        address.chars().all(is_host) && address.parse::<Authority>().is_ok_and(|parts| parts.port().is_some());
     if is_address { Ok(address) } else { Err(format!("expected HOST:PORT, such as {DEFAULT_LISTEN}").into()) }
 }
 

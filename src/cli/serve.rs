@@ -25,7 +25,7 @@ impl Serve {
     /// When the settings or the databases can't be used.
     pub fn run(self) -> Result<(), Failure> {
         let (config, file) = self.sources.read()?;
-        warn_of_unknown_variables(&self.connections);
+        warn_of_unknown_variables(&self.connections, &file);
         let reader = dsn_reader(config.dsn_strict);
         let queue = self.connections.queue(&file, reader)?;
         let target_names = self.connections.target_names(&file)?;

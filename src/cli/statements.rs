@@ -10,13 +10,14 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::cli::{Failure, Sources, dsn_reader};
+use crate::cli::{Failure, Sources, counted, dsn_reader, folder};
 use crate::config::{ConfigError, Connections, TargetConfig};
 use crate::db::sessions;
+use crate::dsn::path_or;
 use crate::kinds::WorkError;
 use crate::kinds::statement::{self, check};
 use crate::pq::Session;
-use crate::statements::{Loaded, Statement};
+use crate::statements::{FileName, Loaded, Statement};
 
 /// The subcommands of `slowlane statements`.
 #[derive(Subcommand)]
@@ -55,7 +56,7 @@ struct Report<'l> {
 
 #[derive(Serialize)]
 struct BrokenFile<'l> {
-    file: &'l str,
+    file: &'l FileName,
     line: usize,
     message: &'l str,
 }
@@ -63,7 +64,7 @@ struct BrokenFile<'l> {
 #[derive(Serialize)]
 struct Looked<'l> {
     name: &'l str,
-    file: &'l str,
+    file: &'l FileName,
     kind: &'static str,
     target: &'l str,
     version: &'l str,
@@ -109,7 +110,7 @@ impl Statements {
 impl Check {
     fn run(self) -> Result<ExitCode, Failure> {
         let (config, file) = self.sources.read()?;
-        let folder = self.folder.or(config.statements).ok_or(
+        let folder = self.folder.map(folder).transpose()?.or(config.statements).ok_or(
             "no folder of saved statements is named: give one as argument, or set statements in slowlane.toml",
         )?;
         let set = statement::open(&folder)?;
@@ -121,7 +122,7 @@ impl Check {
             statements.push(look(&mut targets, saved));
         }
         let report = Report {
-            folder: folder.display().to_string(),
+            folder: path_or(&folder, "the folder that is named"),
             valid: loaded.broken.is_empty() && statements.iter().all(|looked| looked.valid),
             statements,
             broken: broken(&loaded),
@@ -222,7 +223,7 @@ impl Report<'_> {
         }
         let failed = self.statements.iter().filter(|looked| !looked.valid).count() + self.broken.len();
         let uncertain = self.statements.iter().filter(|looked| looked.is_uncertain()).count();
-        let of_all = format!("{} saved statements in {}", self.statements.len(), self.folder);
+        let of_all = format!("{} in {}", counted(self.statements.len(), "saved statement"), self.folder);
         match failed {
             0 if uncertain == 0 => writeln!(out, "{of_all}: all can be used"),
             0 => writeln!(

@@ -133,6 +133,15 @@ fn pooler(report: &mut Report, dsn: &Dsn, session: &mut Session) -> bool {
     true
 }
 
+/// Where the server declined TLS, asking for it was a part of connecting.
+fn leave_tls_out(steps: &mut Vec<Step>) {
+    let asked: f64 = steps.iter().filter(|step| step.name == "tls").map(|step| step.ms).sum();
+    steps.retain(|step| step.name != "tls");
+    if let Some(connect) = steps.iter_mut().find(|step| step.name == "connect") {
+        connect.ms = ((connect.ms + asked) * 100.0).round() / 100.0;
+    }
+}
+
 fn encryption(report: &mut Report, dsn: &Dsn, session: &mut Session) {
     let mut look = Look::new(session, report, &|| true);
     let sql = "SELECT s.ssl, s.version, s.cipher, a.client_addr IS NOT NULL,
@@ -141,6 +150,9 @@ fn encryption(report: &mut Report, dsn: &Dsn, session: &mut Session) {
     let Some(answer) = look.ask("the encryption of the connection", sql, &[]) else { return };
     let encrypted = answer.is(0, 0);
     look.fact("tls", if encrypted { answer.text(0, 1) } else { "off" });
+    if !encrypted {
+        leave_tls_out(&mut look.report.steps);
+    }
     let local = !answer.is(0, 3) || answer.is(0, 4);
     if !encrypted && !local {
         let detail =

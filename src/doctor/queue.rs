@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::db::migrations;
+use crate::db::{migrations, roles};
 use crate::doctor::connect;
 use crate::doctor::look::{Look, bytes, span};
 use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
@@ -92,7 +92,7 @@ fn schema(look: &mut Look<'_>) -> bool {
         "t" => {}
         "f" => {
             let detail = format!("the role {role} may not use the schema slowlane, and nothing more can be looked at");
-            let fix = "run `slowlane migrate up --service-role` with its name, or as the owner:";
+            let fix = with_its_name(&role);
             let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
             look.report.find(with_grants(finding, &identifier(&role)));
             return false;
@@ -115,7 +115,7 @@ fn schema(look: &mut Look<'_>) -> bool {
         let detail = format!(
             "the role {role} may not read the tables of the schema slowlane, and nothing more can be looked at"
         );
-        let fix = "run `slowlane migrate up --service-role` with its name, or as the owner:";
+        let fix = with_its_name(&role);
         let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
         look.report.find(with_grants(finding, &identifier(&role)));
         return false;
@@ -150,6 +150,13 @@ fn language(look: &mut Look<'_>) {
         let finding = Finding::new(FindingCode::LcMessages, Severity::Warning, detail, "set lc_messages to C");
         look.report.find(finding.sql("ALTER SYSTEM SET lc_messages = 'C'").sql("SELECT pg_reload_conf()"));
     }
+}
+
+fn with_its_name(role: &str) -> String {
+    format!(
+        "run `slowlane migrate up --service-role {}` with a login of the owner, or as the owner:",
+        roles::shell_word(role)
+    )
 }
 
 /// With what `slowlane migrate up --service-role` grants; `role` is quoted.
@@ -227,7 +234,7 @@ fn role(look: &mut Look<'_>) {
             .map(|(what, names)| format!("{what} of the queue: {names}"))
             .collect();
         let detail = format!("the role of the service lacks rights on {}", lacking.join("; and on "));
-        let fix = "run `slowlane migrate up --service-role` with its name, or as the owner:";
+        let fix = with_its_name(answer.text(0, 0));
         let finding = Finding::new(FindingCode::RoleTooWeak, Severity::Error, detail, fix);
         look.report.find(with_grants(finding, &role));
     }
@@ -425,8 +432,8 @@ fn days(look: &mut Look<'_>) {
 
 /// How many processes run jobs, as far as they say. The dead with jobs are a finding.
 fn workers(look: &mut Look<'_>) -> usize {
-    let sql = "SELECT w.id, w.hostname, w.pid, w.beat_at >= clock_timestamp() - $1::int * interval '1 second',
-                      extract(epoch FROM clock_timestamp() - w.beat_at)::bigint,
+    let sql = "SELECT w.id, w.hostname, w.pid, abs(extract(epoch FROM clock_timestamp() - w.beat_at)) < $1::int,
+                      abs(extract(epoch FROM clock_timestamp() - w.beat_at))::bigint,
                       (SELECT count(*) FROM slowlane.jobs j WHERE j.worker_id = w.id AND j.state = 'running') AS running
                  FROM slowlane.workers w ORDER BY running DESC, w.started_at LIMIT 1000";
     let dead_after = DEAD_AFTER.as_secs().to_string();
@@ -457,7 +464,7 @@ fn jobs(look: &mut Look<'_>) {
     let sql = "WITH waiting AS (SELECT queue, kind, target, count(*) AS n FROM slowlane.jobs WHERE state = 'queued' GROUP BY 1, 2, 3)
                SELECT g.queue, g.kind, g.target, g.n FROM waiting g
                 WHERE NOT EXISTS (SELECT FROM slowlane.workers w
-                    WHERE w.beat_at >= clock_timestamp() - $1::int * interval '1 second' AND g.queue = ANY(w.queues) AND g.kind = ANY(w.kinds)
+                    WHERE abs(extract(epoch FROM clock_timestamp() - w.beat_at)) < $1::int AND g.queue = ANY(w.queues) AND g.kind = ANY(w.kinds)
                       AND EXISTS (SELECT FROM json_array_elements(w.targets) t WHERE t->>'name' = g.target))
                 ORDER BY 4 DESC LIMIT 50";
     let dead_after = DEAD_AFTER.as_secs().to_string();

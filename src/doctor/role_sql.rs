@@ -69,6 +69,12 @@ BEGIN
     IF EXISTS (SELECT FROM pg_namespace WHERE nspname = 'slowlane') THEN
         EXECUTE format('REVOKE ALL ON SCHEMA slowlane FROM %I', work);
     END IF;
+    -- As on Postgres 14, and in databases that began there. Others may need it, so it isn't taken here.
+    IF EXISTS (SELECT FROM pg_namespace, aclexplode(coalesce(nspacl, acldefault('n', nspowner))) AS a
+                WHERE nspname = 'public' AND a.grantee = 0 AND a.privilege_type = 'CREATE') THEN
+        RAISE WARNING 'every role may make tables and functions in the schema public, % too', work
+            USING HINT = 'Where nobody needs that: REVOKE CREATE ON SCHEMA public FROM PUBLIC';
+    END IF;
     -- Tables that their owners make later.
     FOR r IN SELECT current_user UNION SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class
               WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p', 'v', 'm') LOOP

@@ -52,8 +52,11 @@ pub(super) fn look(look: &mut Look<'_>, connections: Connections, processes: usi
 /// Takes the role on that sees the sessions of others, where the login is a member of it: with NOINHERIT it has to. `false` when
 /// it can't see them at all.
 fn see_others(look: &mut Look<'_>) -> bool {
-    let sql = "SELECT pg_has_role('pg_read_all_stats', 'USAGE'), pg_has_role('pg_read_all_stats', 'MEMBER')";
-    let Some(answer) = look.ask("who may see sessions", sql, &[]) else { return false };
+    // From 16 on there are members that may not become it.
+    let becomes = if look.session.server_version() >= 160_000 { "SET" } else { "MEMBER" };
+    let sql =
+        format!("SELECT pg_has_role('pg_read_all_stats', 'USAGE'), pg_has_role('pg_read_all_stats', '{becomes}')");
+    let Some(answer) = look.ask("who may see sessions", &sql, &[]) else { return false };
     answer.is(0, 0) || answer.is(0, 1) && look.session.execute_batch("SET ROLE pg_read_all_stats").is_ok()
 }
 
@@ -186,7 +189,8 @@ fn timeouts(look: &mut Look<'_>, queue: bool) {
         let (name, value, role) =
             (answer.text(row, 0).to_owned(), answer.number(row, 1).unwrap_or(0), answer.text(row, 2).to_owned());
         look.fact(&name, value);
-        // Each session of slowlane's has limits of its own for statements and locks, and the queue's for idle transactions.
+        // The queue's sessions have limits of their own. On a target the smaller ones of statements and locks count, as whoever set
+        // them wants it: the error of a job that ends so says it.
         let replaced = ["statement_timeout", "lock_timeout"].contains(&name.as_str())
             || (queue && name == "idle_in_transaction_session_timeout");
         let (enough, severity, cost) = match (name.as_str(), queue) {

@@ -6,9 +6,10 @@ use std::time::Instant;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
-use serde_json::json;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 use crate::db::roles::DEMO_LOAD_LOCK;
 use crate::db::{DbError, targets};
 use crate::doctor::connect;
@@ -16,7 +17,7 @@ use crate::doctor::look::{Look, MayGoOn};
 use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
 use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
-use crate::pq::quote::identifier;
+use crate::pq::quote::{identifier, text_array};
 use crate::queue::liveness::DEAD_AFTER;
 
 /// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than they are.
@@ -96,7 +97,7 @@ impl FromQueue {
         let sql = format!("{} UNION {}", names("jobs"), names("finished_jobs"));
         let indexes = diesel::sql_query(sql).bind::<Text, _>(target).load::<Name>(connection)?;
         let processes = diesel::sql_query(
-            "SELECT count(*) AS count FROM workers w WHERE w.beat_at >= clock_timestamp() - $2 * interval '1 second'
+            "SELECT count(*) AS count FROM workers w WHERE abs(extract(epoch FROM clock_timestamp() - w.beat_at)) < $2
                 AND EXISTS (SELECT FROM json_array_elements(w.targets) t WHERE t->>'name' = $1)",
         )
         .bind::<Text, _>(target)
@@ -167,6 +168,8 @@ fn too_strong(look: &mut Look<'_>, target: &Examined<'_>) {
         may_become_superuser: answer.is(0, 2),
         memberships: answer.text(0, 3).to_owned(),
         sees_queue: answer.is(0, 4),
+        creators: answer.text(0, 6).to_owned(),
+        seers: answer.text(0, 7).to_owned(),
     };
     let Some(what) = rights.excess() else { return };
     let role = identifier(&role);
@@ -185,8 +188,13 @@ fn too_strong(look: &mut Look<'_>, target: &Examined<'_>) {
     } else if rights.creates_roles {
         finding = finding.sql(format!("ALTER ROLE {role} NOCREATEROLE"));
     }
-    for group in rights.memberships.split(", ").filter(|group| !group.is_empty()) {
-        finding = finding.sql(format!("REVOKE {} FROM {role}", identifier(group)));
+    if !rights.superuser && !rights.may_become_superuser {
+        let groups = [&rights.memberships, &rights.creators, &rights.seers];
+        let groups: Vec<&str> =
+            groups.iter().flat_map(|names| names.split(", ")).filter(|name| !name.is_empty()).collect();
+        for group in leading_to(look, &groups) {
+            finding = finding.sql(format!("REVOKE {} FROM {role}", identifier(&group)));
+        }
     }
     if rights.sees_queue {
         finding = finding.sql(format!("REVOKE ALL ON SCHEMA slowlane FROM {role}"));
@@ -194,13 +202,22 @@ fn too_strong(look: &mut Look<'_>, target: &Examined<'_>) {
     look.report.find(finding);
 }
 
+/// The groups that the role was made a member of, and that are or lead to one of these.
+fn leading_to(look: &mut Look<'_>, groups: &[&str]) -> Vec<String> {
+    let sql = "SELECT DISTINCT d.rolname FROM pg_auth_members m JOIN pg_roles d ON d.oid = m.roleid
+                WHERE m.member = (SELECT oid FROM pg_roles WHERE rolname = current_user)
+                  AND EXISTS (SELECT FROM pg_roles g WHERE g.rolname = ANY ($1::text[]) AND pg_has_role(d.oid, g.oid, 'MEMBER'))
+                ORDER BY 1";
+    let answer = look.ask("the role's memberships", sql, &[Some(&text_array(groups))]);
+    answer.map(|answer| (0..answer.len()).map(|row| answer.text(row, 0).to_owned()).collect()).unwrap_or_default()
+}
+
 fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
     // From 17 on a table can be maintained by others than its owner.
-    let newer = look.session.server_version() >= 170_000;
+    let version = look.session.server_version();
+    let newer = version >= HAS_MAINTAIN;
     let owned = match newer {
-        true => {
-            "(pg_has_role(c.relowner, 'USAGE') OR c.relkind IN ('r', 'p', 'm') AND has_table_privilege(c.oid, 'MAINTAIN'))"
-        }
+        true => "(c.relkind IN ('r', 'p', 'm') AND has_table_privilege(c.oid, 'MAINTAIN'))",
         false => "pg_has_role(c.relowner, 'USAGE')",
     };
     let sql = format!("WITH t AS (
@@ -223,6 +240,11 @@ fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
     let temporary = answer.is(0, 5);
     let (role, database) = (identifier(answer.text(0, 6)), identifier(answer.text(0, 7)));
     let writes = !target.read_only;
+    // Of a database without tables nothing can be said.
+    if !answer.is(0, 9) {
+        look.fact("kinds", Value::Null);
+        return;
+    }
     look.fact(
         "kinds",
         json!({
@@ -231,10 +253,6 @@ fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
             "maintain": writes && owns > 0, "refresh": writes && views > 0,
         }),
     );
-    // Of a database without tables nothing can be said.
-    if !answer.is(0, 9) {
-        return;
-    }
     let mut weak = |severity, kinds: &str, lacks: &str, sql: &[String]| {
         let detail = format!("{kinds}: the work role {lacks}");
         let finding = Finding::new(FindingCode::RoleTooWeak, severity, detail, "grant what its jobs need, and no more");
@@ -258,16 +276,73 @@ fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
         let grant = format!("GRANT TEMPORARY ON DATABASE {database} TO {role}");
         weak(Severity::Info, "import", "may make no temporary table, which on_conflict needs", &[grant]);
     }
-    if owns == 0 {
-        let (lacks, grant) = match newer {
-            true => ("may maintain no table", vec![format!("GRANT pg_maintain TO {role}")]),
-            false => ("owns no table, and before Postgres 17 only an owner may maintain one", Vec::new()),
-        };
-        weak(Severity::Info, "maintain", lacks, &grant);
+    if owns == 0 && newer {
+        weak(Severity::Info, "maintain", "may maintain no table", &[format!("GRANT pg_maintain TO {role}")]);
     }
-    if number(8) > 0 && views == 0 {
-        weak(Severity::Info, "refresh", "may refresh no materialized view: it owns none", &[]);
+    not_maintained(look, version, owns == 0 && !newer, (views, number(8)));
+}
+
+/// Tables, where the role may maintain none, and materialized views that it may not refresh: with what lets it.
+fn not_maintained(look: &mut Look<'_>, version: i32, tables: bool, (views, all_views): (i64, i64)) {
+    let sql = format!(
+        "SELECT format('%I.%I', n.nspname, c.relname), n.nspname, c.relkind, current_user, {OWNER_SQL}
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+          WHERE c.relkind IN ('r', 'p', 'm') AND c.relpersistence <> 't' AND NOT c.relispartition AND n.nspname !~ '^pg_'
+            AND n.nspname NOT IN ('information_schema', 'slowlane') AND has_schema_privilege(n.oid, 'USAGE')
+            AND NOT {} ORDER BY 1 LIMIT 1000",
+        if version >= HAS_MAINTAIN { "has_table_privilege(c.oid, 'MAINTAIN')" } else { "pg_has_role(c.relowner, 'USAGE')" }
+    );
+    if !tables && views == all_views {
+        return;
     }
+    let Some(answer) = look.ask("who owns what the role may not maintain", &sql, &[]) else { return };
+    let of_kind = |kinds: &[&str]| -> Vec<Theirs> {
+        let rows = (0..answer.len()).filter(|row| kinds.contains(&answer.text(*row, 2)));
+        rows.map(|row| Theirs {
+            name: answer.text(row, 0).to_owned(),
+            schema: answer.text(row, 1).to_owned(),
+            is_view: answer.text(row, 2) == "m",
+            role: answer.text(row, 3).to_owned(),
+            owner: answer.text(row, 4).to_owned(),
+            owner_is_strong: answer.is(row, 5),
+            is_member: answer.is(row, 6),
+        })
+        .collect()
+    };
+    let mut weak = |kinds: &str, lacks: &str, theirs: &[Theirs]| {
+        let detail = format!("{kinds}: the work role {lacks}");
+        let fix = "grant what its jobs need, and no more; as a superuser:";
+        let mut finding = Finding::new(FindingCode::RoleTooWeak, Severity::Info, detail, fix);
+        finding.sql = lets(theirs, version);
+        look.report.find(finding);
+    };
+    if tables {
+        let lacks = "owns no table, and before Postgres 17 only an owner may maintain one";
+        weak("maintain", lacks, &of_kind(&["r", "p"]));
+    }
+    let refused = of_kind(&["m"]);
+    let named: Vec<&str> = refused.iter().take(NAMED).map(|view| view.name.as_str()).collect();
+    if views == 0 && all_views > 0 {
+        let owns = if version >= HAS_MAINTAIN { "it has MAINTAIN on none" } else { "it owns none" };
+        weak("refresh", &format!("may refresh no materialized view: {owns} ({})", named.join(", ")), &refused);
+    } else if views < all_views {
+        weak(
+            "refresh",
+            &format!("may not refresh {} of {all_views}: {}", all_views - views, named.join(", ")),
+            &refused,
+        );
+    }
+}
+
+/// The statements for all of these, each once.
+fn lets(theirs: &[Theirs], version: i32) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    for sql in theirs.iter().take(NAMED).flat_map(|theirs| theirs.sql(version)) {
+        if !all.contains(&sql) {
+            all.push(sql);
+        }
+    }
+    all
 }
 
 fn temporary_files(look: &mut Look<'_>) {
@@ -300,9 +375,10 @@ fn activities(look: &mut Look<'_>) {
 }
 
 fn invalid_indexes(look: &mut Look<'_>, from_queue: Option<&FromQueue>) {
-    let sql = "SELECT format('%I.%I', n.nspname, i.relname), i.relname, x.indrelid::regclass::text, pg_relation_size(i.oid)
+    let sql = "SELECT format('%I.%I', n.nspname, i.relname), i.relname, x.indrelid::regclass::text, pg_relation_size(i.oid),
+                      i.relkind = 'I', n.nspname = 'pg_toast'
                  FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid JOIN pg_namespace n ON n.oid = i.relnamespace
-                WHERE NOT x.indisvalid AND i.relkind = 'i' AND n.nspname !~ '^pg_toast'
+                WHERE NOT x.indisvalid AND i.relkind IN ('i', 'I') AND n.nspname !~ '^pg_toast_temp'
                   AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = i.oid OR p.relid = x.indrelid)
                   AND NOT EXISTS (SELECT FROM pg_locks l WHERE l.relation = x.indrelid AND l.granted AND l.pid <> pg_backend_pid()
                                      AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
@@ -311,24 +387,44 @@ fn invalid_indexes(look: &mut Look<'_>, from_queue: Option<&FromQueue>) {
     let Some(answer) = look.ask("invalid indexes", sql, &[]) else { return };
     for row in (0..answer.len()).take(NAMED) {
         let (qualified, name) = (answer.text(row, 0), answer.text(row, 1));
+        let (partitioned, toast) = (answer.is(row, 4), answer.is(row, 5));
         let rebuilt = name.contains("_ccnew") || name.contains("_ccold");
         let whose = match from_queue.is_some_and(|queue| queue.indexes.contains(name)) {
             true => "a job of maintain was to build it",
+            false if partitioned => "some partitions lack their index",
             false if rebuilt => "a REINDEX CONCURRENTLY left it",
             false => "somebody's CREATE INDEX CONCURRENTLY left it",
         };
+        let costs = match partitioned {
+            true => "each new partition gets an index for it, and it serves no query by itself".to_owned(),
+            false => format!(
+                "it is written with each change, takes {}, and serves no query",
+                crate::doctor::look::bytes(answer.number(row, 3).unwrap_or(0))
+            ),
+        };
         let detail = format!(
-            "the index {qualified} of {} is invalid ({whose}), and nobody is building it: it is written with each change, takes {}, and serves no query",
-            answer.text(row, 2),
-            crate::doctor::look::bytes(answer.number(row, 3).unwrap_or(0))
+            "the index {qualified} of {} is invalid ({whose}), and nobody is building it: {costs}",
+            answer.text(row, 2)
         );
-        let finding = Finding::new(
-            FindingCode::InvalidIndex,
-            Severity::Warning,
-            detail,
-            "drop it, and build it again if it is wanted",
-        );
-        look.report.find(finding.sql(format!("DROP INDEX CONCURRENTLY {qualified}")));
+        let args = match partitioned {
+            true => {
+                json!({"action": "drop_index", "index": qualified, "concurrently": false, "allow_exclusive_lock": true})
+            }
+            false => json!({"action": "drop_index", "index": qualified}),
+        };
+        let job = format!(r#"{{"kind":"maintain","args":{args}}}"#);
+        let fix = match (partitioned, toast) {
+            (true, _) => {
+                format!(
+                    "submit the create_index of maintain that makes it, which builds what is missing; or drop it with all that belongs to it, by the job {job}"
+                )
+            }
+            (_, true) => "drop it, in psql, as a superuser: no job may".to_owned(),
+            _ => format!("drop it, by the job {job}, and build it again if it is wanted"),
+        };
+        let concurrently = if partitioned { "" } else { " CONCURRENTLY" };
+        let finding = Finding::new(FindingCode::InvalidIndex, Severity::Warning, detail, fix);
+        look.report.find(finding.sql(format!("DROP INDEX{concurrently} {qualified}")));
     }
 }
 

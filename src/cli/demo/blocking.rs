@@ -18,7 +18,7 @@ use crate::cli::demo::child;
 use crate::cli::demo::kill::{self, Kill};
 use crate::cli::demo::measure::{Contestant, Environment, Measured, Run, Statement};
 use crate::cli::private::{Databases, Slot};
-use crate::cli::{Failure, plain_dsn_reader};
+use crate::cli::{Failure, folder, plain_dsn_reader};
 use crate::config::{DsnReader, File};
 use crate::db::cluster::{self, ClusterError, default_data_dir};
 use crate::db::pool::Manager;
@@ -117,7 +117,7 @@ impl Blocking {
         };
         let file = File::read(self.config.as_deref())?;
         let reader = plain_dsn_reader(&file)?;
-        let data_dir = self.data_dir.or(file.data_dir()).unwrap_or_else(default_data_dir);
+        let data_dir = folder(self.data_dir.or(file.data_dir()).unwrap_or_else(default_data_dir))?;
         // Ended with this function, should it have been started by it.
         let slot = Arc::<Slot>::default();
         let cluster = Arc::clone(&slot);

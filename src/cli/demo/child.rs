@@ -288,18 +288,15 @@ struct LogLine {
     message: String,
     thread_id: i64,
     job: Option<String>,
-    outcome: Option<String>,
 }
 
 fn log_line(line: Value) -> Option<Event> {
-    let LogLine { message, thread_id, job, outcome } = serde_json::from_value(line).ok()?;
+    let LogLine { message, thread_id, job } = serde_json::from_value(line).ok()?;
     match (message.as_str(), job) {
         ("accepted a job", Some(job)) => Some(Event::Handled(job, thread_id)),
         ("an attempt begins", Some(job)) => Some(Event::Working(job, thread_id)),
-        ("an attempt ended", Some(job)) => match outcome.as_deref() {
-            Some("succeeded") => Some(Event::Done(job)),
-            _ => Some(Event::Failed),
-        },
+        ("a job succeeded", Some(job)) => Some(Event::Done(job)),
+        ("a job failed" | "a job was cancelled", Some(_)) => Some(Event::Failed),
         (message, None) => message.strip_prefix("serving on ").and_then(address).map(Event::Listening),
         _ => None,
     }

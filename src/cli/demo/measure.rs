@@ -111,7 +111,7 @@ impl Contestant {
                 .args(["--queues", &environment.queue, "--shutdown-grace", "4s", "--log-format", "json", "--log"])
                 .arg(
                     "warn,slowlane::app::server=info,slowlane::http::submit=debug,slowlane::worker::executor=debug,\
-                 slowlane::worker::completer=debug",
+                 slowlane::jobs=info",
                 );
             command.env("SLOWLANE_DATABASE_URL", environment.databases.queue.to_url().expose());
             command.env("SLOWLANE_DEMO_URL", environment.databases.demo.to_url().expose());

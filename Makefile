@@ -1,7 +1,7 @@
 # Three commands: `make run` serves on a private Postgres with demo data, `make test` runs every test, `make bench`
 # measures everything that docs/performance.md shows.
 
-.PHONY: run test bench lint fmt clean env test-compose compare-fastapi
+.PHONY: run test test-versions bench lint fmt clean env test-compose compare-fastapi
 
 # Further arguments, such as ARGS="--listen 127.0.0.1:9000"
 ARGS ?=
@@ -15,6 +15,12 @@ run: tools
 test: tools
 	@scripts/ensure python
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked
+
+# Every integration test on each supported version of Postgres: about half an hour. Chosen ones: VERSIONS="16 17"
+VERSIONS ?= 14 15 16 17 18
+test-versions: tools
+	@scripts/ensure python
+	@scripts/test-versions $(VERSIONS)
 
 # Cases and options, such as ARGS="drain --quick"
 bench: tools

@@ -131,6 +131,17 @@ pub struct Server {
 impl Server {
     /// Starts one on these databases, and waits until it is ready.
     pub fn start(queue: &Database, target: &Database, arguments: &[&str]) -> Server {
+        let server = Server::listening(queue, target, arguments);
+        let until = Instant::now() + Duration::from_secs(30);
+        while http::get(server.address, "/readyz").0 != 200 {
+            assert!(Instant::now() < until, "the server did not become ready");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    /// Starts one on these databases, and waits until it listens.
+    pub fn listening(queue: &Database, target: &Database, arguments: &[&str]) -> Server {
         let mut command = Command::new(std::env::current_exe().unwrap());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SLOWLANE_") || name.starts_with("PG")) {
             command.env_remove(name);
@@ -141,13 +152,7 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("http://").expect("the server did not start").parse().unwrap();
-        let server = Server { address, child };
-        let until = Instant::now() + Duration::from_secs(30);
-        while http::get(server.address, "/readyz").0 != 200 {
-            assert!(Instant::now() < until, "the server did not become ready");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        server
+        Server { address, child }
     }
 
     /// The processor time of the process's threads of this name so far.

@@ -85,6 +85,13 @@ fn run(folder: &TempDir, slowlane: SocketAddr, script: &str, arguments: &[&str])
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// As [`run`], for a script that ends with an error: what it says of it.
+fn run_to_an_error(folder: &TempDir, slowlane: SocketAddr, script: &str, arguments: &[&str]) -> String {
+    let output = Running::start(python(folder, slowlane).arg(script).args(arguments)).output();
+    assert!(!output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stderr).unwrap()
+}
+
 /// slowlane with the target that an app has: written for asyncpg.
 fn slowlane(queue: &str, target: &Database) -> Server {
     let mut command = program();
@@ -190,7 +197,11 @@ fn the_app_hands_its_work_over_and_scripts_follow_it() {
     let state = app.client.get(&format!("/reports/{wanted}"));
     assert_eq!((state.status, state.json()), (200, json!({"id": wanted, "state": "running", "rows": null})));
     assert!(state.header("retry-after").unwrap().parse::<u32>().is_ok());
-    assert_eq!(app.client.get(&format!("/reports/{wanted}/csv")).status, 202);
+    let early = app.client.get(&format!("/reports/{wanted}/csv"));
+    assert_eq!((early.status, &early.json()["detail"]["code"]), (409, &json!("result_not_ready")));
+    assert!(early.header("retry-after").unwrap().parse::<u32>().is_ok());
+    let told = run_to_an_error(&folder, at, "fetch.py", &[&wanted]);
+    assert!(told.contains("result_not_ready: ") && !folder.path().join("report.csv").exists(), "{told}");
     assert_eq!(run(&folder, at, "cancel.py", &[&unwanted]), "cancelled\n");
     assert_eq!(held_up(&target), 1, "the state came before the end of the statement");
     let poll = Running::start(python(&folder, at).args(["poll.py", &wanted]));

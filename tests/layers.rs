@@ -14,7 +14,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("doctor", &["dsn", "pq", "db", "queue"]),
     ("results", &["db", "queue"]),
     ("uploads", &["db"]),
-    ("statements", &["queue"]),
+    ("statements", &["queue", "dsn"]),
     ("kinds", &["queue", "results", "uploads", "statements", "doctor", "pq", "db"]),
     ("worker", &["queue", "results", "uploads", "pq", "db", "dsn", "kinds", "metrics"]),
     ("http", &["queue", "results", "uploads", "statements", "db", "kinds", "metrics"]),

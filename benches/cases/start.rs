@@ -1,4 +1,5 @@
-//! From the 202's arrival at the client to the moment at which the job runs, on an idle worker.
+//! From the 202's arrival at the client to the moment at which the job runs, on an idle worker; and from the start of a process
+//! to its first job, where jobs wait.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,15 +10,20 @@ use serde_json::{Value, json};
 use crate::Scale;
 use crate::http::{Connection, post_request};
 use crate::postgres::{Database, Postgres};
-use crate::report::{Outcome, Row, Unit, Values};
+use crate::report::{Aim, Outcome, Row, Unit, Values};
 use crate::server::{Server, now_us};
 
 /// Between two jobs, so that each finds everything idle: the worker, and what goes from process to process.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Jobs that wait for a process that starts.
+const WAITING: usize = 500;
+/// Processes that start in each round.
+const STARTS: usize = 20;
 
 pub fn run(postgres: &Postgres, scale: Scale) -> Outcome {
     let (queue, target) = (postgres.queue(), postgres.target());
     let (mut together, mut apart) = (Latencies::default(), Latencies::default());
+    let mut fresh = Latencies::default();
     for _ in 0..scale.rounds {
         let both = Server::start(&queue, &target, &[]);
         together.add(measure(both.address, &queue, scale));
@@ -25,16 +31,22 @@ pub fn run(postgres: &Postgres, scale: Scale) -> Outcome {
         let _worker = Server::start(&queue, &target, &["--no-http"]);
         let api = Server::start(&queue, &target, &["--no-workers"]);
         apart.add(measure(api.address, &queue, scale));
+        fresh.add(first_claims(&queue, &target, scale));
     }
-    let mut rows = together.rows("one process");
-    rows.extend(apart.rows("two processes"));
+    let [fresh_p50, fresh_p99] = fresh.rows("start of a process to its first claim");
+    let (together, apart) = (together.rows("202 to start, one process"), apart.rows("202 to start, two processes"));
+    let fresh = [fresh_p50, fresh_p99.aim(Aim::AtMost(50.0))];
     Outcome {
-        rows,
+        rows: [together, apart, fresh].into_iter().flatten().collect(),
         notes: vec![
             "202 to start: from the moment at which the client has read the 202 to the first line of the kind's code, \
              both by the machine's clock; a job that began before its 202 was read counts as 0. Two processes: one with \
              `--no-workers`, one with `--no-http`, woken by NOTIFY"
                 .to_owned(),
+            format!(
+                "First claim: from the moment before the program is started to the first line of the code of the first of \
+                 {WAITING} jobs that waited, both by the machine's clock; {STARTS} starts in each round"
+            ),
         ],
     }
 }
@@ -51,10 +63,29 @@ impl Latencies {
         self.p99.push(round.quantile(0.99));
     }
 
-    fn rows(&self, where_: &str) -> Vec<Row> {
-        let row = |name, values| Row::new(format!("202 to start, {where_}, {name}"), values, Unit::Milliseconds);
-        vec![row("p50", &self.p50), row("p99", &self.p99)]
+    fn rows(&self, what: &str) -> [Row; 2] {
+        let row = |name, values| Row::new(format!("{what}, {name}"), values, Unit::Milliseconds);
+        [row("p50", &self.p50), row("p99", &self.p99)]
     }
+}
+
+/// From the start of a process to the first line of the first job's code.
+fn first_claims(queue: &Database, target: &Database, scale: Scale) -> Values {
+    let mut latencies = Values::default();
+    for _ in 0..scale.of(STARTS, 5) {
+        queue.clear();
+        queue.run(&format!("SELECT slowlane.enqueue('stamp', notify => false) FROM generate_series(1, {WAITING})"));
+        let before = now_us();
+        let _server = Server::listening(queue, target, &[]);
+        let until = Instant::now() + Duration::from_secs(30);
+        while queue.count("SELECT count(*) FROM finished_jobs") < WAITING as i64 {
+            assert!(Instant::now() < until, "jobs waited and did not run");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let first = queue.count("SELECT min(output::text::bigint) FROM finished_jobs");
+        latencies.push((first - before) as f64 / 1_000.0);
+    }
+    latencies
 }
 
 fn measure(address: SocketAddr, queue: &Database, scale: Scale) -> Values {

@@ -19,10 +19,12 @@ pub fn program() -> Command {
     without_settings(Command::new(env!("CARGO_BIN_EXE_slowlane")))
 }
 
-/// Any program, with nothing of the surrounding environment that would be a setting.
+/// Any program, with nothing of the surrounding environment that would be a setting. Which server it runs stays: that is
+/// what the tests are run on.
 pub fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars() {
-        if name.starts_with("SLOWLANE_") || name.starts_with("PG") || name == "DATABASE_URL" {
+        let ours = name.starts_with("SLOWLANE_") && name != "SLOWLANE_POSTGRES_BIN";
+        if ours || name.starts_with("PG") || name == "DATABASE_URL" {
             command.env_remove(name);
         }
     }
@@ -103,7 +105,8 @@ impl Server {
     }
 }
 
-fn serving(queue: &Database, role: &[&str]) -> Command {
+/// `slowlane serve` with these arguments, and no target's address yet.
+pub fn serving(queue: &Database, role: &[&str]) -> Command {
     let mut command = program();
     command.arg("serve").args(role).args(["--target", "default=TARGET_URL"]);
     command.env("SLOWLANE_DATABASE_URL", queue.dsn.to_url().expose());

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::{Connection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
@@ -121,6 +122,35 @@ impl Work for DieselBatches {
     }
 }
 
+/// Says what an SQL expression is on its sessions, on the driver that it names.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shows {
+    sql: String,
+    diesel: bool,
+}
+
+#[derive(diesel::QueryableByName)]
+struct Shown {
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    shown: String,
+}
+
+impl Work for Shows {
+    const KIND: &'static str = "shows";
+    const REPEATABLE: bool = true;
+    const FENCED: bool = true;
+    type Output = String;
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<String, WorkError> {
+        let sql = format!("SELECT ({})::text AS shown", self.sql);
+        if self.diesel {
+            return Ok(diesel::sql_query(sql).get_result::<Shown>(&mut *ctx.diesel()?)?.shown);
+        }
+        Ok(ctx.session()?.query(&sql, &[])?.get(0, 0).unwrap_or_default().to_owned())
+    }
+}
+
 /// Sleeps on its target for ten minutes. Nothing fences what it might do there.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -134,6 +164,40 @@ impl Work for Unfenced {
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<(), WorkError> {
         ctx.session()?.execute_batch("SELECT pg_sleep(600)")?;
         Ok(())
+    }
+}
+
+/// Holds a snapshot until the server ends that: asks for nothing, again and again.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldSnapshot {
+    driver: String,
+    /// Between two questions.
+    pause_ms: u64,
+}
+
+impl Work for HeldSnapshot {
+    const KIND: &'static str = "held_snapshot";
+    const REPEATABLE: bool = true;
+    type Output = ();
+
+    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<(), WorkError> {
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT FROM public.t";
+        let pause = || ctx.wait(Duration::from_millis(self.pause_ms));
+        if self.driver == "diesel" {
+            let mut connection = ctx.diesel()?;
+            connection.batch_execute(begin)?;
+            loop {
+                pause()?;
+                diesel::sql_query("SELECT 1").execute(&mut *connection)?;
+            }
+        }
+        let mut session = ctx.session()?;
+        session.execute_batch(begin)?;
+        loop {
+            pause()?;
+            session.query("SELECT 1", &[])?;
+        }
     }
 }
 
@@ -174,7 +238,7 @@ impl Work for Gated {
     const REPEATABLE: bool = true;
     type Output = i32;
     fn upload(&self) -> Option<UploadArg> {
-        self.upload.map(|id| UploadArg { pointer: "/upload", id })
+        self.upload.map(|id| UploadArg::new("/upload", id))
     }
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<i32, WorkError> {
         pass(self, ctx)
@@ -256,6 +320,7 @@ pub fn registry() -> Registry {
     Registry::standard()
         .with::<DieselOnce>()
         .with::<Unfenced>()
+        .with::<HeldSnapshot>()
         .with::<slowlane::kinds::carrier_report::CarrierReport>()
         .with::<Gated>()
         .with::<GatedOnce>()
@@ -263,4 +328,5 @@ pub fn registry() -> Registry {
         .with::<DieselBatches>()
         .with::<Careless>()
         .with::<UncheckedExecute>()
+        .with::<Shows>()
 }

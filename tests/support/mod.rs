@@ -4,6 +4,7 @@
 pub mod app;
 pub mod child;
 pub mod client;
+pub mod clock;
 pub mod history;
 pub mod kinds;
 pub mod load;

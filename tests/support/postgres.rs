@@ -188,6 +188,11 @@ impl Database {
         self.text(sql).parse().unwrap()
     }
 
+    /// The server's version, such as 150018.
+    pub fn version(&self) -> i32 {
+        self.session().server_version()
+    }
+
     /// A client program such as `psql`, told to use this database as `login` does.
     pub fn program(&self, name: &str, login: &Dsn) -> Command {
         let mut command = Command::new(Postgres::shared().program(name));

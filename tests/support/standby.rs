@@ -1,5 +1,9 @@
 //! A standby of a cluster, which can stop receiving and be promoted.
 
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -25,13 +29,7 @@ impl Standby {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let data = folder.path().join("data");
         let source = superuser.clone().with("dbname", "").with("application_name", "standby");
-        let copied = std::process::Command::new(primary.program("pg_basebackup"))
-            .args(["--wal-method", "stream", "--write-recovery-conf", "--checkpoint", "fast", "-D"])
-            .arg(&data)
-            .args(["-d", source.conninfo().expose()])
-            .output()
-            .unwrap();
-        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        back_up(primary, &data, source.conninfo().expose());
         let mut command = std::process::Command::new(primary.program("postgres"));
         let further = [
             "synchronous_standby_names=",
@@ -106,6 +104,53 @@ impl Drop for Standby {
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Copies a running cluster so that the copy follows it. By the server's own functions and not by `pg_basebackup`, which only
+/// knows servers up to its own version.
+fn back_up(primary: &Postgres, to: &Path, source: &str) {
+    let from = primary.cluster.lock().unwrap().folder().join("pgdata");
+    let mut session = Session::connect(&primary.superuser()).unwrap();
+    // Before 15 they have other names. The session stays in the backup until its end.
+    let (start, stop) = match session.server_version() >= 150_000 {
+        true => ("pg_backup_start('standby', true)", "pg_backup_stop(false)"),
+        false => ("pg_start_backup('standby', true, false)", "pg_stop_backup(false, false)"),
+    };
+    session.query(&format!("SELECT {start}"), &[]).unwrap();
+    copy(&from, to);
+    let stopped = session.query(&format!("SELECT labelfile FROM {stop}"), &[]).unwrap();
+    fs::write(to.join("backup_label"), stopped.get(0, 0).unwrap()).unwrap();
+    fs::write(to.join("standby.signal"), "").unwrap();
+    let setting = format!("primary_conninfo = '{}'\n", source.replace('\'', "''"));
+    fs::OpenOptions::new()
+        .append(true)
+        .open(to.join("postgresql.auto.conf"))
+        .unwrap()
+        .write_all(setting.as_bytes())
+        .unwrap();
+}
+
+/// All but what belongs to the running process. What goes away meanwhile isn't needed.
+fn copy(from: &Path, to: &Path) {
+    const EMPTY: [&str; 7] =
+        ["pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans"];
+    fs::DirBuilder::new().mode(0o700).create(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (path, name) = (entry.path(), entry.file_name());
+        let Ok(kind) = entry.file_type() else { continue };
+        match name.to_str().unwrap() {
+            "postmaster.pid" | "postmaster.opts" => {}
+            empty if kind.is_dir() && EMPTY.contains(&empty) => {
+                fs::DirBuilder::new().mode(0o700).create(to.join(empty)).unwrap();
+            }
+            _ if kind.is_dir() => copy(&path, &to.join(name)),
+            _ => match fs::copy(&path, to.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{}: {error}", path.display()),
+                _ => {}
+            },
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The way of a job, and the rooms it passes:
 //!
-//! 1. `http` accepts it: checks the request, hands a [`queue::NewJob`] to the writer.
+//! 1. `http` accepts it: checks the request, hands a [`queue::JobSpec`] to the writer.
 //! 2. [`queue`] makes it a committed row; only then is the caller told `202`.
 //! 3. `worker` claims it, runs it on a thread of its own, and finishes it under its lease.
 //! 4. `kinds` is the work itself, on a target database.
@@ -52,7 +52,7 @@ pub(crate) mod worker;
 
 pub use app::{AppError, DatabaseUrl, Grants, Running, Server, Target, Workers, migrate};
 pub use kinds::{ArgError, Registry, Work, WorkContext, WorkError};
-pub use queue::{JobError, NewJob};
+pub use queue::{JobError, JobSpec};
 
 /// The guide's blocks, compiled with the tests of this documentation.
 #[cfg(doctest)]

@@ -1,6 +1,5 @@
 //! P1: a 202 means committed, and no accepted job is lost.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
@@ -9,7 +8,7 @@ use slowlane::db::cluster::StopMode;
 use slowlane::db::pool::{Manager, Purpose};
 use slowlane::queue::accept::{Accept, AcceptError, Accepted, Writer};
 use slowlane::queue::signals::Signals;
-use slowlane::queue::{NewJob, RawJson};
+use slowlane::queue::{JobSpec, RawJson};
 use uuid::Uuid;
 
 use crate::support::app::TestApp;
@@ -221,20 +220,11 @@ fn work_stops_when_nobody_hears_the_beats_and_goes_on_when_they_arrive() {
 fn new_job(id: Uuid) -> Accept {
     Accept {
         id,
-        job: NewJob {
-            kind: "query".to_owned(),
-            args: RawJson::of(&json!({"sql": "SELECT 1"})).unwrap(),
-            target: "default".to_owned(),
-            queue: "default".to_owned(),
-            priority: 5,
-            run_at: None,
+        spec: JobSpec {
             timeout_ms: 1000,
             max_attempts: 1,
-            labels: BTreeMap::new(),
             result_ttl_ms: 1000,
-            time_zone: None,
-            lock_timeout_ms: None,
-            upload: None,
+            ..JobSpec::new("query", RawJson::of(&json!({"sql": "SELECT 1"})).unwrap())
         },
         retry_of: None,
         idempotency: None,

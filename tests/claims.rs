@@ -29,7 +29,7 @@ fn buffers_of_a_claim(connection: &mut PgConnection, scope: &Scope, positions: &
     }
     let priorities: Vec<i16> = (0..=9).collect();
     let (run_ats, ids): (Vec<_>, Vec<_>) = priorities.iter().map(|p| positions.place("default", *p)).unzip();
-    let plan = diesel::sql_query(format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {CLAIM_SQL}"))
+    let plan = diesel::sql_query(format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {}", CLAIM_SQL.as_str()))
         .bind::<diesel::sql_types::Uuid, _>(scope.worker_id)
         .bind::<Array<SmallInt>, _>(&priorities)
         .bind::<Array<Timestamptz>, _>(run_ats)

@@ -9,12 +9,12 @@ use slowlane::kinds::import::Import;
 use slowlane::kinds::query::Query;
 use slowlane::kinds::{Registry, Work};
 use slowlane::pq::{PqError, Session};
-use slowlane::queue::job::{
+use slowlane::queue::model::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_ARGS_BYTES, MAX_ARGS_DEPTH,
     MAX_LABEL_CHARS, MAX_LABELS, MAX_MAX_ATTEMPTS, MAX_NAME_CHARS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS,
 };
 use slowlane::queue::signals::Envelope;
-use slowlane::queue::{self, InsertError, NewJob, RawJson};
+use slowlane::queue::{self, InsertError, JobSpec, RawJson};
 use uuid::Uuid;
 
 use crate::support::app::TestApp;
@@ -48,7 +48,7 @@ fn enqueue(session: &mut Session, arguments: &str) -> Result<String, PqError> {
 
 const SELECT_1: &str = r#"'query', '{"sql": "SELECT 1"}'"#;
 
-fn select_1() -> NewJob {
+fn select_1() -> JobSpec {
     Registry::standard().job("query", &json!({"sql": "SELECT 1"})).unwrap()
 }
 
@@ -98,15 +98,15 @@ fn what_is_wrong_is_told_by_rust_before_the_transaction_is_spoilt() {
     let queue = Postgres::shared().queue();
     let mut connection = diesel_connection(&application(&queue));
     let last_day: chrono::DateTime<chrono::Utc> = "9999-12-31T00:00:00Z".parse().unwrap();
-    let wrong: [(&str, NewJob); 8] = [
-        ("kind", NewJob { kind: String::new(), ..select_1() }),
-        ("queue", NewJob { queue: "q".repeat(MAX_NAME_CHARS + 1), ..select_1() }),
-        ("target", NewJob { target: "nul\0".to_owned(), ..select_1() }),
-        ("args", NewJob::new("query", RawJson::of(&[1]).unwrap())),
-        ("args", NewJob::new("query", RawJson::of(&json!({"sql": "\0"})).unwrap())),
-        ("priority", NewJob { priority: -1, ..select_1() }),
-        ("run_at", NewJob { run_at: Some(last_day + chrono::Days::new(1)), ..select_1() }),
-        ("labels", NewJob { labels: [(String::new(), String::new())].into(), ..select_1() }),
+    let wrong: [(&str, JobSpec); 8] = [
+        ("kind", JobSpec { kind: String::new(), ..select_1() }),
+        ("queue", JobSpec { queue: "q".repeat(MAX_NAME_CHARS + 1), ..select_1() }),
+        ("target", JobSpec { target: "nul\0".to_owned(), ..select_1() }),
+        ("args", JobSpec::new("query", RawJson::of(&[1]).unwrap())),
+        ("args", JobSpec::new("query", RawJson::of(&json!({"sql": "\0"})).unwrap())),
+        ("priority", JobSpec { priority: -1, ..select_1() }),
+        ("run_at", JobSpec { run_at: Some(last_day + chrono::Days::new(1)), ..select_1() }),
+        ("labels", JobSpec { labels: [(String::new(), String::new())].into(), ..select_1() }),
     ];
     connection
         .transaction(|connection| {
@@ -145,7 +145,7 @@ fn every_field_arrives_and_the_defaults_are_those_of_http() {
     let later = json!("2999-01-01T00:00:00Z");
     let by_http = app.submit(&json!({"kind": "query", "args": {"sql": "SELECT 1"}, "run_at": later}));
     let by_sql = enqueue(&mut session, &format!("{SELECT_1}, run_at => '2999-01-01Z'")).unwrap();
-    let job = NewJob { run_at: Some("2999-01-01T00:00:00Z".parse().unwrap()), ..select_1() };
+    let job = JobSpec { run_at: Some("2999-01-01T00:00:00Z".parse().unwrap()), ..select_1() };
     let by_rust = queue::insert(&mut diesel_connection(&dsn), &job).unwrap().to_string();
     assert_eq!(app.job(&by_http)["state"], "scheduled");
     assert_eq!(shown(&by_sql), shown(&by_http));
@@ -161,7 +161,7 @@ fn every_field_arrives_and_the_defaults_are_those_of_http() {
            run_at => '2999-01-01Z', timeout_ms => 77000, max_attempts => 4, labels => '{"team": "x", "a": "ü"}', result_ttl_ms => 5000"#,
     )
     .unwrap();
-    let job = NewJob {
+    let job = JobSpec {
         priority: 2,
         timeout_ms: 77_000,
         max_attempts: 4,
@@ -269,20 +269,20 @@ fn rust_and_sql_say_the_same() {
     let queue = Postgres::shared().queue();
     let mut session = session(&application(&queue));
     for (job, arguments) in [
-        (NewJob { priority: 10, ..select_1() }, "priority => 10".to_owned()),
-        (NewJob { timeout_ms: 0, ..select_1() }, "timeout_ms => 0".to_owned()),
-        (NewJob { max_attempts: 26, ..select_1() }, "max_attempts => 26".to_owned()),
-        (NewJob { result_ttl_ms: -1, ..select_1() }, "result_ttl_ms => -1".to_owned()),
-        (NewJob { queue: String::new(), ..select_1() }, "queue => ''".to_owned()),
+        (JobSpec { priority: 10, ..select_1() }, "priority => 10".to_owned()),
+        (JobSpec { timeout_ms: 0, ..select_1() }, "timeout_ms => 0".to_owned()),
+        (JobSpec { max_attempts: 26, ..select_1() }, "max_attempts => 26".to_owned()),
+        (JobSpec { result_ttl_ms: -1, ..select_1() }, "result_ttl_ms => -1".to_owned()),
+        (JobSpec { queue: String::new(), ..select_1() }, "queue => ''".to_owned()),
         (
-            NewJob { labels: (0..33).map(|n| (n.to_string(), String::new())).collect(), ..select_1() },
+            JobSpec { labels: (0..33).map(|n| (n.to_string(), String::new())).collect(), ..select_1() },
             format!(
                 "labels => '{}'",
                 json!((0..33).map(|n| (n.to_string(), json!(""))).collect::<serde_json::Map<_, _>>())
             ),
         ),
         (
-            NewJob { labels: [(String::new(), String::new())].into(), ..select_1() },
+            JobSpec { labels: [(String::new(), String::new())].into(), ..select_1() },
             "labels => '{\"\": \"\"}'".to_owned(),
         ),
     ] {
@@ -349,7 +349,7 @@ fn an_upload_is_held_by_whoever_names_it() {
     let work: Import = serde_json::from_value(args.clone()).unwrap();
     assert_eq!(work.job().unwrap().upload, Some(upload));
     let later = Some("2999-01-01T00:00:00Z".parse().unwrap());
-    let waits = NewJob { run_at: later, ..job.clone() };
+    let waits = JobSpec { run_at: later, ..job.clone() };
     let by_rust = queue::insert(&mut connection, &waits).unwrap().to_string();
     let by_sql = |upload: &str| format!("'import', '{args}', run_at => '2999-01-01Z', upload => {upload}");
     let by_sql_id = enqueue(&mut session, &by_sql(&format!("'{upload}'"))).unwrap();
@@ -368,7 +368,7 @@ fn an_upload_is_held_by_whoever_names_it() {
         let args = import_of(id);
         let refused = enqueue(&mut session, &format!("'import', '{args}', upload => '{id}'")).unwrap_err();
         assert_eq!((refused.sqlstate.as_deref(), refused.message.as_str()), (Some("22023"), NOT_READY));
-        let other = NewJob { upload: Some(id), args: RawJson::of(&args).unwrap(), ..job.clone() };
+        let other = JobSpec { upload: Some(id), args: RawJson::of(&args).unwrap(), ..job.clone() };
         let refused = queue::insert(&mut connection, &other).unwrap_err();
         assert!(matches!(&refused, InsertError::Database(error) if error.to_string() == NOT_READY), "{refused}");
     }
@@ -611,7 +611,7 @@ fn arguments_are_as_deep_as_http_lets_them_be() {
         let by_sql = enqueue(&mut session, &format!("'query', '{}'", args(levels)));
         assert_eq!(by_sql.is_ok(), good, "{levels}");
         let raw = serde_json::value::RawValue::from_string(args(levels)).unwrap();
-        let by_rust = NewJob::new("query", RawJson(raw)).check();
+        let by_rust = JobSpec::new("query", RawJson(raw)).check();
         assert_eq!(by_rust.is_ok(), good, "{levels}");
         if let (Err(by_sql), Err(by_rust)) = (by_sql, by_rust) {
             assert_eq!(by_sql.sqlstate.as_deref(), Some("22023"));

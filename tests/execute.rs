@@ -5,7 +5,7 @@ mod left_out;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use slowlane::queue::job::MAX_ERROR_BYTES;
+use slowlane::queue::model::MAX_ERROR_BYTES;
 
 use crate::support::app::TestApp;
 use crate::support::child::Server;

@@ -28,6 +28,7 @@ mod from_fastapi;
 mod http_threads;
 mod import_tables;
 mod imports;
+mod job_spec;
 mod jobs_api;
 mod kind_docs;
 mod layers;

@@ -1,7 +1,6 @@
 //! Databases that go away without a word, and come back: silence is noticed within seconds, nothing hangs, nobody
 //! storms the server, nobody is declared dead for it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,7 @@ use slowlane::pq::{Patience, PqErrorKind, Session};
 use slowlane::queue::accept::{Accept, AcceptError, Accepted, Writer};
 use slowlane::queue::liveness::DEAD_AFTER;
 use slowlane::queue::signals::Signals;
-use slowlane::queue::{NewJob, RawJson};
+use slowlane::queue::{JobSpec, RawJson};
 use uuid::Uuid;
 
 use crate::support::app::TestApp;
@@ -294,20 +293,11 @@ fn a_statement_that_was_never_sent_is_no_silence() {
 fn new_job(id: Uuid) -> Accept {
     Accept {
         id,
-        job: NewJob {
-            kind: "query".to_owned(),
-            args: RawJson::of(&json!({"sql": "SELECT 1"})).unwrap(),
-            target: "default".to_owned(),
-            queue: "default".to_owned(),
-            priority: 5,
-            run_at: None,
+        spec: JobSpec {
             timeout_ms: 1000,
             max_attempts: 1,
-            labels: BTreeMap::new(),
             result_ttl_ms: 1000,
-            time_zone: None,
-            lock_timeout_ms: None,
-            upload: None,
+            ..JobSpec::new("query", RawJson::of(&json!({"sql": "SELECT 1"})).unwrap())
         },
         retry_of: None,
         idempotency: None,

@@ -1,7 +1,7 @@
 //! The kind `query`: parameters, limits, errors, and sessions that are the same for every job.
 
 use serde_json::{Value, json};
-use slowlane::queue::job::MAX_ERROR_BYTES;
+use slowlane::queue::model::MAX_ERROR_BYTES;
 
 use crate::support::app::TestApp;
 use crate::support::eventually;

@@ -6,7 +6,7 @@ mod values;
 
 use serde_json::{Value, json};
 use slowlane::pq::Session;
-use slowlane::queue::job::{MAX_LOCK_TIMEOUT_MS, is_time_zone};
+use slowlane::queue::model::{MAX_LOCK_TIMEOUT_MS, is_time_zone};
 use slowlane::{DatabaseUrl, Server, Target};
 
 use crate::support::app::TestApp;
@@ -291,15 +291,15 @@ fn the_fields_are_checked_alike_by_http_by_sql_and_by_rust() {
             assert_eq!(by_sql(&format!("lock_timeout_ms => {value}")).is_empty(), good, "{value}");
         }
     }
-    let job = slowlane::NewJob {
+    let job = slowlane::JobSpec {
         time_zone: Some("Europe/Berlin".to_owned()),
         lock_timeout_ms: Some(77),
         queue: "nobodys".to_owned(),
-        ..slowlane::NewJob::new("query", slowlane::queue::RawJson::of(&json!({"sql": "SELECT 1"})).unwrap())
+        ..slowlane::JobSpec::new("query", slowlane::queue::RawJson::of(&json!({"sql": "SELECT 1"})).unwrap())
     };
     let id = slowlane::queue::insert(&mut app.queue.service(), &job).unwrap();
     let read = app.job(&id.to_string());
     assert_eq!((&read["time_zone"], &read["lock_timeout_ms"]), (&json!("Europe/Berlin"), &json!(77)));
-    let wrong = slowlane::NewJob { time_zone: Some("UTC+2".to_owned()), ..job };
+    let wrong = slowlane::JobSpec { time_zone: Some("UTC+2".to_owned()), ..job };
     assert_eq!(wrong.check().unwrap_err().field, "time_zone");
 }

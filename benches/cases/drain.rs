@@ -6,8 +6,8 @@ use slowlane::db::pool::{Manager, Purpose};
 use slowlane::pq::Session;
 use slowlane::queue::claim::{self, Positions, Scope};
 use slowlane::queue::finish::{self, Ending, Finished};
-use slowlane::queue::job::JobState;
 use slowlane::queue::liveness::{self, Identity};
+use slowlane::queue::model::JobState;
 use uuid::Uuid;
 
 use crate::Scale;

@@ -55,7 +55,7 @@ CREATE TABLE jobs (
     error               json,
     retry_of            uuid,
     -- The upload that it reads: kept until the job has left this table.
-    upload_id           uuid,
+    upload              uuid,
     -- The version of the saved statement that the latest attempt ran; NULL for other kinds.
     statement_version   text,
     -- What it asks of its sessions on the target; NULL is what the target says.
@@ -86,14 +86,14 @@ CREATE INDEX jobs_scheduled ON jobs (run_at) WHERE state = 'scheduled';
 -- A job has one unfinished retry at a time.
 CREATE UNIQUE INDEX jobs_retry_of ON jobs (retry_of) WHERE retry_of IS NOT NULL;
 -- Who uses an upload.
-CREATE INDEX jobs_upload ON jobs (upload_id) WHERE upload_id IS NOT NULL;
+CREATE INDEX jobs_upload ON jobs (upload) WHERE upload IS NOT NULL;
 -- What a worker holds: cancel requests, rescue.
 CREATE INDEX jobs_running ON jobs (worker_id) WHERE state = 'running';
 
 -- Puts a job into the queue within its caller's transaction: there when that commits, gone when it is rolled back. Runs
 -- with the rights of the schema's owner, so that a role needs none but to call it; hence the pinned search_path. Refuses
 -- what POST /v1/jobs refuses, as far as a database can know it: which kinds, queues and targets there are is known to
--- processes alone. The numbers are those of src/queue/job.rs; a test compares them.
+-- processes alone. The numbers are those of src/queue/model/limits.rs; a test compares them.
 CREATE FUNCTION enqueue(
     kind          text,
     args          json        DEFAULT '{}',
@@ -180,7 +180,7 @@ BEGIN
     id := encode(substring(int8send(micros / 1000) FROM 3)
         || set_byte(set_byte(substring(noise FROM 7), 0, 112 | (fraction >> 8)), 1, fraction & 255), 'hex')::uuid;
     INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
-                      timeout_ms, max_attempts, result_ttl_ms, upload_id, time_zone, lock_timeout_ms)
+                      timeout_ms, max_attempts, result_ttl_ms, upload, time_zone, lock_timeout_ms)
     VALUES (id, kind, queue, target, priority, CASE WHEN later THEN 'scheduled' ELSE 'queued' END, args, labels, clock,
             greatest(run_at, clock), CASE WHEN later THEN NULL ELSE pg_current_xact_id() END,
             timeout_ms, max_attempts, result_ttl_ms, upload, time_zone, lock_timeout_ms);
@@ -238,6 +238,7 @@ CREATE TABLE finished_jobs (
     statement_version   text,
     time_zone           text,
     lock_timeout_ms     bigint,
+    upload              uuid,
     CONSTRAINT finished_jobs_state CHECK (
         CASE state WHEN 'failed' THEN error IS NOT NULL ELSE state IN ('succeeded', 'cancelled') END),
     PRIMARY KEY (id)

@@ -1,6 +1,6 @@
 //! The tables of the schema `slowlane` as Diesel sees them. A test compares this page with the catalog.
 //!
-//! Connections set `search_path`, so tables are named without their schema. `finished_jobs` is left out: it is read and
+//! Of `jobs` it has no column that only `queue/model/columns.rs` needs. Connections set `search_path`, so tables are named without their schema. `finished_jobs` is left out: it is read and
 //! written by SQL alone, and has more columns than Diesel is built for here (its feature `64-column-tables`).
 #![expect(missing_docs, reason = "the columns are documented in the migrations")]
 
@@ -18,15 +18,10 @@ diesel::table! {
         kind -> Text,
         queue -> Text,
         target -> Text,
-        priority -> SmallInt,
         state -> Text,
-        args -> Json,
-        labels -> Jsonb,
         created_at -> Timestamptz,
         run_at -> Timestamptz,
         queued_xid -> Nullable<crate::db::schema::types::Xid8>,
-        timeout_ms -> BigInt,
-        max_attempts -> Integer,
         attempt -> Integer,
         interruptions -> Integer,
         lost_in_a_row -> Integer,
@@ -40,13 +35,9 @@ diesel::table! {
         backend_start -> Nullable<Timestamptz>,
         cancel_requested_at -> Nullable<Timestamptz>,
         pause_requested_at -> Nullable<Timestamptz>,
-        result_ttl_ms -> BigInt,
         error -> Nullable<Json>,
         retry_of -> Nullable<Uuid>,
-        upload_id -> Nullable<Uuid>,
         statement_version -> Nullable<Text>,
-        time_zone -> Nullable<Text>,
-        lock_timeout_ms -> Nullable<BigInt>,
         put_off_ms -> Nullable<BigInt>,
     }
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::doctor::look::{Look, span};
 use crate::doctor::report::{Finding, FindingCode, Severity, Subject};
 use crate::pq::quote::{identifier, literal};
-use crate::queue::job::MAX_TIMEOUT_MS;
+use crate::queue::model::MAX_TIMEOUT_MS;
 
 /// A difference of clocks that is worth a word, and one that breaks things.
 const CLOCK: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3_600));

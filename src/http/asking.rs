@@ -11,7 +11,7 @@ use crate::http::submit::accepted;
 use crate::http::wire::{self, JobResource};
 use crate::http::{Shared, jobs};
 use crate::queue::accept::Accept;
-use crate::queue::{Job, JobError, JobState, NewJob};
+use crate::queue::{Job, JobError, JobSpec, JobState};
 
 /// How long the answer is waited for when the caller doesn't say: 10 s.
 const WAIT: Duration = Duration::from_secs(10);
@@ -23,16 +23,16 @@ const TIMEOUT_MS: i64 = 60_000;
 pub(super) async fn ask_a_worker(
     request: &HttpRequest,
     shared: &Shared,
-    job: NewJob,
+    job: JobSpec,
     hint: &str,
 ) -> Result<HttpResponse, Problem> {
-    let job = NewJob { priority: 0, timeout_ms: TIMEOUT_MS, ..job };
+    let job = JobSpec { priority: 0, timeout_ms: TIMEOUT_MS, ..job };
     let (job, _) = accepted(shared, Accept::new(job), None).await?;
     let until = tokio::time::Instant::now() + prefer_wait(request).unwrap_or(WAIT);
     shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await;
     // It is accepted, whatever comes of this read.
     let job = jobs::read(shared, job.id).await.unwrap_or(job);
-    match (job.state, &job.output) {
+    match (job.status.state, &job.outcome.output) {
         (JobState::Succeeded, Some(report)) => Ok(HttpResponse::Ok().json(report)),
         (state, _) if state.is_final() => Err(not_answered(&job, hint)),
         _ => Ok(HttpResponse::Accepted()
@@ -43,7 +43,7 @@ pub(super) async fn ask_a_worker(
 }
 
 fn not_answered(job: &Job, hint: &str) -> Problem {
-    let error = job.error.as_ref().and_then(|error| serde_json::from_str::<JobError>(error.text()).ok());
+    let error = job.outcome.error.as_ref().and_then(|error| serde_json::from_str::<JobError>(error.text()).ok());
     let why = error.map_or_else(|| "it was cancelled".to_owned(), |error| error.message);
     Problem::new(Code::JobFailed, format!("the target could not be asked: {why}"))
         .hint(hint)

@@ -6,7 +6,7 @@ use crate::http::asking::ask_a_worker;
 use crate::http::problem::{Code, Problem};
 use crate::http::{State, submit};
 use crate::kinds::CHECK;
-use crate::queue::{NewJob, RawJson};
+use crate::queue::{JobSpec, RawJson};
 
 pub(super) async fn check(
     request: HttpRequest,
@@ -24,10 +24,10 @@ pub(super) async fn check(
     }
     let default = || shared.queues.iter().find(|queue| *queue == "default").or(shared.queues.first()).cloned();
     let args = RawJson::of(&serde_json::json!({})).map_err(|error| Problem::internal(&error))?;
-    let job = NewJob {
+    let job = JobSpec {
         target: name.into_inner(),
         queue: queue.or_else(default).unwrap_or_default(),
-        ..NewJob::new(CHECK, args)
+        ..JobSpec::new(CHECK, args)
     };
     submit::check_names(&shared, &job)?;
     ask_a_worker(&request, &shared, job, "see the workers' log, and try again").await

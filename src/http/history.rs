@@ -17,7 +17,7 @@ use crate::queue::accept::Accept;
 use crate::queue::attempts::{self, Attempt};
 use crate::queue::log::{self, StoredLine};
 use crate::queue::retry::{self, RetryOf};
-use crate::queue::{NewJob, RawJson};
+use crate::queue::{JobSpec, RawJson};
 
 #[derive(Serialize)]
 struct AttemptsPage<'a> {
@@ -157,7 +157,7 @@ pub(super) async fn retry(
     }
 }
 
-async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<NewJob, Problem> {
+async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<JobSpec, Problem> {
     let mut job = match shared.doorway.run(move |connection| retry::of(connection, id)).await? {
         RetryOf::Retry(job) => *job,
         // Says 404 in the words of every other route.

@@ -37,10 +37,10 @@ const LONGEST_WAIT: i64 = 60;
 
 /// Seconds until a job may begin, rounded up; 0 for one that may, or has begun.
 pub(super) fn until_it_may_begin(job: &Job) -> i64 {
-    if job.state != JobState::Scheduled {
+    if job.status.state != JobState::Scheduled {
         return 0;
     }
-    (job.run_at - Utc::now()).num_milliseconds().max(0).saturating_add(999) / 1_000
+    (job.status.run_at - Utc::now()).num_milliseconds().max(0).saturating_add(999) / 1_000
 }
 
 /// How many seconds a caller should wait before it asks again: the longer a job runs, the less often; of one that
@@ -51,7 +51,7 @@ pub(super) fn retry_after(job: &Job) -> u64 {
 }
 
 fn by_age(job: &Job) -> u64 {
-    match (Utc::now() - job.created_at).num_seconds() {
+    match (Utc::now() - job.status.created_at).num_seconds() {
         ..10 => 1,
         10..60 => 2,
         60..600 => 5,
@@ -68,7 +68,7 @@ pub(super) async fn get(request: HttpRequest, shared: State, id: web::Path<Strin
         let has_tag = request.headers().contains_key(header::IF_NONE_MATCH);
         let stale = has_tag && !if_none_match(&request, &wire::etag(&job));
         // Of an ended job only the result can change, and only who names a tag waits for that.
-        let settled = job.state.is_final() && !has_tag;
+        let settled = job.status.state.is_final() && !has_tag;
         let waited = if stale || settled { Some(false) } else { wait_for_change(&shared, &job, wait).await };
         if !(stale || settled) {
             job = read(&shared, id).await?;
@@ -79,7 +79,7 @@ pub(super) async fn get(request: HttpRequest, shared: State, id: web::Path<Strin
     let unchanged = if_none_match(&request, &etag);
     let mut response = HttpResponse::build(if unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK });
     response.insert_header((header::ETAG, etag));
-    if !job.state.is_final() {
+    if !job.status.state.is_final() {
         response.insert_header((header::RETRY_AFTER, retry_after(&job).to_string()));
     }
     if let Some(wait) = applied {
@@ -89,14 +89,14 @@ pub(super) async fn get(request: HttpRequest, shared: State, id: web::Path<Strin
 }
 
 async fn wait_for_change(shared: &Shared, job: &Job, wait: std::time::Duration) -> Option<bool> {
-    let (version, result) = (job.version, job.result.as_ref().map(|result| result.state));
+    let (version, result) = (job.status.version, job.outcome.result.as_ref().map(|result| result.state));
     let until = tokio::time::Instant::now() + wait;
     shared.waiters.wait(job.id, until, move |mark| mark.version != version || mark.result_state != result).await
 }
 
 /// The wire form of a job.
 pub(super) fn resource<'j>(shared: &Shared, job: &'j Job) -> JobResource<'j> {
-    JobResource::of(job, shared.registry.produces_result(&job.kind, &job.args.0))
+    JobResource::of(job, shared.registry.produces_result(&job.spec.kind, &job.spec.args.0))
 }
 
 pub(super) async fn cancel(
@@ -118,14 +118,14 @@ pub(super) async fn cancel(
         }
         CancelOutcome::Requested(job) => (StatusCode::ACCEPTED, job),
     };
-    if job.state == JobState::Running {
+    if job.status.state == JobState::Running {
         shared.signals.cancel_requested(id);
     }
     Ok(changed(&shared, status, &job))
 }
 
 fn already_finished(job: &Job) -> Problem {
-    Problem::new(Code::AlreadyFinished, format!("the job has ended as {}", job.state))
+    Problem::new(Code::AlreadyFinished, format!("the job has ended as {}", job.status.state))
         .field("id", "expected a job that has not ended")
 }
 
@@ -142,7 +142,7 @@ fn changed(shared: &Shared, status: StatusCode, job: &Job) -> HttpResponse {
 
 fn not_resumable(shared: &Shared, job: &Job) -> Problem {
     let kinds = shared.registry.resumable_kinds().join(", ");
-    Problem::new(Code::KindNotResumable, format!("a job of kind {} can't go on from where it was", job.kind))
+    Problem::new(Code::KindNotResumable, format!("a job of kind {} can't go on from where it was", job.spec.kind))
         .field("id", format!("expected a job of one of these kinds: {kinds}"))
         .hint("cancel it, and submit it again later")
 }
@@ -166,7 +166,7 @@ pub(super) async fn pause(
         PauseOutcome::Already(job) => (StatusCode::OK, job),
         PauseOutcome::Paused(job) | PauseOutcome::Requested(job) => (StatusCode::ACCEPTED, job),
     };
-    match job.state {
+    match job.status.state {
         JobState::Running => shared.signals.pause_requested(id),
         // What became of its last transaction is found out now, and not when its time comes.
         JobState::Scheduled => shared.signals.scheduled(),
@@ -198,7 +198,7 @@ pub(super) async fn resume(
     };
     match ready {
         Some(hint) => shared.signals.ready(vec![hint]),
-        None if job.state == JobState::Scheduled => shared.signals.scheduled(),
+        None if job.status.state == JobState::Scheduled => shared.signals.scheduled(),
         None => {}
     }
     Ok(changed(&shared, status, &job))

@@ -45,7 +45,9 @@ fn filter(filter: &mut ListFilter, name: &str, value: &str) -> Result<(), Proble
         "created_after" => filter.created_after = Some(time(name, value)?),
         "created_before" => filter.created_before = Some(time(name, value)?),
         _ => match name.strip_prefix("label.").filter(|label| !label.is_empty()) {
-            Some(label) => filter.labels.push((label.to_owned(), value.to_owned())),
+            Some(label) => {
+                filter.labels.insert(label.to_owned(), value.to_owned());
+            }
             None => {
                 let known = "state, kind, queue, target, label.<name>, created_after, created_before, limit, cursor";
                 return Err(invalid(name, format!("unknown parameter; expected one of: {known}")));

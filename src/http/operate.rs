@@ -18,7 +18,7 @@ use crate::http::wire::Time;
 use crate::http::{Shared, State, TargetFacts, jobs, no_parameters, submit};
 use crate::queue::overview::{self, Group, Overview, TargetHealth, Worker, WorkerState};
 use crate::queue::queues::{self, MAX_REASON_CHARS};
-use crate::queue::{JobState, job};
+use crate::queue::{JobState, model};
 
 /// How old a look may be that answers a request.
 const FRESH: Duration = Duration::from_secs(1);
@@ -273,7 +273,7 @@ async fn changed(shared: &Shared, name: &str) -> Result<HttpResponse, Problem> {
 }
 
 async fn check_queue(shared: &Shared, name: &str) -> Result<(), Problem> {
-    let named = (1..=job::MAX_NAME_CHARS).contains(&name.chars().count()) && !name.contains('\0');
+    let named = (1..=model::MAX_NAME_CHARS).contains(&name.chars().count()) && !name.contains('\0');
     if named && shared.queues.iter().any(|known| known == name) {
         return Ok(());
     }

@@ -12,7 +12,7 @@ use crate::http::jobs::{self, parse_id, retry_after, until_it_may_begin};
 use crate::http::problem::{Code, Problem};
 use crate::http::wire::{self, Time};
 use crate::http::{Shared, State};
-use crate::queue::job::ResultState;
+use crate::queue::model::ResultState;
 use crate::queue::{Job, JobState};
 use crate::results::store::{self, StoredResult};
 use crate::results::{Column, Format, Representation};
@@ -49,7 +49,7 @@ struct FormatResource {
 async fn find(shared: &Shared, id: Uuid) -> Result<Option<StoredResult>, Problem> {
     let job = jobs::read(shared, id).await?;
     let stored = shared.doorway.run(move |connection| store::result(connection, id)).await?;
-    match (job.state, stored) {
+    match (job.status.state, stored) {
         (_, Some(stored)) if stored.state == ResultState::Available => Ok(Some(stored)),
         (_, Some(stored)) if stored.state == ResultState::Expired => {
             Err(Problem::new(Code::ResultExpired, "the result was kept for result_ttl_ms, and is gone"))
@@ -71,7 +71,7 @@ fn not_ready(job: &Job, state: JobState) -> Problem {
     let hint = match state {
         JobState::Paused => format!("POST {path}/resume lets the job go on"),
         JobState::Scheduled if until_it_may_begin(job) > 0 => {
-            let at = job.run_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+            let at = job.status.run_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
             format!("the job begins at {at} (run_at), not before")
         }
         _ => {
@@ -111,7 +111,7 @@ pub(super) async fn manifest(shared: State, id: web::Path<String>) -> Result<Htt
 pub(super) async fn delete(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
     let job = jobs::read(&shared, id).await?;
-    if !job.state.is_final() {
+    if !job.status.state.is_final() {
         return Err(Problem::new(Code::JobNotFinished, "the job has not ended; cancel it first")
             .field("id", "expected a job that has ended"));
     }

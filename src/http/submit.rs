@@ -1,6 +1,5 @@
 //! `POST /v1/jobs`: a request is checked as a whole, and becomes a committed row before anybody is told `202`.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix_web::http::{StatusCode, header};
@@ -18,30 +17,21 @@ use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
 use crate::kinds::{Named, ON_STATEMENTS_ONLY, Registry, UploadArg};
 use crate::queue::accept::{Accept, AcceptError, Accepted};
-use crate::queue::job::{
-    DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_LABEL_CHARS, MAX_LABELS,
-    MAX_LOCK_TIMEOUT_MS, MAX_MAX_ATTEMPTS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS,
+use crate::queue::model::{
+    DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, Labels, MAX_LABEL_CHARS,
+    MAX_LABELS, MAX_LOCK_TIMEOUT_MS, MAX_MAX_ATTEMPTS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS, SPEC,
 };
 use crate::queue::pointer::step;
-use crate::queue::{Job, NewJob, RawJson};
+use crate::queue::{Job, JobSpec, RawJson};
 use crate::uploads::store;
 
 /// Fields of the contract whose features aren't there.
 const NOT_SUPPORTED_YET: [&str; 3] = ["unique_key", "concurrency_key", "webhook"];
-const FIELDS: [&str; 12] = [
-    "kind",
-    "args",
-    "target",
-    "queue",
-    "priority",
-    "run_at",
-    "timeout_ms",
-    "max_attempts",
-    "labels",
-    "result_ttl_ms",
-    "time_zone",
-    "lock_timeout_ms",
-];
+
+/// The fields that a body may have: all of a spec but the upload, which is known from the arguments.
+fn fields() -> impl Iterator<Item = &'static str> {
+    SPEC.iter().copied().filter(|name| *name != "upload")
+}
 
 pub(super) async fn submit(
     request: HttpRequest,
@@ -74,10 +64,10 @@ pub(super) async fn accepted(
     accept: Accept,
     upload: Option<UploadArg>,
 ) -> Result<(Job, bool), Problem> {
-    check_result_store(shared, &accept.job)?;
+    check_result_store(shared, &accept.spec)?;
     check_upload(shared, upload).await?;
-    let job = NewJob { upload: upload.map(|upload| upload.id), ..accept.job };
-    let accept = Accept { job, ..accept };
+    let spec = JobSpec { upload: upload.map(|upload| upload.id), ..accept.spec };
+    let accept = Accept { spec, ..accept };
     let accepted = shared.writer.accept(accept).await.map_err(|error| match (error, upload) {
         (AcceptError::NoUpload, Some(upload)) => {
             Problem::new(Code::UnknownUpload, format!("there is no upload {}, or its time has passed", upload.id))
@@ -87,8 +77,8 @@ pub(super) async fn accepted(
     })?;
     Ok(match accepted {
         Accepted::Created(job) => {
-            shared.metrics.accepted(&job.kind);
-            log::debug!(job = job.id.to_string(), kind = job.kind.as_str(); "accepted a job");
+            shared.metrics.accepted(&job.spec.kind);
+            log::debug!(job = job.id.to_string(), kind = job.spec.kind.as_str(); "accepted a job");
             (job, false)
         }
         Accepted::Replayed(job) => (job, true),
@@ -135,7 +125,7 @@ pub(super) fn fingerprint(request: &HttpRequest, body: &[u8]) -> Vec<u8> {
     digest.finalize().to_vec()
 }
 
-fn check_result_store(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
+fn check_result_store(shared: &Shared, job: &JobSpec) -> Result<(), Problem> {
     let full = shared.metrics.result_store_bytes() >= shared.settings.result_store_bytes;
     if full && shared.registry.produces_result(&job.kind, &job.args.0) {
         return Err(Problem::new(Code::ResultStoreFull, "there is no room for another result")
@@ -193,7 +183,7 @@ async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration
     let mut applied = None;
     if let Some(wait) = wait {
         let until = tokio::time::Instant::now() + wait;
-        let waited = match job.state.is_final() {
+        let waited = match job.status.state.is_final() {
             true => Some(true),
             false => shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await,
         };
@@ -205,10 +195,10 @@ async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration
         }
         applied = waited.map(|_| wait);
     }
-    let done = applied.is_some() && job.state.is_final();
+    let done = applied.is_some() && job.status.state.is_final();
     let mut response = HttpResponse::build(if done { StatusCode::OK } else { StatusCode::ACCEPTED });
     response.insert_header((header::LOCATION, wire::path(job.id)));
-    if !job.state.is_final() {
+    if !job.status.state.is_final() {
         response.insert_header((header::RETRY_AFTER, retry_after(&job).to_string()));
     }
     if let Some(wait) = applied {
@@ -218,11 +208,11 @@ async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration
         response.insert_header(("Idempotency-Replayed", "true"));
     }
     response.insert_header((header::ETAG, wire::etag(&job)));
-    Ok(response.json(JobResource::of(&job, shared.registry.produces_result(&job.kind, &job.args.0))))
+    Ok(response.json(JobResource::of(&job, shared.registry.produces_result(&job.spec.kind, &job.spec.args.0))))
 }
 
 /// The job that a request asks for, checked, and the upload that it reads.
-pub(super) fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(NewJob, Option<UploadArg>), Problem> {
+pub(super) fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(JobSpec, Option<UploadArg>), Problem> {
     for field in NOT_SUPPORTED_YET {
         if members.contains_key(field) {
             return Err(Problem::new(Code::NotSupportedYet, format!("{field} is not supported yet"))
@@ -246,7 +236,7 @@ pub(super) fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(NewJob,
     Ok((job, upload))
 }
 
-pub(super) fn check_names(shared: &Shared, job: &NewJob) -> Result<(), Problem> {
+pub(super) fn check_names(shared: &Shared, job: &JobSpec) -> Result<(), Problem> {
     let unknown = |code: Code, field: &str, known: Vec<String>| {
         Err(Problem::new(code, format!("there is no such {field} here"))
             .field(format!("/{field}"), format!("expected one of: {}", known.join(", "))))
@@ -303,7 +293,7 @@ pub(super) fn only_text(
 }
 
 /// What a saved statement says of the job that runs it: there is one, it runs on its own target, and no longer than it may.
-pub(super) fn check_statement(job: &NewJob, named: &Named) -> Result<(), Problem> {
+pub(super) fn check_statement(job: &JobSpec, named: &Named) -> Result<(), Problem> {
     if let Named::Unknown(name, refused) = named {
         let expected = refused.errors.first().map_or_else(String::new, |error| error.detail.clone());
         return Err(Problem::new(Code::UnknownStatement, format!("there is no saved statement {name}"))
@@ -336,12 +326,12 @@ struct Fields<'m, 'b> {
 
 impl<'b> Fields<'_, 'b> {
     /// The job, and its saved statement: looked up once, so that all that is checked is checked against one state of the set.
-    fn read(&mut self, registry: &Registry) -> (NewJob, Named) {
+    fn read(&mut self, registry: &Registry) -> (JobSpec, Named) {
         let (kind, args) = (self.kind(), self.args());
         let named = registry.named(&kind, &args.0);
         // It has defaults of its own.
         let statement = named.statement();
-        let job = NewJob {
+        let job = JobSpec {
             target: self.name("target", statement.map(|statement| statement.target.as_str())),
             queue: self.name("queue", statement.map(|statement| statement.queue.as_str())),
             priority: self.integer("priority", DEFAULT_PRIORITY, 0, MAX_PRIORITY),
@@ -368,8 +358,9 @@ impl<'b> Fields<'_, 'b> {
     }
 
     fn refuse_unknown(&mut self) {
-        for name in self.members.keys().filter(|name| !FIELDS.contains(&name.as_str())) {
-            let detail = format!("unknown field; expected one of: {}", FIELDS.join(", "));
+        for name in self.members.keys().filter(|name| !fields().any(|field| field == name.as_str())) {
+            let known: Vec<&str> = fields().collect();
+            let detail = format!("unknown field; expected one of: {}", known.join(", "));
             self.errors.push(FieldError { pointer: step(name), detail });
         }
     }
@@ -400,7 +391,7 @@ impl<'b> Fields<'_, 'b> {
         }
         match value {
             Some(value) => RawJson(value.to_owned()),
-            None => RawJson(RawValue::from_string("{}".to_owned()).unwrap_or_default()),
+            None => RawJson::empty_object(),
         }
     }
 
@@ -455,18 +446,18 @@ impl<'b> Fields<'_, 'b> {
         zone
     }
 
-    fn labels(&mut self) -> BTreeMap<String, String> {
+    fn labels(&mut self) -> Labels {
         let Some(value) = self.member("labels") else {
-            return BTreeMap::new();
+            return Labels::default();
         };
-        let Ok(labels) = serde_json::from_str::<BTreeMap<String, String>>(value.get()) else {
+        let Ok(labels) = serde_json::from_str::<Labels>(value.get()) else {
             self.wrong("labels", "expected an object whose values are strings");
-            return BTreeMap::new();
+            return Labels::default();
         };
         if labels.len() > MAX_LABELS {
             self.wrong("labels", format!("expected at most {MAX_LABELS} labels"));
         }
-        for (name, text) in &labels {
+        for (name, text) in labels.iter() {
             let fits = |text: &str| text.chars().count() <= MAX_LABEL_CHARS;
             if name.is_empty() || !fits(name) || !fits(text) {
                 let detail =

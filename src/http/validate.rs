@@ -11,7 +11,7 @@ use crate::http::problem::Problem;
 use crate::http::submit::{check_is_json, check_upload, new_job, refuse_when_stopping, unreadable};
 use crate::http::{State, strict_json};
 use crate::kinds::{VALIDATE, Validation};
-use crate::queue::{NewJob, RawJson};
+use crate::queue::{JobSpec, RawJson};
 
 pub(super) async fn validate(
     request: HttpRequest,
@@ -28,12 +28,12 @@ pub(super) async fn validate(
         return Ok(HttpResponse::Ok().json(Validation { valid: true, ..Validation::default() }));
     }
     let args = RawJson::of(&json!({"kind": job.kind, "args": job.args})).map_err(|error| Problem::internal(&error))?;
-    let look = NewJob {
+    let look = JobSpec {
         target: job.target,
         queue: job.queue,
         time_zone: job.time_zone,
         lock_timeout_ms: job.lock_timeout_ms,
-        ..NewJob::new(VALIDATE, args)
+        ..JobSpec::new(VALIDATE, args)
     };
     ask_a_worker(&request, &shared, look, "this says nothing about the job itself; try again").await
 }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::kinds::STATEMENT;
-use crate::queue::job::BlockedBy;
-use crate::queue::job::{JobBackend, JobProgress, JobStatistics, ProgressBasis, ResultState};
+use crate::queue::model::BlockedBy;
+use crate::queue::model::{JobBackend, JobProgress, JobStatistics, ProgressBasis, ResultState};
 use crate::queue::{Job, JobState, RawJson};
 
 /// A time in RFC 3339, UTC, with microseconds.
@@ -121,45 +121,52 @@ pub fn path(id: Uuid) -> String {
 impl<'j> JobResource<'j> {
     /// The wire form of a job whose kind keeps a result or not.
     pub fn of(job: &'j Job, produces_result: bool) -> JobResource<'j> {
-        let ran_from = job.started_at;
+        let ran_from = job.status.started_at;
         JobResource {
             id: job.id,
-            kind: &job.kind,
-            state: job.state,
-            version: job.version,
-            attempt: job.attempt,
-            max_attempts: job.max_attempts,
-            interruptions: job.interruptions,
-            target: &job.target,
-            queue: &job.queue,
-            priority: job.priority,
-            labels: &job.labels,
-            args: &job.args,
+            kind: &job.spec.kind,
+            state: job.status.state,
+            version: job.status.version,
+            attempt: job.status.attempt,
+            max_attempts: job.spec.max_attempts,
+            interruptions: job.status.interruptions,
+            target: &job.spec.target,
+            queue: &job.spec.queue,
+            priority: job.spec.priority,
+            labels: &job.spec.labels,
+            args: &job.spec.args,
             statement: StatementOf::of(job),
-            created_at: Time(job.created_at),
-            run_at: Time(job.run_at),
-            started_at: job.started_at.map(Time),
-            finished_at: job.finished_at.map(Time),
-            deadline_at: job.deadline_at.filter(|_| job.state == JobState::Running).map(Time),
-            timeout_ms: job.timeout_ms,
-            result_ttl_ms: job.result_ttl_ms,
-            time_zone: job.time_zone.as_deref(),
-            lock_timeout_ms: job.lock_timeout_ms,
+            created_at: Time(job.status.created_at),
+            run_at: Time(job.status.run_at),
+            started_at: job.status.started_at.map(Time),
+            finished_at: job.status.finished_at.map(Time),
+            deadline_at: job.status.deadline_at.filter(|_| job.status.state == JobState::Running).map(Time),
+            timeout_ms: job.spec.timeout_ms,
+            result_ttl_ms: job.spec.result_ttl_ms,
+            time_zone: job.spec.time_zone.as_deref(),
+            lock_timeout_ms: job.spec.lock_timeout_ms,
             queue_position: None,
             timings: Timings {
-                queued_ms: ran_from.map(|start| (start - job.run_at).num_milliseconds().max(0)),
-                running_ms: ran_from.zip(job.finished_at).map(|(start, end)| (end - start).num_milliseconds().max(0)),
+                queued_ms: ran_from.map(|start| (start - job.status.run_at).num_milliseconds().max(0)),
+                running_ms: ran_from
+                    .zip(job.status.finished_at)
+                    .map(|(start, end)| (end - start).num_milliseconds().max(0)),
             },
-            progress: job.progress.as_ref().map(|progress| Progress::of(progress, job.state == JobState::Running)),
-            statistics: job.statistics,
+            progress: job
+                .status
+                .progress
+                .as_ref()
+                .map(|progress| Progress::of(progress, job.status.state == JobState::Running)),
+            statistics: job.outcome.statistics,
             result: ResultSummary::of(job, produces_result),
             backend: job
+                .status
                 .backend
                 .map(|JobBackend { pid, backend_start }| Backend { pid, backend_start: Time(backend_start) }),
-            cancel_requested_at: job.cancel_requested_at.map(Time),
-            error: job.error.as_ref(),
+            cancel_requested_at: job.status.cancel_requested_at.map(Time),
+            error: job.outcome.error.as_ref(),
             retry_of: job.retry_of,
-            output: job.output.as_ref(),
+            output: job.outcome.output.as_ref(),
             links: Links {
                 itself: path(job.id),
                 result: format!("{}/result", path(job.id)),
@@ -176,9 +183,9 @@ impl<'j> StatementOf<'j> {
         struct Named {
             name: String,
         }
-        let named = Some(job).filter(|job| job.kind == STATEMENT)?;
-        let Named { name } = serde_json::from_str(named.args.text()).ok()?;
-        Some(StatementOf { name, version: job.statement_version.as_deref() })
+        let named = Some(job).filter(|job| job.spec.kind == STATEMENT)?;
+        let Named { name } = serde_json::from_str(named.spec.args.text()).ok()?;
+        Some(StatementOf { name, version: job.status.statement_version.as_deref() })
     }
 }
 
@@ -210,8 +217,8 @@ impl<'j> Progress<'j> {
 
 impl ResultSummary {
     fn of(job: &Job, produces_result: bool) -> ResultSummary {
-        let Some(result) = &job.result else {
-            let state = if produces_result && !job.state.is_final() { "pending" } else { "none" };
+        let Some(result) = &job.outcome.result else {
+            let state = if produces_result && !job.status.state.is_final() { "pending" } else { "none" };
             return ResultSummary { state, rows: None, bytes: None, truncated: false, expires_at: None };
         };
         ResultSummary {
@@ -226,7 +233,7 @@ impl ResultSummary {
 
 /// A strong entity tag over everything in a job that changes.
 pub fn etag(job: &Job) -> String {
-    let progress = job.progress.as_ref().map_or(0, |progress| progress.sampled_at.timestamp_micros());
-    let result = job.result.as_ref().map_or("none", |result| ResultState::as_str(result.state));
-    format!("\"{}-{progress}-{result}\"", job.version)
+    let progress = job.status.progress.as_ref().map_or(0, |progress| progress.sampled_at.timestamp_micros());
+    let result = job.outcome.result.as_ref().map_or("none", |result| ResultState::as_str(result.state));
+    format!("\"{}-{progress}-{result}\"", job.status.version)
 }

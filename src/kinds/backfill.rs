@@ -24,7 +24,7 @@ use crate::kinds::context::WorkContext;
 use crate::kinds::validate::{self, Validation};
 use crate::kinds::{ArgError, Work, WorkError, exactly_once, params, reads};
 use crate::pq::Session;
-use crate::queue::job::ProgressBasis;
+use crate::queue::model::ProgressBasis;
 use crate::queue::pointer::step;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::{ArgError, Work, WorkError};
-use crate::queue::job::ProgressBasis;
+use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 
 /// As much of the demo's tables as the report reads.

@@ -25,8 +25,8 @@ use crate::kinds::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
 use crate::kinds::{Registry, WorkError};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::claim::{self, ClaimedJob, Noted};
-use crate::queue::job::JobStatistics;
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
+use crate::queue::model::JobStatistics;
 use crate::queue::progress::{Progress, Report};
 use crate::queue::{ErrorCode, JobError, Lease};
 use crate::results::{Column, Limits, Manifest, ResultWriter};
@@ -199,7 +199,7 @@ impl<'a> WorkContext<'a> {
 
     /// The name of the target that it runs on.
     pub fn target_name(&self) -> &str {
-        &self.job.target
+        &self.job.spec.target
     }
 
     /// The target that it runs on.

@@ -14,7 +14,7 @@ use crate::kinds::sql::first_words;
 use crate::kinds::validate::{Looked, Validation, look_at};
 use crate::kinds::{ArgError, Work, WorkError, exactly_once, hints, params, reads};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
-use crate::queue::job::ProgressBasis;
+use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 

@@ -41,7 +41,7 @@ pub use validate::Validation;
 use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind, Session};
 use crate::queue::log::LogLevel;
-use crate::queue::{ErrorCode, JobError, NewJob, RawJson};
+use crate::queue::{ErrorCode, JobError, JobSpec, RawJson};
 use crate::results::ResultError;
 use crate::uploads::{self, ContentType};
 
@@ -103,14 +103,14 @@ pub trait Work: Serialize + DeserializeOwned + Send + 'static {
     }
 
     /// A job that runs this work, with every default, for [`queue::insert()`](crate::queue::insert()). Other values
-    /// than the defaults are given by fields: `NewJob { priority: 2, ..work.job()? }`.
+    /// than the defaults are given by fields: `JobSpec { priority: 2, ..work.job()? }`.
     ///
     /// # Errors
     /// Each argument that can't be accepted.
-    fn job(&self) -> Result<NewJob, CheckError> {
+    fn job(&self) -> Result<JobSpec, CheckError> {
         self.check().map_err(|errors| CheckError { errors })?;
         let args = RawJson::of(self).map_err(no_json)?;
-        Ok(NewJob { upload: self.upload().map(|upload| upload.id), ..NewJob::new(Self::KIND, args) })
+        Ok(JobSpec { upload: self.upload().map(|upload| upload.id), ..JobSpec::new(Self::KIND, args) })
     }
 
     /// The upload that it reads, and which argument names it: a job is accepted only while the upload is there, and only

@@ -19,7 +19,7 @@ use crate::kinds::sql::first_word;
 use crate::kinds::validate::{Looked, Validation, look_at};
 use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, hints, params, reads};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
-use crate::queue::job::ProgressBasis;
+use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::results::{Column, Limits, Pushed, ResultWriter};

@@ -19,7 +19,7 @@ use crate::kinds::{
 };
 use crate::pq::Session;
 use crate::queue::pointer::step;
-use crate::queue::{ErrorCode, JobError, NewJob, RawJson};
+use crate::queue::{ErrorCode, JobError, JobSpec, RawJson};
 use crate::statements::{Loaded, Statement, Statements, UnreadableFolder};
 
 /// What the worker and the HTTP side know of a kind.
@@ -293,14 +293,14 @@ impl Registry {
     ///
     /// # Errors
     /// That there is no such kind, or each argument that is refused.
-    pub fn job<A: Serialize + ?Sized>(&self, kind: &str, args: &A) -> Result<NewJob, CheckError> {
+    pub fn job<A: Serialize + ?Sized>(&self, kind: &str, args: &A) -> Result<JobSpec, CheckError> {
         let args = RawJson::of(args).map_err(no_json)?;
         let upload = self.check_and_find_upload(kind, &args.0)?;
         let statement = self.statement(kind, &args.0);
-        let job = NewJob { upload: upload.map(|upload| upload.id), ..NewJob::new(kind, args) };
+        let job = JobSpec { upload: upload.map(|upload| upload.id), ..JobSpec::new(kind, args) };
         Ok(match statement {
             None => job,
-            Some(statement) => NewJob {
+            Some(statement) => JobSpec {
                 target: statement.target.clone(),
                 queue: statement.queue.clone(),
                 timeout_ms: statement.timeout_ms,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::db::DbError;
 use crate::db::pool::Manager;
 use crate::queue::insert::{self, Inserted};
-use crate::queue::job::{Job, JobState, JobStatistics, NewJob};
+use crate::queue::model::{Job, JobOutcome, JobSpec, JobState, JobStatus};
 use crate::queue::retry;
 use crate::queue::signals::{ReadyHint, Signals};
 
@@ -42,7 +42,7 @@ pub struct Accept {
     /// The id that the job gets: a UUIDv7 made in this process, so that a lost commit can be looked up.
     pub id: Uuid,
     /// The job, checked.
-    pub job: NewJob,
+    pub spec: JobSpec,
     /// The job that this one is a retry of.
     pub retry_of: Option<Uuid>,
     /// The caller's key, where it gave one.
@@ -51,44 +51,18 @@ pub struct Accept {
 
 impl Accept {
     /// A job that is asked for once.
-    pub fn new(job: NewJob) -> Accept {
-        Accept { id: Uuid::now_v7(), job, retry_of: None, idempotency: None }
+    pub fn new(spec: JobSpec) -> Accept {
+        Accept { id: Uuid::now_v7(), spec, retry_of: None, idempotency: None }
     }
 
     /// What the job is when its row has just been written.
     pub(super) fn written(&self, state: JobState, created_at: DateTime<Utc>, run_at: DateTime<Utc>) -> Job {
-        let job = self.job.clone();
         Job {
             id: self.id,
-            kind: job.kind,
-            state,
-            version: 1,
-            attempt: 0,
-            max_attempts: job.max_attempts,
-            interruptions: 0,
-            target: job.target,
-            queue: job.queue,
-            priority: job.priority,
-            labels: job.labels,
-            args: job.args,
-            created_at,
-            run_at,
-            started_at: None,
-            finished_at: None,
-            deadline_at: None,
-            timeout_ms: job.timeout_ms,
-            result_ttl_ms: job.result_ttl_ms,
-            time_zone: job.time_zone,
-            lock_timeout_ms: job.lock_timeout_ms,
-            progress: None,
-            statistics: JobStatistics::default(),
-            result: None,
-            backend: None,
-            cancel_requested_at: None,
-            error: None,
-            output: None,
+            spec: JobSpec { run_at: Some(run_at), ..self.spec.clone() },
             retry_of: self.retry_of,
-            statement_version: None,
+            status: JobStatus::new(state, created_at, run_at),
+            outcome: JobOutcome::default(),
         }
     }
 }
@@ -203,7 +177,7 @@ impl Writer {
     /// [`AcceptError`] says what the caller can do.
     pub async fn accept(&self, request: Accept) -> Result<Accepted, AcceptError> {
         let id = request.id;
-        let bytes = request.job.args.text().len();
+        let bytes = request.spec.args.text().len();
         if self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes) > MAX_WAITING_BYTES {
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             return Err(AcceptError::Busy);
@@ -354,11 +328,16 @@ impl WriterThread {
             Ok(Accepted::Created(job)) => Some(job),
             _ => None,
         }) {
-            if job.state == JobState::Scheduled {
+            if job.status.state == JobState::Scheduled {
                 scheduled = true;
                 continue;
             }
-            let hint = ReadyHint { queue: job.queue.clone(), priority: job.priority, run_at: job.run_at, id: job.id };
+            let hint = ReadyHint {
+                queue: job.spec.queue.clone(),
+                priority: job.spec.priority,
+                run_at: job.status.run_at,
+                id: job.id,
+            };
             match hints.iter_mut().find(|h| h.queue == hint.queue && h.priority == hint.priority) {
                 Some(first) if (hint.run_at, hint.id) < (first.run_at, first.id) => *first = hint,
                 Some(_) => {}

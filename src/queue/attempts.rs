@@ -7,7 +7,7 @@ use diesel::sql_types::{BigInt, Integer, Json, Nullable, Text, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::queue::job::RawJson;
+use crate::queue::model::RawJson;
 
 /// One attempt.
 #[derive(Clone, Debug, QueryableByName)]

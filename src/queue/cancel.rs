@@ -9,8 +9,7 @@ use diesel::sql_types::{Array, Bool, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::finish::CARRIED;
-use crate::queue::job::{Job, JobState};
+use crate::queue::model::{Job, JobState, carried, sql_list};
 use crate::queue::{checkpoint, partitions, read};
 
 /// What a request to cancel came to.
@@ -73,18 +72,20 @@ fn try_request(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome,
 fn finished(connection: &mut PgConnection, id: Uuid) -> Result<CancelOutcome, DbError> {
     Ok(match read::job(connection, id)? {
         None => CancelOutcome::NotFound,
-        Some(job) if job.state == JobState::Cancelled => CancelOutcome::AlreadyCancelled(job),
+        Some(job) if job.status.state == JobState::Cancelled => CancelOutcome::AlreadyCancelled(job),
         Some(job) => CancelOutcome::AlreadyFinished(job),
     })
 }
 
 fn end_waiting(connection: &mut PgConnection, id: Uuid) -> Result<(), DbError> {
+    let columns = sql_list(carried(), "");
+    let asked = |name| if name == "cancel_requested_at" { "coalesce(cancel_requested_at, now())" } else { name };
+    let values = sql_list(carried().map(asked), "");
+    let rows = checkpoint::rows_affected("d.id", "NULL");
     let sql = format!(
         "WITH d AS (DELETE FROM jobs WHERE id = $1 RETURNING *)
-         INSERT INTO finished_jobs ({CARRIED}, state, interruptions, version, finished_at, rows_affected, error)
-         SELECT {CARRIED_BUT_CANCEL}, 'cancelled', interruptions, version + 1, clock_timestamp(), {rows}, error FROM d",
-        rows = checkpoint::rows_affected("d.id", "NULL"),
-        CARRIED_BUT_CANCEL = CARRIED.replace("cancel_requested_at", "coalesce(cancel_requested_at, now())"),
+         INSERT INTO finished_jobs ({columns}, state, interruptions, version, finished_at, rows_affected, error)
+         SELECT {values}, 'cancelled', interruptions, version + 1, clock_timestamp(), {rows}, error FROM d"
     );
     diesel::sql_query(sql).bind::<diesel::sql_types::Uuid, _>(id).execute(connection)?;
     Ok(())

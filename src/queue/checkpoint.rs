@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::{DbError, prepared};
 use crate::queue::finish::{Finished, FinishedResult};
-use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
+use crate::queue::model::{JobState, JobStatistics, Lease, RawJson};
 
 /// Rows of jobs that are over, removed by one statement.
 const SWEPT: i64 = 1_000;

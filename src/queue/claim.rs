@@ -6,15 +6,16 @@
 //! by a sweep over rows whose transaction the previous sweep couldn't see yet, or is named by a hint.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use chrono::{DateTime, TimeZone, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Integer, Json, Nullable, SmallInt, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, SmallInt, Text, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::job::{Lease, MAX_PRIORITY, RawJson};
+use crate::queue::model::{JobSpec, Lease, MAX_PRIORITY, SPEC, sql_list};
 use crate::queue::signals::ReadyHint;
 
 /// A row's place in its queue and priority.
@@ -25,22 +26,10 @@ pub type Place = (DateTime<Utc>, Uuid);
 pub struct ClaimedJob {
     /// The right to write about it.
     pub lease: Lease,
-    /// The kind of work.
-    pub kind: String,
-    /// What the kind is told.
-    pub args: RawJson,
-    /// The database that the work runs on.
-    pub target: String,
+    /// What its caller asked for.
+    pub spec: JobSpec,
     /// Attempts charged, this one included.
     pub attempt: i32,
-    /// Attempts that it may use.
-    pub max_attempts: i32,
-    /// How long this attempt may take.
-    pub timeout_ms: i64,
-    /// The time zone of its sessions, where it names one.
-    pub time_zone: Option<String>,
-    /// How long its statements wait for a lock, where it says that.
-    pub lock_timeout_ms: Option<i64>,
     /// When it was claimed, by the database's clock.
     pub started_at: DateTime<Utc>,
     /// The version of the saved statement that an earlier attempt ran.
@@ -114,26 +103,12 @@ struct ClaimedRow {
     id: Uuid,
     #[diesel(sql_type = BigInt)]
     lease: i64,
-    #[diesel(sql_type = SmallInt)]
-    priority: i16,
     #[diesel(sql_type = Timestamptz)]
     run_at: DateTime<Utc>,
-    #[diesel(sql_type = Text)]
-    kind: String,
-    #[diesel(sql_type = Json)]
-    args: RawJson,
-    #[diesel(sql_type = Text)]
-    target: String,
+    #[diesel(embed)]
+    spec: JobSpec,
     #[diesel(sql_type = Integer)]
     attempt: i32,
-    #[diesel(sql_type = Integer)]
-    max_attempts: i32,
-    #[diesel(sql_type = BigInt)]
-    timeout_ms: i64,
-    #[diesel(sql_type = Nullable<Text>)]
-    time_zone: Option<String>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    lock_timeout_ms: Option<i64>,
     #[diesel(sql_type = Timestamptz)]
     started_at: DateTime<Utc>,
     #[diesel(sql_type = Nullable<Text>)]
@@ -144,7 +119,9 @@ struct ClaimedRow {
 /// one begins only when the ones before it gave too few. `ANY(ARRAY(…))` keeps the plan on the primary key: a join
 /// with the locked rows can flip to a hash join over the whole table. A process that was declared dead claims nothing, and
 /// nobody claims of a paused queue: both are known before the first row is looked at.
-pub const CLAIM_SQL: &str = "
+pub static CLAIM_SQL: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "
     UPDATE jobs SET state = 'running', lease = lease + 1, attempt = attempt + 1, version = version + 1,
            worker_id = $1, started_at = clock_timestamp(), queued_xid = NULL, backend_pid = NULL, backend_start = NULL,
            deadline_at = clock_timestamp() + timeout_ms * interval '1 millisecond'
@@ -156,8 +133,10 @@ pub const CLAIM_SQL: &str = "
                AND (j.run_at, j.id) > (p.run_at, p.id) AND j.kind = ANY($6) AND j.target = ANY($7)
              ORDER BY j.run_at, j.id LIMIT $8 FOR UPDATE SKIP LOCKED) c
          LIMIT $8))
-    RETURNING id, lease, priority, run_at, kind, args, target, attempt, max_attempts, timeout_ms,
-              time_zone, lock_timeout_ms, started_at, statement_version";
+    RETURNING id, lease, attempt, started_at, statement_version, {}",
+        sql_list(SPEC.iter().copied(), "")
+    )
+});
 
 /// Claims at most `most` jobs of one queue, in the order of priority, `run_at` and id.
 ///
@@ -176,7 +155,7 @@ pub fn claim(
     }
     let priorities: Vec<i16> = (0..=MAX_PRIORITY).collect();
     let (run_ats, ids): (Vec<_>, Vec<_>) = priorities.iter().map(|p| positions.place(queue, *p)).unzip();
-    let mut rows = prepared(CLAIM_SQL)
+    let mut rows = prepared(CLAIM_SQL.as_str())
         .bind::<diesel::sql_types::Uuid, _>(scope.worker_id)
         .bind::<Array<SmallInt>, _>(&priorities)
         .bind::<Array<Timestamptz>, _>(run_ats)
@@ -186,10 +165,10 @@ pub fn claim(
         .bind::<Array<Text>, _>(&scope.targets)
         .bind::<BigInt, _>(most)
         .load::<ClaimedRow>(connection)?;
-    rows.sort_by_key(|row| (row.priority, row.run_at, row.id));
+    rows.sort_by_key(|row| (row.spec.priority, row.run_at, row.id));
     let full = i64::try_from(rows.len()).unwrap_or(i64::MAX) >= most;
     for row in &rows {
-        positions.advance(queue, row.priority, (row.run_at, row.id), full);
+        positions.advance(queue, row.spec.priority, (row.run_at, row.id), full);
     }
     Ok(rows.into_iter().map(|row| row.claimed(scope.worker_id)).collect())
 }
@@ -198,14 +177,8 @@ impl ClaimedRow {
     fn claimed(self, worker_id: Uuid) -> ClaimedJob {
         ClaimedJob {
             lease: Lease { job_id: self.id, number: self.lease, worker_id },
-            kind: self.kind,
-            args: self.args,
-            target: self.target,
+            spec: self.spec,
             attempt: self.attempt,
-            max_attempts: self.max_attempts,
-            timeout_ms: self.timeout_ms,
-            time_zone: self.time_zone,
-            lock_timeout_ms: self.lock_timeout_ms,
             started_at: self.started_at,
             statement_version: self.statement_version,
         }

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use crate::db::{DbError, prepared};
 use crate::queue::checkpoint;
 use crate::queue::interruptions::{self, InARow, Interruption};
-use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
 use crate::queue::log::{self, LogLine};
+use crate::queue::model::{JobState, JobStatistics, Lease, RawJson, carried, sql_list};
 use crate::queue::partitions;
 
 /// How an attempt ended.
@@ -178,7 +178,7 @@ fn in_a_transaction<T>(
     partitions::with_days_of(connection, ids, |connection| connection.transaction(&work))
 }
 
-/// The owners that are on the list, kept there until the transaction ends: a process that was declared dead ends
+/// The owners that are on the sql_list, kept there until the transaction ends: a process that was declared dead ends
 /// nothing, and none is declared dead in between.
 fn living(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<HashSet<Uuid>, DbError> {
     use crate::db::schema::workers::dsl;
@@ -262,12 +262,6 @@ fn overruled(
     Ok(overruled)
 }
 
-/// The columns of `finished_jobs` that are carried over from a row of `jobs` called `d`.
-pub(crate) const CARRIED: &str =
-    "id, kind, queue, target, priority, args, labels, created_at, run_at, timeout_ms, max_attempts,
-    attempt, lease, worker_id, started_at, deadline_at, backend_pid, backend_start, cancel_requested_at, result_ttl_ms, retry_of,
-    statement_version, time_zone, lock_timeout_ms";
-
 /// The owner of the row `j` is the one of the end `e`. Said so that no index can serve it: by the index of what a worker
 /// holds, each end would look at everything that its worker runs.
 const MINE: &str = "j.worker_id IS NOT DISTINCT FROM e.worker_id AND (j.state || '') = 'running'";
@@ -303,7 +297,7 @@ fn finish(
     ends: &[(&Lease, &Finished)],
     owners: Owners,
 ) -> Result<HashSet<Uuid>, DbError> {
-    let carried = CARRIED.split(',').map(|column| format!("d.{}", column.trim())).collect::<Vec<_>>().join(", ");
+    let (columns, carried) = (sql_list(carried(), ""), sql_list(carried(), "d."));
     let whose = owners.condition();
     // What didn't end well may have committed batches.
     let batches = checkpoint::rows_affected("d.id", "d.settled");
@@ -320,7 +314,7 @@ fn finish(
                       e.result_bytes, e.progress, e.stored_rows, e.stored_bytes, e.truncated, e.manifest, e.interrupted,
                       e.settled),
         f AS (
-            INSERT INTO finished_jobs ({CARRIED}, state, interruptions, version, finished_at, rows_returned,
+            INSERT INTO finished_jobs ({columns}, state, interruptions, version, finished_at, rows_returned,
                                        rows_affected, result_bytes, progress, output, error)
             SELECT {carried}, d.end_state, d.interruptions + d.interrupted::int, d.version + 1, clock_timestamp(),
                    d.rows_returned,

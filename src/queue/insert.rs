@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text, Timestamptz};
+use diesel::sql_types::{Array, Binary, Bool, Integer, Nullable, Text, Timestamptz};
 use uuid::Uuid;
 
+use crate::db::prepared::Statement;
 use crate::db::{DbError, prepared};
-use crate::queue::accept::Accept;
-use crate::queue::job::{Job, JobState, RawJson};
+use crate::queue::accept::{Accept, Idempotency};
+use crate::queue::model::{Job, JobState, SPEC, bind_specs, sql_list, sql_parameters};
 use crate::queue::read;
 
 /// How long an idempotency key is kept, as an SQL interval.
@@ -93,7 +94,7 @@ pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec
         .map(|request| match created.remove(&request.id) {
             Some(job) => Inserted::Created(job),
             None => match known.remove(&request.id).unwrap_or(Inserted::Gone) {
-                Inserted::Gone if request.job.upload.is_some() => Inserted::NoUpload,
+                Inserted::Gone if request.spec.upload.is_some() => Inserted::NoUpload,
                 outcome => outcome,
             },
         })
@@ -136,40 +137,40 @@ struct Row {
 
 /// The rows of the requests `i`, where `condition` holds.
 fn insert_sql(condition: &str) -> String {
+    let spec = sql_list(SPEC.iter().copied(), "");
+    let values = sql_list(SPEC.iter().map(|name| if *name == "run_at" { "greatest(run_at, now())" } else { name }), "");
     format!(
-        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid,
-                           timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id, time_zone, lock_timeout_ms)
-         SELECT id, kind, queue, target, priority, CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
-                args::json, labels::jsonb, now(), greatest(run_at, now()),
-                CASE WHEN run_at > now() THEN NULL ELSE pg_current_xact_id() END,
-                timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id, time_zone, lock_timeout_ms
+        "INSERT INTO jobs (id, retry_of, created_at, state, queued_xid, {spec})
+         SELECT id, retry_of, now(), CASE WHEN run_at > now() THEN 'scheduled' ELSE 'queued' END,
+                CASE WHEN run_at > now() THEN NULL ELSE pg_current_xact_id() END, {values}
            FROM i WHERE {condition}
          RETURNING id, created_at, run_at, state = 'scheduled' AS scheduled"
     )
 }
 
+/// The parameters before the spec's: ids, what is retried, and the lowest and the highest id.
+const BEFORE_SPEC: usize = 4;
+
 /// The statement, without keys and uploads and with them: most requests have none, and what looks after them costs as
 /// much as a row. An upload is locked until its user is committed, so that nobody deletes it in between.
 fn statement(with_more: bool) -> String {
-    const COLUMNS: &str = "id, kind, queue, target, priority, args, labels, run_at, timeout_ms, max_attempts, result_ttl_ms, retry_of, upload_id,
-        time_zone, lock_timeout_ms";
-    const CLOCK: &str = "(SELECT require_near_clock($16, $17))";
+    const CLOCK: &str = "(SELECT require_near_clock($3, $4))";
+    let columns = sql_list(["id", "retry_of"].into_iter().chain(SPEC.iter().copied()), "");
+    let spec = sql_parameters(BEFORE_SPEC + 1, SPEC.len());
     if !with_more {
-        return format!(
-            "WITH i AS MATERIALIZED (
-                SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) AS i({COLUMNS}))
-             {}",
-            insert_sql(CLOCK)
-        );
+        let rows = insert_sql(CLOCK);
+        return format!("WITH i AS MATERIALIZED (SELECT * FROM unnest($1, $2, {spec}) AS i({columns})) {rows}");
     }
+    let keys = sql_parameters(BEFORE_SPEC + SPEC.len() + 1, 4);
+    let rows = insert_sql("key IS NULL OR id IN (SELECT job_id FROM keys)");
     format!(
-        "WITH ready AS MATERIALIZED (
-            SELECT id FROM uploads WHERE id = ANY($13) AND state = 'ready' ORDER BY id FOR SHARE),
+        "WITH asked AS MATERIALIZED (
+            SELECT * FROM unnest($1, $2, {spec}, {keys}) WITH ORDINALITY
+                AS i({columns}, principal, route, key, fingerprint, n)),
+        ready AS MATERIALIZED (
+            SELECT id FROM uploads WHERE id = ANY(ARRAY(SELECT upload FROM asked)) AND state = 'ready' ORDER BY id FOR SHARE),
         i AS MATERIALIZED (
-            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $18, $19, $20, $21)
-                WITH ORDINALITY
-                AS i({COLUMNS}, principal, route, key, fingerprint, n)
-             WHERE {CLOCK} AND (upload_id IS NULL OR upload_id IN (SELECT id FROM ready))),
+            SELECT * FROM asked WHERE {CLOCK} AND (upload IS NULL OR upload IN (SELECT id FROM ready))),
         keys AS (
             INSERT INTO idempotency_keys AS k (principal, route, key, fingerprint, job_id, created_at)
             SELECT DISTINCT ON (principal, route, key) principal, route, key, fingerprint, id, now()
@@ -178,51 +179,22 @@ fn statement(with_more: bool) -> String {
                SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, created_at = excluded.created_at
              WHERE k.created_at < now() - interval '{IDEMPOTENCY_KEY_KEPT}'
             RETURNING job_id)
-        {}",
-        insert_sql("key IS NULL OR id IN (SELECT job_id FROM keys)")
+        {rows}"
     )
 }
 
 fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<HashMap<Uuid, Job>, DbError> {
-    let labels = requests
-        .iter()
-        .map(|r| RawJson::of(&r.job.labels))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
-    let keys = |field: fn(&crate::queue::accept::Idempotency) -> &str| -> Vec<Option<&str>> {
-        requests.iter().map(|r| r.idempotency.as_ref().map(field)).collect()
-    };
-    let with_more = requests.iter().any(|request| request.idempotency.is_some() || request.job.upload.is_some());
-    let without = prepared(statement(with_more))
+    let with_more = requests.iter().any(|request| request.idempotency.is_some() || request.spec.upload.is_some());
+    let statement = prepared(statement(with_more))
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.id))
-        .bind::<Array<Text>, _>(column(requests, |r| r.job.kind.as_str()))
-        .bind::<Array<Text>, _>(column(requests, |r| r.job.queue.as_str()))
-        .bind::<Array<Text>, _>(column(requests, |r| r.job.target.as_str()))
-        .bind::<Array<SmallInt>, _>(column(requests, |r| r.job.priority))
-        .bind::<Array<Text>, _>(column(requests, |r| r.job.args.text()))
-        .bind::<Array<Text>, _>(labels.iter().map(RawJson::text).collect::<Vec<_>>())
-        .bind::<Array<Nullable<Timestamptz>>, _>(column(requests, |r| r.job.run_at))
-        .bind::<Array<BigInt>, _>(column(requests, |r| r.job.timeout_ms))
-        .bind::<Array<Integer>, _>(column(requests, |r| r.job.max_attempts))
-        .bind::<Array<BigInt>, _>(column(requests, |r| r.job.result_ttl_ms))
         .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.retry_of))
-        .bind::<Array<Nullable<diesel::sql_types::Uuid>>, _>(column(requests, |r| r.job.upload))
-        .bind::<Array<Nullable<Text>>, _>(column(requests, |r| r.job.time_zone.as_deref()))
-        .bind::<Array<Nullable<BigInt>>, _>(column(requests, |r| r.job.lock_timeout_ms))
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).min())
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).max());
-    let rows: Vec<Row> = if with_more {
-        without
-            .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.principal))
-            .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.route))
-            .bind::<Array<Nullable<Text>>, _>(keys(|k| &k.key))
-            .bind::<Array<Nullable<Binary>>, _>(column(requests, |r| {
-                r.idempotency.as_ref().map(|k| k.fingerprint.as_slice())
-            }))
-            .load(connection)?
-    } else {
-        without.load(connection)?
-    };
+    let mut statement = bind_specs(statement, &column(requests, |r| &r.spec));
+    if with_more {
+        statement = bind_keys(statement, &column(requests, |r| r.idempotency.as_ref()));
+    }
+    let rows: Vec<Row> = statement.load(connection)?;
     let mut made: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
     let jobs = requests.iter().filter_map(|request| {
         let row = made.remove(&request.id)?;
@@ -230,6 +202,17 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         Some((row.id, request.written(state, row.created_at, row.run_at)))
     });
     Ok(jobs.collect())
+}
+
+fn bind_keys<'s>(statement: Statement<'s>, keys: &[Option<&'s Idempotency>]) -> Statement<'s> {
+    let texts = |field: fn(&Idempotency) -> &str| keys.iter().map(|key| key.map(field)).collect::<Vec<_>>();
+    statement
+        .bind::<Array<Nullable<Text>>, _>(texts(|key| &key.principal))
+        .bind::<Array<Nullable<Text>>, _>(texts(|key| &key.route))
+        .bind::<Array<Nullable<Text>>, _>(texts(|key| &key.key))
+        .bind::<Array<Nullable<Binary>>, _>(
+            keys.iter().map(|key| key.map(|key| key.fingerprint.as_slice())).collect::<Vec<_>>(),
+        )
 }
 
 fn column<'r, T>(requests: &'r [&'r Accept], value: impl Fn(&'r Accept) -> T) -> Vec<T> {

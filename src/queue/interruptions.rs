@@ -8,7 +8,7 @@
 use crate::db::DbError;
 use crate::queue::codes::ErrorCode;
 use crate::queue::finish::{Ending, Finished};
-use crate::queue::job::{JobError, JobState, MAX_INTERRUPTED_IN_A_ROW, MAX_LOST_IN_A_ROW, RawJson};
+use crate::queue::model::{JobError, JobState, MAX_INTERRUPTED_IN_A_ROW, MAX_LOST_IN_A_ROW, RawJson};
 
 /// How an attempt was interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::db::{DbError, prepared};
 use crate::queue::finish::{self, Became, Ending, Finished};
 use crate::queue::interruptions::{Interruption, interrupted};
-use crate::queue::job::{JobState, Lease, RawJson};
+use crate::queue::model::{JobState, Lease, RawJson};
 use crate::queue::overview::TargetHealth;
 use crate::queue::sightings::Sighted;
 

@@ -10,7 +10,7 @@ use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::queue::job::Lease;
+use crate::queue::model::Lease;
 use crate::queue::partitions;
 
 /// The most lines of one attempt. What comes after them is counted, not kept.

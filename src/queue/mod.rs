@@ -5,7 +5,7 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | [`job`] | the nouns: states, jobs, errors, limits |
+//! | [`model`] | the nouns: what is asked for, states, jobs, errors, limits, columns |
 //! | [`codes`] | what the code of an error can be |
 //! | [`accept`] | the writer: requests become committed rows |
 //! | [`enqueue`] | jobs of an application, within its own transaction |
@@ -44,10 +44,10 @@ pub mod finish;
 pub mod history;
 pub mod insert;
 pub mod interruptions;
-pub mod job;
 pub mod leavings;
 pub mod liveness;
 pub mod log;
+pub mod model;
 pub mod overview;
 pub mod partitions;
 pub mod pause;
@@ -62,5 +62,5 @@ pub mod sightings;
 pub mod signals;
 
 pub use codes::ErrorCode;
-pub use enqueue::{InsertError, InvalidJob, insert, insert_without_notify};
-pub use job::{Job, JobError, JobState, Lease, NewJob, RawJson, RetryPolicy};
+pub use enqueue::{InsertError, insert, insert_without_notify};
+pub use model::{InvalidJob, Job, JobError, JobSpec, JobState, Lease, RawJson, RetryPolicy};

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::queue::job::{JobState, RawJson};
 use crate::queue::liveness::{BEAT_EVERY, DEAD_AFTER};
+use crate::queue::model::{JobState, RawJson};
 use crate::queue::queues::{self, QueueRow};
 
 /// How a process says that a target of its is.

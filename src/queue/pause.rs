@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::job::{Job, JobState, RawJson};
+use crate::queue::model::{Job, JobState, RawJson};
 use crate::queue::signals::ReadyHint;
 use crate::queue::{checkpoint, read};
 
@@ -52,9 +52,12 @@ impl ResumeOutcome {
     /// Where fetchers find the job, if it can be claimed.
     pub fn ready(&self) -> Option<ReadyHint> {
         match self {
-            ResumeOutcome::Resumed(job) if job.state == JobState::Queued => {
-                Some(ReadyHint { queue: job.queue.clone(), priority: job.priority, run_at: job.run_at, id: job.id })
-            }
+            ResumeOutcome::Resumed(job) if job.status.state == JobState::Queued => Some(ReadyHint {
+                queue: job.spec.queue.clone(),
+                priority: job.spec.priority,
+                run_at: job.status.run_at,
+                id: job.id,
+            }),
             _ => None,
         }
     }

@@ -11,8 +11,8 @@ use diesel::sql_types::{Array, BigInt, Json, Nullable, Text};
 
 use crate::db::activity::{Activity, CommandProgress};
 use crate::db::{DbError, prepared};
-use crate::queue::job::{BlockedBy, JobProgress, Lease, ProgressBasis, RawJson};
 use crate::queue::log::cut;
+use crate::queue::model::{BlockedBy, JobProgress, Lease, ProgressBasis, RawJson};
 
 /// What is shown of an attempt whose work has said nothing.
 const RUNNING: &str = "running";

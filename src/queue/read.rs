@@ -7,84 +7,74 @@ use chrono::{DateTime, Utc};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Json, Jsonb, Nullable, SmallInt, Text, Timestamptz};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Json, Jsonb, Nullable, Text, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::job::{Job, JobBackend, JobProgress, JobResult, JobState, JobStatistics, RawJson, ResultState};
+use crate::queue::model::{
+    Job, JobBackend, JobOutcome, JobProgress, JobResult, JobSpec, JobState, JobStatistics, JobStatus, Labels, RawJson,
+    ResultState, carried, sql_list,
+};
 
 /// The columns of [`JobRow`] from an unfinished job `j`.
-const LIVE_COLUMNS: &str =
-    "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
-        j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
-        NULL::timestamptz AS finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
-        j.time_zone, j.lock_timeout_ms,
-        NULL::bigint AS rows_returned, NULL::bigint AS rows_affected, NULL::bigint AS result_bytes,
-        (SELECT json_build_object('phase', p.phase, 'done', p.done, 'total', p.total, 'unit', p.unit, 'basis', p.basis,
-                                  'eta_ms', p.eta_ms, 'wait_event', p.wait_event, 'blocked_by', p.blocked_by,
-                                  'temp_bytes', p.temp_bytes, 'sampled_at', p.sampled_at)
-           FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease AND j.state IN ('running', 'paused')) AS progress,
-        NULL::json AS output, j.error, j.retry_of, j.statement_version";
+fn live_columns() -> String {
+    let carried = sql_list(carried(), "j.");
+    format!(
+        "{carried}, j.state, j.interruptions, j.version, NULL::timestamptz AS finished_at,
+         NULL::bigint AS rows_returned, NULL::bigint AS rows_affected, NULL::bigint AS result_bytes,
+         (SELECT json_build_object('phase', p.phase, 'done', p.done, 'total', p.total, 'unit', p.unit, 'basis', p.basis,
+                                   'eta_ms', p.eta_ms, 'wait_event', p.wait_event, 'blocked_by', p.blocked_by,
+                                   'temp_bytes', p.temp_bytes, 'sampled_at', p.sampled_at)
+            FROM job_progress p WHERE p.job_id = j.id AND p.lease = j.lease AND j.state IN ('running', 'paused')) AS progress,
+         NULL::json AS output, j.error"
+    )
+}
+
 /// The columns of [`JobRow`] from a finished job `j`.
-const FINISHED_COLUMNS: &str =
-    "j.id, j.kind, j.queue, j.target, j.priority, j.state, j.args, j.labels, j.created_at, j.run_at,
-        j.timeout_ms, j.max_attempts, j.attempt, j.interruptions, j.version, j.started_at, j.deadline_at,
-        j.finished_at, j.backend_pid, j.backend_start, j.cancel_requested_at, j.result_ttl_ms,
-        j.time_zone, j.lock_timeout_ms,
-        j.rows_returned, j.rows_affected, j.result_bytes,
-        j.progress, j.output, j.error, j.retry_of, j.statement_version";
+fn finished_columns() -> String {
+    let carried = sql_list(carried(), "j.");
+    format!(
+        "{carried}, j.state, j.interruptions, j.version, j.finished_at,
+         j.rows_returned, j.rows_affected, j.result_bytes, j.progress, j.output, j.error"
+    )
+}
+
 const RESULT_COLUMNS: &str =
     "r.state AS result_state, r.rows AS stored_rows, r.bytes AS stored_bytes, r.truncated, r.expires_at";
 #[derive(QueryableByName)]
 struct JobRow {
     #[diesel(sql_type = diesel::sql_types::Uuid)]
     id: Uuid,
-    #[diesel(sql_type = Text)]
-    kind: String,
-    #[diesel(sql_type = Text)]
-    queue: String,
-    #[diesel(sql_type = Text)]
-    target: String,
-    #[diesel(sql_type = SmallInt)]
-    priority: i16,
+    #[diesel(embed)]
+    spec: JobSpec,
+    #[diesel(sql_type = Nullable<diesel::sql_types::Uuid>)]
+    retry_of: Option<Uuid>,
     #[diesel(sql_type = Text)]
     state: String,
-    #[diesel(sql_type = Json)]
-    args: RawJson,
-    #[diesel(sql_type = Jsonb)]
-    labels: RawJson,
-    #[diesel(sql_type = Timestamptz)]
-    created_at: DateTime<Utc>,
-    #[diesel(sql_type = Timestamptz)]
-    run_at: DateTime<Utc>,
     #[diesel(sql_type = BigInt)]
-    timeout_ms: i64,
-    #[diesel(sql_type = Integer)]
-    max_attempts: i32,
+    version: i64,
     #[diesel(sql_type = Integer)]
     attempt: i32,
     #[diesel(sql_type = Integer)]
     interruptions: i32,
-    #[diesel(sql_type = BigInt)]
-    version: i64,
+    #[diesel(sql_type = Timestamptz)]
+    created_at: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
+    run_at: DateTime<Utc>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     started_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
-    deadline_at: Option<DateTime<Utc>>,
-    #[diesel(sql_type = Nullable<Timestamptz>)]
     finished_at: Option<DateTime<Utc>>,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    deadline_at: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Integer>)]
     backend_pid: Option<i32>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     backend_start: Option<DateTime<Utc>>,
     #[diesel(sql_type = Nullable<Timestamptz>)]
     cancel_requested_at: Option<DateTime<Utc>>,
-    #[diesel(sql_type = BigInt)]
-    result_ttl_ms: i64,
     #[diesel(sql_type = Nullable<Text>)]
-    time_zone: Option<String>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    lock_timeout_ms: Option<i64>,
+    statement_version: Option<String>,
     #[diesel(sql_type = Nullable<BigInt>)]
     rows_returned: Option<i64>,
     #[diesel(sql_type = Nullable<BigInt>)]
@@ -97,10 +87,6 @@ struct JobRow {
     output: Option<RawJson>,
     #[diesel(sql_type = Nullable<Json>)]
     error: Option<RawJson>,
-    #[diesel(sql_type = Nullable<diesel::sql_types::Uuid>)]
-    retry_of: Option<Uuid>,
-    #[diesel(sql_type = Nullable<Text>)]
-    statement_version: Option<String>,
     #[diesel(sql_type = Nullable<Text>)]
     result_state: Option<String>,
     #[diesel(sql_type = Nullable<BigInt>)]
@@ -116,47 +102,38 @@ struct JobRow {
 impl From<JobRow> for Job {
     fn from(row: JobRow) -> Job {
         let result = row.result();
+        let backend = row.backend_pid.zip(row.backend_start);
         Job {
             id: row.id,
-            kind: row.kind,
-            // The tables' CHECK lets no other word in.
-            state: JobState::parse(&row.state).unwrap_or(JobState::Failed),
-            version: row.version,
-            attempt: row.attempt,
-            max_attempts: row.max_attempts,
-            interruptions: row.interruptions,
-            target: row.target,
-            queue: row.queue,
-            priority: row.priority,
-            // Written by this program from a map of texts.
-            labels: serde_json::from_str(row.labels.text()).unwrap_or_default(),
-            args: row.args,
-            created_at: row.created_at,
-            run_at: row.run_at,
-            started_at: row.started_at,
-            finished_at: row.finished_at,
-            deadline_at: row.deadline_at,
-            timeout_ms: row.timeout_ms,
-            result_ttl_ms: row.result_ttl_ms,
-            time_zone: row.time_zone,
-            lock_timeout_ms: row.lock_timeout_ms,
-            // Written by this program; one that can't be read is no reason to hide the job.
-            progress: row.progress.and_then(|json| serde_json::from_str::<JobProgress>(json.text()).ok()),
-            statistics: JobStatistics {
-                rows_returned: row.rows_returned.unwrap_or(0),
-                rows_affected: row.rows_affected.unwrap_or(0),
-                result_bytes: row.result_bytes.unwrap_or(0),
-            },
-            result,
-            backend: row
-                .backend_pid
-                .zip(row.backend_start)
-                .map(|(pid, backend_start)| JobBackend { pid, backend_start }),
-            cancel_requested_at: row.cancel_requested_at,
-            error: row.error,
-            output: row.output,
+            spec: row.spec,
             retry_of: row.retry_of,
-            statement_version: row.statement_version,
+            status: JobStatus {
+                // The tables' CHECK lets no other word in.
+                state: JobState::parse(&row.state).unwrap_or(JobState::Failed),
+                version: row.version,
+                attempt: row.attempt,
+                interruptions: row.interruptions,
+                created_at: row.created_at,
+                run_at: row.run_at,
+                started_at: row.started_at,
+                finished_at: row.finished_at,
+                deadline_at: row.deadline_at,
+                // Written by this program; one that can't be read is no reason to hide the job.
+                progress: row.progress.and_then(|json| serde_json::from_str::<JobProgress>(json.text()).ok()),
+                backend: backend.map(|(pid, backend_start)| JobBackend { pid, backend_start }),
+                cancel_requested_at: row.cancel_requested_at,
+                statement_version: row.statement_version,
+            },
+            outcome: JobOutcome {
+                statistics: JobStatistics {
+                    rows_returned: row.rows_returned.unwrap_or(0),
+                    rows_affected: row.rows_affected.unwrap_or(0),
+                    result_bytes: row.result_bytes.unwrap_or(0),
+                },
+                result,
+                error: row.error,
+                output: row.output,
+            },
         }
     }
 }
@@ -178,10 +155,11 @@ impl JobRow {
 /// # Errors
 /// When the database fails.
 pub fn job(connection: &mut PgConnection, id: Uuid) -> Result<Option<Job>, DbError> {
+    let (live, finished) = (live_columns(), finished_columns());
     let sql = format!(
         "SELECT j.*, {RESULT_COLUMNS}
-           FROM (SELECT {LIVE_COLUMNS} FROM jobs j WHERE j.id = $1
-                 UNION ALL SELECT {FINISHED_COLUMNS} FROM finished_jobs j WHERE j.id = $1) j
+           FROM (SELECT {live} FROM jobs j WHERE j.id = $1
+                 UNION ALL SELECT {finished} FROM finished_jobs j WHERE j.id = $1) j
            LEFT JOIN results r ON r.job_id = j.id"
     );
     let row = prepared(sql).bind::<diesel::sql_types::Uuid, _>(id).get_result::<JobRow>(connection).optional()?;
@@ -200,7 +178,7 @@ pub struct ListFilter {
     /// Only jobs on this target.
     pub target: Option<String>,
     /// Only jobs that carry all of these labels.
-    pub labels: Vec<(String, String)>,
+    pub labels: Labels,
     /// Only jobs accepted at or after this time.
     pub created_after: Option<DateTime<Utc>>,
     /// Only jobs accepted before this time.
@@ -221,20 +199,20 @@ pub fn list(
     let conditions = "WHERE ($1 IS NULL OR j.id < $1) AND ($2 IS NULL OR j.state = $2) AND ($3 IS NULL OR j.kind = $3)
         AND ($4 IS NULL OR j.queue = $4) AND ($5 IS NULL OR j.target = $5) AND ($6 IS NULL OR j.labels @> $6)
         AND ($7 IS NULL OR j.created_at >= $7) AND ($8 IS NULL OR j.created_at < $8) ORDER BY j.id DESC LIMIT $9";
+    let (live, finished) = (live_columns(), finished_columns());
     let sql = format!(
         "SELECT j.*, {RESULT_COLUMNS}
-           FROM ((SELECT {LIVE_COLUMNS} FROM jobs j {conditions})
-                 UNION ALL (SELECT {FINISHED_COLUMNS} FROM finished_jobs j {conditions})) j
+           FROM ((SELECT {live} FROM jobs j {conditions})
+                 UNION ALL (SELECT {finished} FROM finished_jobs j {conditions})) j
            LEFT JOIN results r ON r.job_id = j.id ORDER BY j.id DESC LIMIT $9"
     );
-    let labels = labels_json(&filter.labels)?;
     let filtered = diesel::sql_query(sql)
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(before)
         .bind::<Nullable<Text>, _>(filter.state.map(JobState::as_str))
         .bind::<Nullable<Text>, _>(filter.kind.as_deref())
         .bind::<Nullable<Text>, _>(filter.queue.as_deref())
         .bind::<Nullable<Text>, _>(filter.target.as_deref())
-        .bind::<Nullable<Jsonb>, _>(labels)
+        .bind::<Nullable<Jsonb>, _>(Some(&filter.labels).filter(|labels| !labels.is_empty()))
         .bind::<Nullable<Timestamptz>, _>(filter.created_after)
         .bind::<Nullable<Timestamptz>, _>(filter.created_before)
         .bind::<BigInt, _>(limit);
@@ -244,15 +222,6 @@ pub fn list(
         filtered.load::<JobRow>(connection)
     })?;
     Ok(rows.into_iter().map(Job::from).collect())
-}
-
-fn labels_json(labels: &[(String, String)]) -> Result<Option<RawJson>, DbError> {
-    if labels.is_empty() {
-        return Ok(None);
-    }
-    let map: std::collections::BTreeMap<&str, &str> = labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    let json = RawJson::of(&map).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?;
-    Ok(Some(json))
 }
 
 /// As much of a job as a waiter compares.

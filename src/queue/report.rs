@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::queue::codes::ErrorCode;
 use crate::queue::finish::{Became, Ending};
-use crate::queue::job::{BlockedBy, Job, JobState, RawJson};
+use crate::queue::model::{BlockedBy, Job, JobState, RawJson};
 
 /// The name under which these lines are logged: filters choose by it.
 pub const LOG_TARGET: &str = "slowlane::jobs";
@@ -57,8 +57,8 @@ pub fn ended(attempted: &Attempted<'_>, ending: &Ending, became: Became) {
 
 /// Tells that a job was cancelled that no attempt of ran.
 pub fn cancelled(job: &Job) {
-    let (kind, target) = (job.kind.as_str(), job.target.as_str());
-    let attempted = Attempted { job_id: job.id, kind, target, attempt: job.attempt, took: Duration::ZERO };
+    let (kind, target) = (job.spec.kind.as_str(), job.spec.target.as_str());
+    let attempted = Attempted { job_id: job.id, kind, target, attempt: job.status.attempt, took: Duration::ZERO };
     say(Level::Info, "a job was cancelled", &attempted, None);
 }
 

@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::queue::job::{Job, JobState, NewJob};
+use crate::queue::model::{Job, JobSpec, JobState, JobStatus};
 use crate::queue::read;
 
 /// The unique index that lets a job have one unfinished retry at a time.
@@ -19,7 +19,7 @@ pub enum RetryOf {
     /// It waits, runs or succeeded.
     NotRetryable(JobState),
     /// It failed or was cancelled: this is what runs again.
-    Retry(Box<NewJob>),
+    Retry(Box<JobSpec>),
 }
 
 /// What a retry of a job would be.
@@ -29,30 +29,12 @@ pub enum RetryOf {
 pub fn of(connection: &mut PgConnection, id: Uuid) -> Result<RetryOf, DbError> {
     Ok(match read::job(connection, id)? {
         None => RetryOf::NotFound,
-        Some(job) if matches!(job.state, JobState::Failed | JobState::Cancelled) => {
-            RetryOf::Retry(Box::new(again(job)))
+        // It runs now, and which upload it reads is the kind's to say.
+        Some(Job { status: JobStatus { state: JobState::Failed | JobState::Cancelled, .. }, spec, .. }) => {
+            RetryOf::Retry(Box::new(JobSpec { run_at: None, upload: None, ..spec }))
         }
-        Some(job) => RetryOf::NotRetryable(job.state),
+        Some(job) => RetryOf::NotRetryable(job.status.state),
     })
-}
-
-fn again(job: Job) -> NewJob {
-    NewJob {
-        kind: job.kind,
-        args: job.args,
-        target: job.target,
-        queue: job.queue,
-        priority: job.priority,
-        run_at: None,
-        timeout_ms: job.timeout_ms,
-        max_attempts: job.max_attempts,
-        labels: job.labels,
-        result_ttl_ms: job.result_ttl_ms,
-        time_zone: job.time_zone,
-        lock_timeout_ms: job.lock_timeout_ms,
-        // The kind says it.
-        upload: None,
-    }
 }
 
 /// The unfinished retry of a job.

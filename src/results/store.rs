@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::db::schema::{result_parts, results};
 use crate::db::{DbError, prepared};
-use crate::queue::job::{RawJson, ResultState};
+use crate::queue::model::{RawJson, ResultState};
 use crate::queue::{Lease, partitions};
 use crate::results::Manifest;
 

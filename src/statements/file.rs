@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use toml::de::DeTable;
 
 use crate::dsn::plain_or;
-use crate::queue::job::{TIME_ZONE_EXPECTED, is_time_zone};
+use crate::queue::model::{TIME_ZONE_EXPECTED, is_time_zone};
 use crate::statements::lines::{key_lines, line_of, parts};
 use crate::statements::params::{self, Param, ParamEntry, ValueError, is_name};
 use crate::statements::spans::{lock_timeout, timeout};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::queue::job::{DEFAULT_TIMEOUT_MS, MAX_LOCK_TIMEOUT_MS, MAX_TIMEOUT_MS};
+use crate::queue::model::{DEFAULT_TIMEOUT_MS, MAX_LOCK_TIMEOUT_MS, MAX_TIMEOUT_MS};
 
 /// How long an attempt may take, in milliseconds.
 pub(super) fn timeout(text: Option<&str>) -> Result<i64, String> {

@@ -142,7 +142,7 @@ impl From<UploadRow> for Upload {
 fn select(condition: &str) -> String {
     format!(
         "SELECT id, content_type, content_encoding, bytes, parts, sha256, created_at, expires_at,
-                ARRAY(SELECT j.id FROM jobs j WHERE j.upload_id = u.id ORDER BY j.id LIMIT {MAX_USERS_NAMED}) AS used_by
+                ARRAY(SELECT j.id FROM jobs j WHERE j.upload = u.id ORDER BY j.id LIMIT {MAX_USERS_NAMED}) AS used_by
            FROM uploads u WHERE {condition}"
     )
 }
@@ -303,7 +303,7 @@ fn expire(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<bool, DbE
             "UPDATE uploads u SET
                 state = CASE WHEN used THEN state ELSE 'deleted' END,
                 expires_at = CASE WHEN used THEN now() + $2 * interval '1 second' ELSE expires_at END
-               FROM (SELECT due, EXISTS (SELECT FROM jobs j WHERE j.upload_id = due) AS used
+               FROM (SELECT due, EXISTS (SELECT FROM jobs j WHERE j.upload = due) AS used
                        FROM unnest($1) AS d(due)) d
               WHERE u.id = due",
         )

@@ -27,7 +27,7 @@ use crate::queue::claim::ClaimedJob;
 use crate::queue::finish::{Ending, Finished, FinishedResult};
 use crate::queue::history::{self, Run};
 use crate::queue::interruptions::{Interruption, interrupted, outcome_unknown};
-use crate::queue::job::{JobState, JobStatistics};
+use crate::queue::model::{JobState, JobStatistics};
 use crate::queue::{ErrorCode, JobError, Lease, RawJson, RetryPolicy, progress};
 use crate::results::Manifest;
 use crate::worker::Shared;
@@ -114,7 +114,7 @@ impl Drop for Presence<'_> {
 fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let job = &attempt.job;
     log::debug!(
-        job = job.lease.job_id.to_string(), kind = job.kind.as_str(), lease = job.lease.number;
+        job = job.lease.job_id.to_string(), kind = job.spec.kind.as_str(), lease = job.lease.number;
         "an attempt begins"
     );
     let ending = match settled_before(shared, attempt) {
@@ -163,8 +163,8 @@ pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbE
     let run = worth_remembering(attempt, &ending);
     let ended = Ended {
         lease: job.lease,
-        kind: job.kind.clone(),
-        target: job.target.clone(),
+        kind: job.spec.kind.clone(),
+        target: job.spec.target.clone(),
         attempt: job.attempt,
         took: attempt.said.progress().age(),
         ending,
@@ -195,9 +195,9 @@ fn worth_remembering(attempt: &Attempt, ending: &Ending) -> Option<Run> {
     let age = attempt.said.progress().age();
     let succeeded = matches!(ending, Ending::Finished(finished) if finished.state == JobState::Succeeded);
     (succeeded && age >= REMEMBERED_FROM && job.lease.number == 1).then(|| Run {
-        fingerprint: history::fingerprint(&job.kind, &job.target, &job.args),
-        kind: job.kind.clone(),
-        target: job.target.clone(),
+        fingerprint: history::fingerprint(&job.spec.kind, &job.spec.target, &job.spec.args),
+        kind: job.spec.kind.clone(),
+        target: job.spec.target.clone(),
         duration_ms: milliseconds(age),
     })
 }
@@ -208,7 +208,7 @@ fn settled_before(shared: &Shared, attempt: &Attempt) -> Option<Result<Ending, D
     if job.lease.number == 1 {
         return None;
     }
-    match settle_attempt(shared, &job.target, &job.lease) {
+    match settle_attempt(shared, &job.spec.target, &job.lease) {
         Ok(Settled::RolledBack) => known_before(shared, job, "its last transaction was rolled back"),
         Ok(Settled::Advanced) => known_before(shared, job, "it lost its connection behind a batch"),
         Ok(settled) => end_of(settled),
@@ -219,7 +219,7 @@ fn settled_before(shared: &Shared, attempt: &Attempt) -> Option<Result<Ending, D
 /// What became of its last transaction is known, and that isn't its end: whether it goes on is what it would have been
 /// then.
 fn known_before(shared: &Shared, job: &ClaimedJob, why: &str) -> Option<Result<Ending, DbError>> {
-    if !shared.config.repeatable(&job.kind) {
+    if !shared.config.repeatable(&job.spec.kind) {
         return Some(failed(&outcome_unknown(why)));
     }
     let asked = shared.config.control.get().and_then(|mut c| cancel::requested(&mut c, &[job.lease.job_id]));
@@ -229,7 +229,7 @@ fn known_before(shared: &Shared, job: &ClaimedJob, why: &str) -> Option<Result<E
         None => {}
     }
     // The attempt that ended in doubt was charged: this may be one more than there are.
-    (job.attempt > job.max_attempts).then(|| failed(&JobError::new(ErrorCode::ConnectionLost, why).retryable()))
+    (job.attempt > job.spec.max_attempts).then(|| failed(&JobError::new(ErrorCode::ConnectionLost, why).retryable()))
 }
 
 /// The end of an attempt: that of its transaction, should it have recorded one.
@@ -256,7 +256,7 @@ fn settled(shared: &Shared, attempt: &Attempt, mut performed: Performed) -> Resu
         }
         // Also when the work took no notice: what is recorded decides.
         CommitState::Committed(_) | CommitState::InDoubt(_) | CommitState::RolledBack(_) => {
-            match settle_attempt(shared, &job.target, &job.lease) {
+            match settle_attempt(shared, &job.spec.target, &job.lease) {
                 Ok(settled) => end_of(settled).unwrap_or_else(|| ending(shared, attempt, performed)),
                 Err(obstacle) => in_doubt(shared, job, &obstacle),
             }
@@ -332,7 +332,7 @@ struct Performed {
 fn end_lost_session(shared: &Shared, attempt: &Attempt, outcome: &Result<RawJson, WorkError>) {
     let job = &attempt.job;
     let lost = matches!(outcome, Err(WorkError::Retry(e) | WorkError::Fail(e)) if e.code == ErrorCode::ConnectionLost);
-    let Some(target) = shared.config.targets.get(&job.target).filter(|_| lost) else { return };
+    let Some(target) = shared.config.targets.get(&job.spec.target).filter(|_| lost) else { return };
     if let Err(error) = target.end_sessions(&job.lease.application_name(), &attempt.control.sessions()) {
         log::warn!(job = job.lease.job_id.to_string(); "whether a lost session has ended isn't known: {error}");
     }
@@ -340,8 +340,8 @@ fn end_lost_session(shared: &Shared, attempt: &Attempt, outcome: &Result<RawJson
 
 fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     let job = &attempt.job;
-    let Some(target) = shared.config.targets.get(&job.target) else {
-        let error = JobError::new(ErrorCode::UnknownTarget, format!("this process has no target {}", job.target));
+    let Some(target) = shared.config.targets.get(&job.spec.target) else {
+        let error = JobError::new(ErrorCode::UnknownTarget, format!("this process has no target {}", job.spec.target));
         let outcome = Err(WorkError::Fail(error));
         let (statistics, commit) = (JobStatistics::default(), CommitState::None);
         return Performed {
@@ -365,10 +365,10 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         context.check()?;
         begun = true;
-        shared.config.registry.run(&job.kind, &job.args.0, &mut context)
+        shared.config.registry.run(&job.spec.kind, &job.spec.args.0, &mut context)
     }));
     let outcome = outcome.unwrap_or_else(|_| {
-        log::error!(job = job.lease.job_id.to_string(), kind = job.kind.as_str(); "an attempt panicked");
+        log::error!(job = job.lease.job_id.to_string(), kind = job.spec.kind.as_str(); "an attempt panicked");
         let error =
             JobError::new(ErrorCode::Panic, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
@@ -392,7 +392,7 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         WorkError::Retry(error) | WorkError::Fail(error) if not_to_be_repeated => return failed(error),
         // A panic or a lost connection says nothing about what took effect before, whoever asked for the end.
         WorkError::Retry(error) | WorkError::Fail(error)
-            if begun && unclear(error) && !shared.config.repeatable(&job.kind) =>
+            if begun && unclear(error) && !shared.config.repeatable(&job.spec.kind) =>
         {
             return failed(&outcome_unknown(&error.message));
         }
@@ -409,7 +409,7 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
         return timed_out(job, true);
     }
     match error {
-        WorkError::Retry(error) if job.attempt < job.max_attempts => {
+        WorkError::Retry(error) if job.attempt < job.spec.max_attempts => {
             let policy = if error.code == ErrorCode::RecoveryConflict { &RECOVERY_CONFLICT } else { retry };
             Ok(Ending::Retry { delay_ms: milliseconds(policy.delay(job.attempt)), error: json(&error)? })
         }
@@ -439,7 +439,7 @@ fn was_cancelled(attempt: &Attempt, error: &WorkError) -> bool {
 
 /// The end of an attempt whose thread didn't come back, after its sessions were ended.
 pub(super) fn given_up(shared: &Shared, job: &ClaimedJob, reason: StopReason) -> Result<Ending, DbError> {
-    if shared.config.repeatable(&job.kind) {
+    if shared.config.repeatable(&job.spec.kind) {
         return stopped(shared, job, true, reason);
     }
     failed(&outcome_unknown("the thread that ran it was stuck and had to be given up"))
@@ -447,7 +447,7 @@ pub(super) fn given_up(shared: &Shared, job: &ClaimedJob, reason: StopReason) ->
 
 /// The end of an attempt that was stopped for `reason`.
 fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -> Result<Ending, DbError> {
-    let repeatable = !begun || shared.config.repeatable(&job.kind);
+    let repeatable = !begun || shared.config.repeatable(&job.spec.kind);
     match reason {
         StopReason::Cancel => Ok(Ending::Finished(Finished::plain(JobState::Cancelled))),
         StopReason::Pause => Ok(Ending::Pause),
@@ -461,7 +461,7 @@ fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -
 
 /// The end of an attempt whose time is over. `cancelled`: the server has said that it cancelled a statement for it.
 fn timed_out(job: &ClaimedJob, cancelled: bool) -> Result<Ending, DbError> {
-    let message = format!("the attempt did not end within timeout_ms = {}", job.timeout_ms);
+    let message = format!("the attempt did not end within timeout_ms = {}", job.spec.timeout_ms);
     let error = JobError::new(ErrorCode::Timeout, message).with_hint("raise timeout_ms, or give the work less to do");
     failed(&JobError { sqlstate: cancelled.then(|| QUERY_CANCELED.to_owned()), ..error })
 }

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::kinds::{QUERY_CANCELED, WorkError};
-use crate::queue::job::BlockedBy;
 use crate::queue::log::{LogLevel, LogSource};
+use crate::queue::model::BlockedBy;
 use crate::queue::{ErrorCode, JobError};
 use crate::worker::running::Attempt;
 
@@ -40,7 +40,7 @@ fn name_own_limit(attempt: &Attempt, error: &mut JobError) {
     if asked || attempt.said.progress().age().saturating_add(TIMER_SLACK) < own || is_by_hand(&error.message) {
         return;
     }
-    let (own, job) = (own.as_millis(), attempt.job.timeout_ms);
+    let (own, job) = (own.as_millis(), attempt.job.spec.timeout_ms);
     let message = format!(
         "{}: the statement_timeout of the target's own login, {own} ms, is shorter than the job's timeout_ms = {job}",
         error.message

@@ -132,9 +132,9 @@ impl<'s> Fetcher<'s> {
 
 /// A job that came in by SQL may ask for more time than its work has.
 fn attempt(registry: &Registry, mut job: ClaimedJob) -> Attempt {
-    if let Some(longest) = registry.longest_ms(&job.kind, &job.args.0) {
-        job.timeout_ms = job.timeout_ms.min(longest);
+    if let Some(longest) = registry.longest_ms(&job.spec.kind, &job.spec.args.0) {
+        job.spec.timeout_ms = job.spec.timeout_ms.min(longest);
     }
-    let timeout = Duration::from_millis(u64::try_from(job.timeout_ms).unwrap_or(0));
+    let timeout = Duration::from_millis(u64::try_from(job.spec.timeout_ms).unwrap_or(0));
     Attempt { control: Arc::new(JobControl::new(Instant::now() + timeout)), job: Arc::new(job), said: Arc::default() }
 }

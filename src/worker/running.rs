@@ -9,8 +9,8 @@ use uuid::Uuid;
 use crate::kinds::{JobControl, Said, StopReason};
 use crate::queue::Lease;
 use crate::queue::claim::ClaimedJob;
-use crate::queue::job::JobProgress;
 use crate::queue::log::LogLine;
+use crate::queue::model::JobProgress;
 
 /// One running attempt.
 #[derive(Clone)]
@@ -117,7 +117,7 @@ impl Running {
     pub fn stop_those(&self, reason: StopReason, of_kind: impl Fn(&str) -> bool) -> bool {
         let inner = self.lock();
         let mut changed = false;
-        for attempt in inner.attempts.values().filter(|attempt| of_kind(&attempt.job.kind)) {
+        for attempt in inner.attempts.values().filter(|attempt| of_kind(&attempt.job.spec.kind)) {
             changed |= attempt.control.stop(reason);
         }
         self.has_changed(inner);

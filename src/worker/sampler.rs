@@ -117,7 +117,7 @@ impl<'s> Sampler<'s> {
     /// The attempts on this target.
     fn own(&self) -> Vec<Attempt> {
         let (mut attempts, _) = self.shared.running.all();
-        attempts.retain(|attempt| attempt.job.target == self.target.name());
+        attempts.retain(|attempt| attempt.job.spec.target == self.target.name());
         attempts
     }
 
@@ -191,7 +191,7 @@ impl<'s> Sampler<'s> {
         }
         let fingerprint = |attempt: &&Attempt| {
             let job = &attempt.job;
-            history::fingerprint(&job.kind, &job.target, &job.args)
+            history::fingerprint(&job.spec.kind, &job.spec.target, &job.spec.args)
         };
         let fingerprints: Vec<Fingerprint> = attempts.iter().map(fingerprint).collect();
         let known = history::durations(&mut *self.shared.config.control.get()?, &fingerprints)?;

@@ -98,7 +98,7 @@ fn press(shared: &Arc<Shared>, attempt: &Attempt) {
 /// and another thread takes its place. `false` when its sessions couldn't be ended yet.
 fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     let lease = attempt.job.lease;
-    let Some(target) = shared.config.targets.get(&attempt.job.target) else {
+    let Some(target) = shared.config.targets.get(&attempt.job.spec.target) else {
         return true;
     };
     if let Err(error) = target.end_sessions(&lease.application_name(), &attempt.control.sessions()) {
@@ -108,7 +108,7 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     // Also when it was about to find out what an earlier attempt had committed.
     let ending = match attempt.said.may_have_committed() || lease.number > 1 {
         false => None,
-        true => match settle_attempt(shared, &attempt.job.target, &lease) {
+        true => match settle_attempt(shared, &attempt.job.spec.target, &lease) {
             Ok(settled) => executor::end_of(settled),
             Err(obstacle) => {
                 log::warn!(job = lease.job_id.to_string(); "whether the transaction of a stuck attempt took effect isn't known, and is asked again: {}", obstacle.error());
@@ -121,7 +121,7 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
     }
     let reason = attempt.control.stop_reason().unwrap_or(StopReason::Deadline);
     let ending = ending.unwrap_or_else(|| executor::given_up(shared, &attempt.job, reason));
-    log::error!(job = lease.job_id.to_string(), kind = attempt.job.kind.as_str(); "a thread is stuck in its work, and is replaced");
+    log::error!(job = lease.job_id.to_string(), kind = attempt.job.spec.kind.as_str(); "a thread is stuck in its work, and is replaced");
     shared.config.metrics.thread_replaced();
     if let Err(error) = executor::add_thread(shared) {
         log::error!("the thread could not be replaced: {error}");

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde_json::json;
-use slowlane::queue::job::MAX_ERROR_BYTES;
+use slowlane::queue::model::MAX_ERROR_BYTES;
 
 use super::{CSV, NDJSON, app_with, counts, error, import, imports, job_of, make, upload_as};
 

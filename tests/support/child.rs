@@ -14,9 +14,12 @@ use super::client::Client;
 use super::postgres::Database;
 use super::{PATIENCE, eventually};
 
-/// The program, with nothing of the surrounding environment that would be a setting.
+/// The program, with nothing of the surrounding environment that would be a setting. It hears SIGHUP also where the tests run under
+/// `nohup`, which would have it ignored.
 pub fn program() -> Command {
-    without_settings(Command::new(env!("CARGO_BIN_EXE_slowlane")))
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_slowlane")]);
+    without_settings(command)
 }
 
 /// Any program, with nothing of the surrounding environment that would be a setting. Which server it runs stays: that is

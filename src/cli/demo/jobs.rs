@@ -23,7 +23,7 @@ use crate::kinds::{Registry, import};
 use crate::queue::accept::Accept;
 use crate::queue::insert::{self, Inserted};
 use crate::queue::signals::{ReadyHint, Signals};
-use crate::queue::{Job, JobState, NewJob, RawJson, read};
+use crate::queue::{Job, JobSpec, JobState, RawJson, read};
 use crate::uploads::{ContentEncoding, ContentType, NewUpload, PART_BYTES, store};
 
 const SCHEMA: &str = include_str!("../../../demo/schema.sql");
@@ -149,13 +149,13 @@ fn submit(
     table: &str,
 ) -> Result<Job, Failure> {
     let args = json!({"upload": upload, "table": table, "format": "csv", "null": "NA"});
-    let plain = NewJob::new("import", RawJson::of(&args)?);
-    let mut job = NewJob { upload: Some(upload), queue: queue.to_owned(), target: queue.to_owned(), ..plain };
+    let plain = JobSpec::new("import", RawJson::of(&args)?);
+    let mut job = JobSpec { upload: Some(upload), queue: queue.to_owned(), target: queue.to_owned(), ..plain };
     job.labels.insert("demo".to_owned(), table.rsplit('.').next().unwrap_or(table).to_owned());
     let mut inserted = insert::insert(connection, &[&Accept::new(job)])?;
     match inserted.pop() {
         Some(Inserted::Created(job)) => {
-            let (queue, priority, run_at, id) = (job.queue.clone(), job.priority, job.run_at, job.id);
+            let (queue, priority, run_at, id) = (job.spec.queue.clone(), job.spec.priority, job.status.run_at, job.id);
             signals.ready(vec![ReadyHint { queue, priority, run_at, id }]);
             Ok(job)
         }
@@ -168,11 +168,11 @@ fn ended(connection: &mut PgConnection, job: &Job) -> Result<u64, Failure> {
     let until = Instant::now() + TIMEOUT;
     loop {
         match read::job(connection, job.id)? {
-            Some(job) if job.state == JobState::Succeeded => {
-                return Ok(u64::try_from(job.statistics.rows_affected).unwrap_or(0));
+            Some(job) if job.status.state == JobState::Succeeded => {
+                return Ok(u64::try_from(job.outcome.statistics.rows_affected).unwrap_or(0));
             }
-            Some(job) if job.state.is_final() => {
-                let why = job.error.as_ref().map_or("it was cancelled", RawJson::text);
+            Some(job) if job.status.state.is_final() => {
+                let why = job.outcome.error.as_ref().map_or("it was cancelled", RawJson::text);
                 return Err(format!("loading the demo's data failed: {why}").into());
             }
             _ if Instant::now() >= until => return Err("loading the demo's data takes too long".into()),

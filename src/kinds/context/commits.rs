@@ -12,7 +12,7 @@ use crate::db::targets::FlushError;
 use crate::kinds::context::{CommitState, QUEUE_PAUSE, WorkContext};
 use crate::kinds::{WorkError, exactly_once};
 use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome, Says};
-use crate::queue::enqueue::has_nul;
+use crate::queue::model::has_nul;
 use crate::queue::{ErrorCode, JobError, RawJson};
 use crate::results::Manifest;
 

@@ -22,10 +22,11 @@ impl WorkContext<'_> {
 
     /// What the job asks of its sessions.
     pub(super) fn asks(&self) -> SessionAsks {
-        let lock_timeout = self.job.lock_timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let lock_timeout =
+            self.job.spec.lock_timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
         let of_statement = self.of_statement.borrow();
         SessionAsks {
-            time_zone: self.job.time_zone.clone().or_else(|| of_statement.time_zone.clone()),
+            time_zone: self.job.spec.time_zone.clone().or_else(|| of_statement.time_zone.clone()),
             lock_timeout: lock_timeout.or(of_statement.lock_timeout),
         }
     }

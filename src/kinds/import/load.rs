@@ -10,7 +10,7 @@ use crate::kinds::import::unreadable::{CONVERT, NOT_UTF8};
 use crate::kinds::import::{Imported, csv};
 use crate::kinds::{QUERY_CANCELED, WorkError};
 use crate::pq::{PqError, Session};
-use crate::queue::job::ProgressBasis;
+use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::results::{Column, Limits, ResultWriter};

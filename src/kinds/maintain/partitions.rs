@@ -20,8 +20,8 @@ use super::{Action, MaintainedParts, name_was_taken};
 use crate::kinds::WorkError;
 use crate::pq::Session;
 use crate::pq::quote::identifier;
-use crate::queue::job::ProgressBasis;
 use crate::queue::log::{LogLevel, cut};
+use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 

@@ -1,5 +1,7 @@
 //! P3 and P4: one owner at a time, and what becomes of jobs whose owner is gone.
 
+use std::time::Duration;
+
 use diesel::PgConnection;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -60,7 +62,7 @@ fn rescue(connection: &mut PgConnection, worker: Uuid, repeatable: bool) -> usiz
     let dead = dead(connection, worker);
     let rescued = orphans(connection, &dead).into_iter().filter(|orphan| {
         assert!(liveness::bury(connection, orphan.lease.worker_id, orphan.beat).unwrap());
-        let ending = liveness::ending_of(orphan, repeatable).unwrap();
+        let ending = liveness::ending_of(orphan, repeatable);
         liveness::rescue(connection, orphan, ending).unwrap().is_some()
     });
     rescued.count()
@@ -69,7 +71,7 @@ fn rescue(connection: &mut PgConnection, worker: Uuid, repeatable: bool) -> usiz
 /// An attempt that its worker hands back in order.
 fn hand_back(connection: &mut PgConnection, scope: &Scope) -> Option<Became> {
     let job = claim_one(connection, scope).expect("it can't be claimed");
-    let ending = interrupted(Interruption::HandedBack, true, "its worker shut down").unwrap();
+    let ending = interrupted(Interruption::HandedBack, true, "its worker shut down");
     finish::end(connection, &[(job.lease, ending)]).unwrap().remove(&job.lease.job_id)
 }
 
@@ -81,13 +83,13 @@ fn lose(connection: &mut PgConnection, work: impl FnOnce(&mut PgConnection, &Cla
     assert_eq!(rescue(connection, scope.worker_id, true), 1);
 }
 
-fn error() -> RawJson {
-    RawJson::of(&JobError::new("x", "x")).unwrap()
+fn error() -> JobError {
+    JobError::new("x", "x")
 }
 
 fn succeeded() -> Ending {
     let result = FinishedResult { rows: 1, bytes: 1, truncated: false, manifest: RawJson::of("m").unwrap() };
-    Ending::Finished(Finished { result: Some(result), ..Finished::plain(JobState::Succeeded) })
+    Ending::from(Finished { result: Some(result), ..Finished::plain(JobState::Succeeded) })
 }
 
 #[test]
@@ -114,9 +116,9 @@ fn a_worker_that_lost_its_lease_changes_nothing() {
     let before = queue.text("SELECT jobs::text FROM jobs");
     let endings = [
         succeeded(),
-        Ending::Retry { delay_ms: 1, error: error() },
-        Ending::Snooze { delay_ms: 1, error: None },
-        interrupted(Interruption::HandedBack, true, "x").unwrap(),
+        Ending::Retry { delay: Duration::from_millis(1), error: error() },
+        Ending::Snooze { delay: Duration::from_millis(1), error: None },
+        interrupted(Interruption::HandedBack, true, "x"),
     ];
     for ending in endings {
         assert!(finish::end(&mut connection, &[(old.lease, ending)]).unwrap().is_empty());
@@ -148,7 +150,7 @@ fn a_worker_that_came_back_in_time_keeps_its_jobs() {
     assert!(liveness::beat(&mut connection, alive.worker_id, None, false).unwrap());
     queue.run("UPDATE workers SET beat_at = started_at");
     assert!(!liveness::bury(&mut connection, alive.worker_id, found[0].beat).unwrap());
-    let ending = liveness::ending_of(&found[0], true).unwrap();
+    let ending = liveness::ending_of(&found[0], true);
     assert!(liveness::rescue(&mut connection, &found[0], ending).unwrap().is_none());
     assert_eq!(queue.text("SELECT state FROM jobs"), "running");
     // What was seen before says nothing any more.
@@ -215,7 +217,10 @@ fn workers_that_die_are_counted_in_a_row() {
         queue.run("UPDATE jobs SET state = 'queued', queued_xid = pg_current_xact_id() WHERE state <> 'queued'");
     };
     // An attempt that ended by itself, with an error or as it wished, lets them begin anew.
-    for ending in [Ending::Retry { delay_ms: 1, error: error() }, Ending::Snooze { delay_ms: 1, error: None }] {
+    for ending in [
+        Ending::Retry { delay: Duration::from_millis(1), error: error() },
+        Ending::Snooze { delay: Duration::from_millis(1), error: None },
+    ] {
         lose(&mut connection, |_, _| {});
         lose(&mut connection, |_, _| {});
         waits(&queue);
@@ -224,9 +229,9 @@ fn workers_that_die_are_counted_in_a_row() {
     // A target that is away, a pause and a shutdown say nothing; nor does a death during a shutdown count.
     lose(&mut connection, |_, _| {});
     lose(&mut connection, |_, _| {});
-    ends(&mut connection, Ending::Snooze { delay_ms: 1, error: Some(error()) });
+    ends(&mut connection, Ending::Snooze { delay: Duration::from_millis(1), error: Some(error()) });
     ends(&mut connection, Ending::Pause);
-    ends(&mut connection, interrupted(Interruption::HandedBack, true, "x").unwrap());
+    ends(&mut connection, interrupted(Interruption::HandedBack, true, "x"));
     lose(&mut connection, |connection, job| {
         assert!(liveness::beat(connection, job.lease.worker_id, None, true).unwrap());
     });
@@ -388,9 +393,9 @@ fn a_job_that_was_to_be_cancelled_does_not_come_back() {
     insert(&queue, 3);
     let scope = worker(&mut connection);
     let endings = [
-        Ending::Retry { delay_ms: 1000, error: error() },
-        Ending::Snooze { delay_ms: 1000, error: None },
-        interrupted(Interruption::HandedBack, true, "x").unwrap(),
+        Ending::Retry { delay: Duration::from_millis(1000), error: error() },
+        Ending::Snooze { delay: Duration::from_millis(1000), error: None },
+        interrupted(Interruption::HandedBack, true, "x"),
     ];
     for ending in endings {
         let job = claim_one(&mut connection, &scope).unwrap();

@@ -133,7 +133,7 @@ fn by_sql(queue: &Database) -> f64 {
         if claimed.is_empty() {
             break;
         }
-        let end = || Ending::Finished(Finished::plain(JobState::Succeeded));
+        let end = || Ending::from(Finished::plain(JobState::Succeeded));
         let ends: Vec<_> = claimed.iter().map(|job| (job.lease, end())).collect();
         assert_eq!(finish::end(&mut connection, &ends).unwrap().len(), ends.len());
     }

@@ -124,9 +124,7 @@ impl Doorway {
         }))?;
         match tokio::time::timeout(patience, answered).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) if asked.elapsed() < patience => {
-                Err(DbError::Unavailable("the statement was dropped".to_owned()))
-            }
+            Ok(Err(_)) if asked.elapsed() < patience => Err(DbError::Busy("the statement was dropped")),
             Ok(Err(_)) | Err(_) => Err(DbError::Busy("no connection became free in time")),
         }
     }
@@ -143,7 +141,7 @@ impl Doorway {
     fn enqueue(&self, task: Task) -> Result<(), DbError> {
         let mut tasks = self.shared.lock();
         if tasks.closed {
-            return Err(DbError::Unavailable("this process is stopping".to_owned()));
+            return Err(DbError::Busy("this process is stopping"));
         }
         if tasks.waiting.len() >= MAX_WAITING {
             return Err(DbError::Busy("too many requests wait for a connection"));

@@ -17,19 +17,20 @@ use std::time::Duration;
 use diesel::pg::PgConnection;
 use uuid::Uuid;
 
-use crate::db::DbError;
 use crate::db::pool::Pool;
 use crate::db::targets::{SessionAsks, Target, TargetBackend};
+use crate::db::{DbError, RetryingPool};
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::kinds::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
 use crate::kinds::{Registry, WorkError};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::claim::{self, ClaimedJob, Noted};
+use crate::queue::finish::FinishedResult;
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::model::JobStatistics;
 use crate::queue::progress::{Progress, Report};
 use crate::queue::{ErrorCode, JobError, Lease};
-use crate::results::{Column, Limits, Manifest, ResultWriter};
+use crate::results::{Column, Limits, ResultWriter};
 use crate::statements::Statement;
 use crate::uploads::{self, Upload};
 
@@ -92,17 +93,36 @@ pub struct LeftBehind {
     /// Rows and bytes.
     pub statistics: JobStatistics,
     /// The result that becomes visible when the job succeeds.
-    pub manifest: Option<Manifest>,
+    pub result: Option<FinishedResult>,
     /// The result that becomes visible when the job fails with the error that the work returned.
-    pub manifest_of_failure: Option<Manifest>,
-    /// The work knows that nothing of it took effect.
-    pub no_effect: bool,
-    /// The work knows that something of it may have taken effect that nothing will tell.
-    pub not_to_be_repeated: bool,
+    pub result_of_failure: Option<FinishedResult>,
+    /// What it may have done.
+    pub effects: Effects,
     /// How far its transaction came.
     pub commit: CommitState,
     /// It worked on a standby.
     pub on_standby: bool,
+}
+
+/// What an attempt may have done, beside the transaction that it recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Effects {
+    /// Its kind was not reached.
+    #[default]
+    NotBegun,
+    /// All of it was rolled back, and the server said so.
+    None,
+    /// Something may have taken effect.
+    Possible,
+    /// Something may have taken effect that nobody can find out: even a kind that may be repeated isn't.
+    NotRepeatable,
+}
+
+impl Effects {
+    /// Whether a kind that may not be repeated can run again.
+    pub fn are_possible(self) -> bool {
+        matches!(self, Effects::Possible | Effects::NotRepeatable)
+    }
 }
 
 /// How far the last transaction has come that was recorded.
@@ -151,10 +171,9 @@ pub struct WorkContext<'a> {
     services: &'a Services,
     said: Arc<Said>,
     statistics: RefCell<JobStatistics>,
-    manifest: RefCell<Option<Manifest>>,
-    manifest_of_failure: RefCell<Option<Manifest>>,
-    no_effect: Cell<bool>,
-    not_to_be_repeated: Cell<bool>,
+    result: RefCell<Option<FinishedResult>>,
+    result_of_failure: RefCell<Option<FinishedResult>>,
+    effects: Cell<Effects>,
     commit: RefCell<CommitState>,
     /// A transaction was to be recorded, and no answer came.
     record_failed: Cell<bool>,
@@ -180,10 +199,9 @@ impl<'a> WorkContext<'a> {
             services,
             said,
             statistics: RefCell::default(),
-            manifest: RefCell::default(),
-            manifest_of_failure: RefCell::default(),
-            no_effect: Cell::new(false),
-            not_to_be_repeated: Cell::new(false),
+            result: RefCell::default(),
+            result_of_failure: RefCell::default(),
+            effects: Cell::default(),
             commit: RefCell::default(),
             record_failed: Cell::new(false),
             of_statement: RefCell::default(),
@@ -294,13 +312,25 @@ impl<'a> WorkContext<'a> {
     /// Says that nothing of this attempt has taken effect, and that nothing will: all of it was rolled back. Then even
     /// work that may not be repeated can be run again after a shutdown. Call it only on the server's own word.
     pub fn nothing_took_effect(&self) {
-        self.no_effect.set(true);
+        self.had_effects(Effects::None);
     }
 
     /// Says that something of this attempt may have taken effect, and that nobody could find out: even a kind that may be
     /// repeated isn't then, and ends with the error that it returns.
     pub fn not_to_be_repeated(&self) {
-        self.not_to_be_repeated.set(true);
+        self.had_effects(Effects::NotRepeatable);
+    }
+
+    /// The kind is reached: what it does from now on may take effect.
+    pub fn begin(&self) {
+        self.had_effects(Effects::Possible);
+    }
+
+    /// What nobody can find out stays so, whatever the attempt does next.
+    fn had_effects(&self, effects: Effects) {
+        if self.effects.get() != Effects::NotRepeatable {
+            self.effects.set(effects);
+        }
     }
 
     /// As [`WorkContext::log`], of something that the server refused.
@@ -322,9 +352,7 @@ impl<'a> WorkContext<'a> {
     /// # Errors
     /// When no thread can be started.
     pub fn read_upload(&self, upload: &Upload) -> Result<uploads::Reader, WorkError> {
-        let control = Arc::clone(&self.control);
-        let try_again = move || control.may_wait(QUEUE_PAUSE);
-        Ok(uploads::Reader::start(self.services.results.clone(), upload, try_again)?)
+        Ok(uploads::Reader::start(self.retrying(&self.services.results), upload)?)
     }
 
     /// Counts rows and bytes for the job's `statistics`.
@@ -415,16 +443,16 @@ impl<'a> WorkContext<'a> {
         &self,
         ask: impl Fn(&mut PgConnection) -> Result<T, DbError>,
     ) -> Result<T, WorkError> {
-        loop {
-            let connection = self.services.control.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
-            match connection.and_then(|mut connection| ask(&mut connection)) {
-                Err(error)
-                    if (error.passes() || matches!(error, DbError::Unavailable(_) | DbError::Busy(_)))
-                        && self.control.may_wait(QUEUE_PAUSE) => {}
-                Err(_) if self.control.stop_reason().is_some() => return Err(WorkError::Cancelled),
-                outcome => return outcome.map_err(WorkError::from),
-            }
+        match self.retrying(&self.services.control).run(ask) {
+            Err(_) if self.control.stop_reason().is_some() => Err(WorkError::Cancelled),
+            outcome => outcome.map_err(WorkError::from),
         }
+    }
+
+    /// While the queue is away, an attempt waits for it until it is to end.
+    fn retrying(&self, pool: &Pool) -> RetryingPool {
+        let control = Arc::clone(&self.control);
+        RetryingPool::new(pool.clone(), move || control.may_wait(QUEUE_PAUSE))
     }
 
     /// What was written under a lease that isn't ours any more was written by nobody.
@@ -461,37 +489,33 @@ impl<'a> WorkContext<'a> {
 
     fn arm(&self, backend: TargetBackend, interrupt: Box<dyn Interrupt>) -> Result<u64, WorkError> {
         self.had_session.set(true);
-        // What follows may take effect.
-        self.no_effect.set(false);
+        self.had_effects(Effects::Possible);
         self.control.arm(backend, interrupt).map_err(|_| WorkError::Cancelled)
     }
 
     /// Where rows go that the job shows as its result.
     pub fn result_writer(&self, columns: Vec<Column>, limits: Limits) -> ResultWriter {
-        let control = Arc::clone(&self.control);
-        let try_again = move || control.may_wait(QUEUE_PAUSE);
-        ResultWriter::new(self.services.results.clone(), self.job.lease, columns, limits, try_again)
+        ResultWriter::new(self.retrying(&self.services.results), self.job.lease, columns, limits)
     }
 
     /// The result that becomes visible when the job succeeds.
-    pub fn keep_result(&self, manifest: Manifest) {
-        *self.manifest.borrow_mut() = Some(manifest);
+    pub fn keep_result(&self, result: FinishedResult) {
+        *self.result.borrow_mut() = Some(result);
     }
 
     /// The result that becomes visible when the job fails with what the work returns next: what its error is about. A
     /// job that is tried again, cancelled or over its time has none.
-    pub fn keep_result_of_failure(&self, manifest: Manifest) {
-        *self.manifest_of_failure.borrow_mut() = Some(manifest);
+    pub fn keep_result_of_failure(&self, result: FinishedResult) {
+        *self.result_of_failure.borrow_mut() = Some(result);
     }
 
     /// What the attempt leaves behind, for its end.
     pub fn leave(self) -> LeftBehind {
         LeftBehind {
             statistics: self.statistics.into_inner(),
-            manifest: self.manifest.into_inner(),
-            manifest_of_failure: self.manifest_of_failure.into_inner(),
-            no_effect: self.no_effect.get(),
-            not_to_be_repeated: self.not_to_be_repeated.get(),
+            result: self.result.into_inner(),
+            result_of_failure: self.result_of_failure.into_inner(),
+            effects: self.effects.get(),
             commit: self.commit.into_inner(),
             on_standby: self.on_standby.get(),
         }

@@ -29,7 +29,7 @@ pub fn commit<T: Serialize + ?Sized>(
     session: &mut Session,
     output: &T,
 ) -> Result<(), WorkError> {
-    let effect = || ctx.end_with(json(output)?);
+    let effect = || Ok(ctx.end_with(json(output)?));
     commit_as(ctx, session, effect, CommitState::Committed)
 }
 
@@ -139,7 +139,7 @@ pub(super) fn transaction<T: Serialize>(
     connection: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
 ) -> Result<T, WorkError> {
-    let effect = |output: &T| ctx.end_with(json(output)?);
+    let effect = |output: &T| Ok(ctx.end_with(json(output)?));
     transaction_as(ctx, connection, work, effect, CommitState::Committed)
 }
 

@@ -430,6 +430,7 @@ impl From<uploads::ReadError> for WorkError {
                 JobError::new(ErrorCode::UploadGone, "the upload isn't there any more, or a part of it")
                     .with_hint("upload it again, and submit another job"),
             ),
+            uploads::ReadError::Thread(_) => no_thread(&error),
         }
     }
 }
@@ -449,9 +450,21 @@ impl From<ResultError> for WorkError {
             ResultError::TooLarge => WorkError::Fail(
                 JobError::new(ErrorCode::ValueTooLarge, error.to_string()).with_hint("return less in one value"),
             ),
-            ResultError::Damaged(_) => WorkError::Fail(JobError::new(ErrorCode::Internal, error.to_string())),
+            ResultError::Thread(_) => no_thread(&error),
+            ResultError::Compression(_) => {
+                WorkError::Retry(JobError::new(ErrorCode::Internal, error.to_string()).retryable())
+            }
+            ResultError::Damaged(_) | ResultError::Manifest(_) | ResultError::WriterFailed => {
+                WorkError::Fail(JobError::new(ErrorCode::Internal, error.to_string()))
+            }
         }
     }
+}
+
+/// This process has no thread to spare: another one may have, or this one later.
+fn no_thread(error: &dyn std::fmt::Display) -> WorkError {
+    let error = JobError::new(ErrorCode::Internal, error.to_string()).retryable();
+    WorkError::Retry(error.with_hint("allow the process more threads, or run fewer jobs in it"))
 }
 
 #[cfg(test)]

@@ -233,12 +233,12 @@ impl<'s, 'c> Sink<'s, 'c> {
             return Err(WorkError::Fail(error.with_hint("raise the limit, or set on_limit to \"truncate\"")));
         }
         let (rows, bytes) = (self.writer.rows(), self.writer.bytes());
-        let manifest = self.writer.finish(truncated)?;
+        let result = self.writer.finish(truncated)?;
         self.ctx.count(|statistics| {
             statistics.rows_returned = i64::try_from(rows).unwrap_or(i64::MAX);
             statistics.result_bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         });
-        self.ctx.keep_result(manifest);
+        self.ctx.keep_result(result);
         Ok(())
     }
 }

@@ -90,8 +90,8 @@ pub fn record(
     advanced: Option<&str>,
 ) -> Result<bool, DbError> {
     let (outcome, next) = match effect {
-        Effect::End(outcome) => (Some(json(outcome)?), None),
-        Effect::Batch(next) => (None, Some(json(next)?)),
+        Effect::End(outcome) => (Some(RawJson::column(outcome)?), None),
+        Effect::Batch(next) => (None, Some(RawJson::column(next)?)),
     };
     let written = prepared(format!(
         "INSERT INTO job_checkpoints AS c (job_id, lease, seq, xid, system, timeline, outcome, next_cursor, updated_at)
@@ -156,10 +156,6 @@ pub fn recorded(connection: &mut PgConnection, job_id: Uuid) -> Result<Option<Re
     let server = ServerLife { system: row.system, timeline: row.timeline };
     let mark = TransactionMark { xid: row.xid, server };
     Ok(Some(Recorded { lease: row.lease, mark, effect }))
-}
-
-fn json<T: Serialize>(value: &T) -> Result<RawJson, DbError> {
-    Ok(RawJson::of(value).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
 }
 
 fn read<T: DeserializeOwned>(json: &RawJson) -> Result<T, DbError> {
@@ -276,7 +272,7 @@ pub fn save(
     .bind::<diesel::sql_types::Uuid, _>(lease.job_id)
     .bind::<BigInt, _>(lease.number)
     .bind::<diesel::sql_types::Uuid, _>(lease.worker_id)
-    .bind::<Json, _>(json(checkpoint)?)
+    .bind::<Json, _>(RawJson::column(checkpoint)?)
     .bind::<Nullable<Text>, _>(advanced)
     .bind::<Bool, _>(says == Says::MayLeave)
     .bind::<Bool, _>(says == Says::Further)

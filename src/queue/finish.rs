@@ -6,11 +6,12 @@
 //! attempt that ended its job is told by the record of the job.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Json, Nullable, Text};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -18,27 +19,27 @@ use crate::db::{DbError, prepared};
 use crate::queue::checkpoint;
 use crate::queue::interruptions::{self, InARow, Interruption};
 use crate::queue::log::{self, LogLine};
-use crate::queue::model::{JobState, JobStatistics, Lease, RawJson, carried, sql_list};
+use crate::queue::model::{JobError, JobProgress, JobState, JobStatistics, Lease, RawJson, carried, sql_list};
 use crate::queue::partitions;
 
 /// How an attempt ended.
 #[derive(Clone, Debug)]
 pub enum Ending {
     /// The job is over.
-    Finished(Finished),
+    Finished(Box<Finished>),
     /// It runs again later; the attempt is charged.
     Retry {
-        /// Wait this long, in milliseconds.
-        delay_ms: i64,
+        /// Wait this long.
+        delay: Duration,
         /// Why.
-        error: RawJson,
+        error: JobError,
     },
     /// It asked to run again later; nothing is charged.
     Snooze {
-        /// Wait this long, in milliseconds.
-        delay_ms: i64,
+        /// Wait this long.
+        delay: Duration,
         /// Why, where that is worth telling.
-        error: Option<RawJson>,
+        error: Option<JobError>,
     },
     /// It stopped because it was asked to pause, and can go on from where it was. Nothing is charged.
     Pause,
@@ -47,11 +48,15 @@ pub enum Ending {
     HandBack {
         /// How.
         by: Interruption,
-        /// Why, in words.
-        why: String,
-        /// The same, as the attempt's error.
-        error: RawJson,
+        /// Why.
+        error: JobError,
     },
+}
+
+impl From<Finished> for Ending {
+    fn from(finished: Finished) -> Ending {
+        Ending::Finished(Box::new(finished))
+    }
 }
 
 /// What an end became.
@@ -74,13 +79,13 @@ pub struct Finished {
     /// `succeeded`, `failed` or `cancelled`.
     pub state: JobState,
     /// Why it failed.
-    pub error: Option<RawJson>,
+    pub error: Option<JobError>,
     /// What the kind returned.
     pub output: Option<RawJson>,
     /// Rows and bytes.
     pub statistics: JobStatistics,
     /// The last progress, so that it outlives its own table.
-    pub progress: Option<RawJson>,
+    pub progress: Option<JobProgress>,
     /// The result that becomes visible with this.
     pub result: Option<FinishedResult>,
     /// The interruption that ended it is counted too.
@@ -115,6 +120,11 @@ impl Finished {
             interrupted: false,
             settled: None,
         }
+    }
+
+    /// The end of a job that failed.
+    pub fn failed(error: JobError) -> Finished {
+        Finished { error: Some(error), ..Finished::plain(JobState::Failed) }
     }
 }
 
@@ -215,7 +225,7 @@ fn write(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<H
 
 fn finished(endings: &[(Lease, Ending)]) -> Vec<(&Lease, &Finished)> {
     let finished = endings.iter().filter_map(|(lease, ending)| match ending {
-        Ending::Finished(finished) => Some((lease, finished)),
+        Ending::Finished(finished) => Some((lease, finished.as_ref())),
         _ => None,
     });
     finished.collect()
@@ -253,10 +263,10 @@ fn overruled(
     for (id, cancel_requested_at, lost, interrupted, moved) in rows {
         if cancel_requested_at.is_some() {
             overruled.insert(id, (Became::Cancelled, Finished::plain(JobState::Cancelled)));
-        } else if let Some(Ending::HandBack { by, why, .. }) = waiting.get(&id)
-            && let Some(error) = (InARow { lost, interrupted, moved }).poison(*by, why)
+        } else if let Some(Ending::HandBack { by, error }) = waiting.get(&id)
+            && let Some(error) = (InARow { lost, interrupted, moved }).poison(*by, &error.message)
         {
-            overruled.insert(id, (Became::Poison, interruptions::failed(&error)?));
+            overruled.insert(id, (Became::Poison, interruptions::failed(error)));
         }
     }
     Ok(overruled)
@@ -319,32 +329,34 @@ fn finish(
             SELECT {carried}, d.end_state, d.interruptions + d.interrupted::int, d.version + 1, clock_timestamp(),
                    d.rows_returned,
                    CASE WHEN d.end_state = 'succeeded' THEN d.rows_affected ELSE greatest(d.rows_affected, {batches}) END,
-                   d.result_bytes, d.progress::json, d.output::json, d.end_error::json
+                   d.result_bytes, d.progress, d.output, d.end_error
               FROM d),
         r AS (
             INSERT INTO results (job_id, lease, state, rows, bytes, truncated, expires_at, manifest)
             SELECT d.id, d.lease, 'available', d.stored_rows, d.stored_bytes, d.truncated,
-                   clock_timestamp() + d.result_ttl_ms * interval '1 millisecond', d.manifest::json
+                   clock_timestamp() + d.result_ttl_ms * interval '1 millisecond', d.manifest
               FROM d WHERE d.manifest IS NOT NULL),
         k AS (DELETE FROM job_checkpoints c WHERE c.job_id = ANY(ARRAY(SELECT d.id FROM d)) AND NOT c.leaves)
         SELECT id FROM d"
     );
+    let errors = json_column(ends.iter().map(|(_, finished)| finished.error.as_ref()))?;
+    let progress = json_column(ends.iter().map(|(_, finished)| finished.progress.as_ref()))?;
     let results: Vec<Option<&FinishedResult>> = ends.iter().map(|(_, f)| f.result.as_ref()).collect();
     let rows = prepared(sql)
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(ends, |(lease, _)| lease.job_id))
         .bind::<Array<BigInt>, _>(column(ends, |(lease, _)| lease.number))
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(ends, |(lease, _)| lease.worker_id))
         .bind::<Array<Text>, _>(column(ends, |(_, f)| f.state.as_str()))
-        .bind::<Array<Nullable<Text>>, _>(column(ends, |(_, f)| f.error.as_ref().map(RawJson::text)))
-        .bind::<Array<Nullable<Text>>, _>(column(ends, |(_, f)| f.output.as_ref().map(RawJson::text)))
+        .bind::<Array<Nullable<Json>>, _>(errors)
+        .bind::<Array<Nullable<Json>>, _>(column(ends, |(_, f)| f.output.as_ref()))
         .bind::<Array<BigInt>, _>(column(ends, |(_, f)| f.statistics.rows_returned))
         .bind::<Array<BigInt>, _>(column(ends, |(_, f)| f.statistics.rows_affected))
         .bind::<Array<BigInt>, _>(column(ends, |(_, f)| f.statistics.result_bytes))
-        .bind::<Array<Nullable<Text>>, _>(column(ends, |(_, f)| f.progress.as_ref().map(RawJson::text)))
+        .bind::<Array<Nullable<Json>>, _>(progress)
         .bind::<Array<Nullable<BigInt>>, _>(column(&results, |r| r.map(|r| r.rows)))
         .bind::<Array<Nullable<BigInt>>, _>(column(&results, |r| r.map(|r| r.bytes)))
         .bind::<Array<Nullable<Bool>>, _>(column(&results, |r| r.map(|r| r.truncated)))
-        .bind::<Array<Nullable<Text>>, _>(column(&results, |r| r.map(|r| r.manifest.text())))
+        .bind::<Array<Nullable<Json>>, _>(column(&results, |r| r.map(|r| &r.manifest)))
         .bind::<Array<Bool>, _>(column(ends, |(_, f)| f.interrupted))
         .bind::<Array<Nullable<Text>>, _>(column(ends, |(_, f)| f.settled.as_deref()))
         .load::<Touched>(connection)?;
@@ -355,6 +367,7 @@ fn finish(
 /// that paused while its caller changed his mind can be claimed at once.
 fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Vec<Uuid>, DbError> {
     let parts: Vec<PutBack<'_>> = endings.iter().map(|(lease, ending)| PutBack::of(lease, ending)).collect();
+    let errors = json_column(parts.iter().map(|part| part.error))?;
     let rows = prepared(format!(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
@@ -381,7 +394,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
                    lost_in_a_row = CASE WHEN o.anew OR o.moved THEN 0 ELSE j.lost_in_a_row END + o.lost::int,
                    interrupted_in_a_row = CASE WHEN o.anew OR o.moved THEN 0 ELSE j.interrupted_in_a_row END
                                           + (o.outcome = 'interrupted')::int,
-                   error = o.error::json, version = j.version + 1, worker_id = NULL, deadline_at = NULL,
+                   error = o.error, version = j.version + 1, worker_id = NULL, deadline_at = NULL,
                    backend_pid = NULL, backend_start = NULL
               FROM old o WHERE j.id = o.id
             RETURNING j.id),
@@ -389,7 +402,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
         a AS (
             INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error,
                                   statement_version)
-            SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error::json,
+            SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error,
                    statement_version
               FROM old)
         SELECT id FROM u",
@@ -399,7 +412,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
     .bind::<Array<diesel::sql_types::Uuid>, _>(column(&parts, |p| p.lease.worker_id))
     .bind::<Array<Text>, _>(column(&parts, |p| p.outcome))
     .bind::<Array<BigInt>, _>(column(&parts, |p| p.delay_ms))
-    .bind::<Array<Nullable<Text>>, _>(column(&parts, |p| p.error.map(RawJson::text)))
+    .bind::<Array<Nullable<Json>>, _>(errors)
     .bind::<Array<Bool>, _>(column(&parts, |p| p.lost))
     .bind::<Array<Bool>, _>(column(&parts, |p| p.anew))
     .load::<Touched>(connection)?;
@@ -410,7 +423,7 @@ struct PutBack<'e> {
     lease: &'e Lease,
     outcome: &'static str,
     delay_ms: i64,
-    error: Option<&'e RawJson>,
+    error: Option<&'e JobError>,
     /// Its worker died.
     lost: bool,
     /// It ended by itself: interruptions are counted anew.
@@ -421,12 +434,12 @@ impl<'e> PutBack<'e> {
     fn of(lease: &'e Lease, ending: &'e Ending) -> PutBack<'e> {
         let plain = PutBack { lease, outcome: "interrupted", delay_ms: 0, error: None, lost: false, anew: false };
         match ending {
-            Ending::Retry { delay_ms, error } => {
-                PutBack { outcome: "retried", delay_ms: (*delay_ms).max(1), error: Some(error), anew: true, ..plain }
+            Ending::Retry { delay, error } => {
+                PutBack { outcome: "retried", delay_ms: milliseconds(*delay), error: Some(error), anew: true, ..plain }
             }
             // With an error it had nothing to begin with: that says nothing of the work.
-            Ending::Snooze { delay_ms, error } => {
-                let (delay_ms, error, anew) = ((*delay_ms).max(1), error.as_ref(), error.is_none());
+            Ending::Snooze { delay, error } => {
+                let (delay_ms, error, anew) = (milliseconds(*delay), error.as_ref(), error.is_none());
                 PutBack { outcome: "snoozed", delay_ms, error, anew, ..plain }
             }
             Ending::HandBack { by, error, .. } => {
@@ -436,6 +449,17 @@ impl<'e> PutBack<'e> {
             Ending::Finished(_) => plain,
         }
     }
+}
+
+/// At least 1: what is put off is scheduled, and what waits for no time is queued.
+fn milliseconds(delay: Duration) -> i64 {
+    i64::try_from(delay.as_millis()).unwrap_or(i64::MAX).max(1)
+}
+
+fn json_column<'v, T: Serialize + 'v>(
+    values: impl Iterator<Item = Option<&'v T>>,
+) -> Result<Vec<Option<RawJson>>, diesel::result::Error> {
+    values.map(|value| value.map(RawJson::column).transpose()).collect()
 }
 
 fn column<'r, R, T>(rows: &'r [R], value: impl Fn(&'r R) -> T) -> Vec<T> {

@@ -70,11 +70,7 @@ pub fn end_backend(connection: &mut PgConnection, backend: &Backend) -> Result<(
     .bind::<Integer, _>(backend.pid)
     .bind::<Timestamptz, _>(backend.backend_start)
     .load::<Ended>(connection)?;
-    if rows.iter().all(|row| row.ended) {
-        Ok(())
-    } else {
-        Err(DbError::Unavailable("the lost session is still there".to_owned()))
-    }
+    if rows.iter().all(|row| row.ended) { Ok(()) } else { Err(DbError::Busy("the lost session is still ending")) }
 }
 
 /// Inserts every request by one statement and one commit. The answers are in the order of the requests.

@@ -5,10 +5,9 @@
 //! got further, or when an attempt ended by itself (an error that is tried again, a snooze). A pause, and a target that is
 //! away, say nothing either way. The counts are columns of `jobs`; `queue/finish.rs` keeps them.
 
-use crate::db::DbError;
 use crate::queue::codes::ErrorCode;
 use crate::queue::finish::{Ending, Finished};
-use crate::queue::model::{JobError, JobState, MAX_INTERRUPTED_IN_A_ROW, MAX_LOST_IN_A_ROW, RawJson};
+use crate::queue::model::{JobError, MAX_INTERRUPTED_IN_A_ROW, MAX_LOST_IN_A_ROW};
 
 /// How an attempt was interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,15 +52,11 @@ impl InARow {
 
 /// The end of an attempt that was interrupted: handed back, unless it is one too many, which is seen where it is written.
 /// One that may not be repeated ends as `outcome_unknown`.
-///
-/// # Errors
-/// Never in practice: the error has a JSON form.
-pub fn interrupted(by: Interruption, repeatable: bool, why: &str) -> Result<Ending, DbError> {
+pub fn interrupted(by: Interruption, repeatable: bool, why: &str) -> Ending {
     if !repeatable {
-        return Ok(Ending::Finished(failed(&outcome_unknown(why))?));
+        return Ending::from(failed(outcome_unknown(why)));
     }
-    let error = json(&JobError::new(ErrorCode::Interrupted, why).retryable())?;
-    Ok(Ending::HandBack { by, why: why.to_owned(), error })
+    Ending::HandBack { by, error: JobError::new(ErrorCode::Interrupted, why).retryable() }
 }
 
 /// The error of an attempt that may have taken effect and may not be repeated.
@@ -71,12 +66,8 @@ pub fn outcome_unknown(why: &str) -> JobError {
 }
 
 /// The end of a job by an interruption.
-pub(super) fn failed(error: &JobError) -> Result<Finished, DbError> {
-    Ok(Finished { error: Some(json(error)?), interrupted: true, ..Finished::plain(JobState::Failed) })
-}
-
-fn json(error: &JobError) -> Result<RawJson, DbError> {
-    Ok(RawJson::of(error).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
+pub(super) fn failed(error: JobError) -> Finished {
+    Finished { interrupted: true, ..Finished::failed(error) }
 }
 
 #[cfg(test)]

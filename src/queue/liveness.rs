@@ -13,7 +13,6 @@ use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Json, Nullable, Text, Timestamptz};
-use serde::Serialize;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -63,7 +62,7 @@ pub fn register(connection: &mut PgConnection, identity: &Identity) -> Result<()
             dsl::threads.eq(identity.threads),
             dsl::kinds.eq(&identity.kinds),
             dsl::queues.eq(&identity.queues),
-            dsl::targets.eq(json(&identity.targets)?),
+            dsl::targets.eq(RawJson::column(&identity.targets)?),
             dsl::started_at.eq(diesel::dsl::now),
             dsl::beat_at.eq(diesel::dsl::now),
         ))
@@ -92,7 +91,7 @@ pub fn beat(
     );
     let changed = statement
         .bind::<diesel::sql_types::Uuid, _>(id)
-        .bind::<Nullable<Json>, _>(targets.map(json).transpose()?)
+        .bind::<Nullable<Json>, _>(targets.map(RawJson::column).transpose()?)
         .bind::<Bool, _>(stopping)
         .execute(connection)?;
     Ok(changed == 1)
@@ -322,21 +321,14 @@ pub fn bury(connection: &mut PgConnection, worker_id: Uuid, beat: Option<i64>) -
 
 /// The end of an orphan of which nothing is in doubt: handed back if its kind may run again, ended otherwise. A worker that
 /// shut down, or was doing so when it died, is no loss: whoever stopped it lost patience, or a row was locked.
-///
-/// # Errors
-/// Never in practice: the error has a JSON form.
-pub fn ending_of(orphan: &Orphan, repeatable: bool) -> Result<Ending, DbError> {
+pub fn ending_of(orphan: &Orphan, repeatable: bool) -> Ending {
     if orphan.cancel_requested && repeatable {
-        return Ok(Ending::Finished(Finished { interrupted: true, ..Finished::plain(JobState::Cancelled) }));
+        return Ending::from(Finished { interrupted: true, ..Finished::plain(JobState::Cancelled) });
     }
     match orphan.stopping {
         true => interrupted(Interruption::HandedBack, repeatable, "its worker was ended while it shut down"),
         false => interrupted(Interruption::WorkerLost, repeatable, "the worker died"),
     }
-}
-
-fn json<T: Serialize + ?Sized>(value: &T) -> Result<RawJson, DbError> {
-    Ok(RawJson::of(value).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
 }
 
 /// Between two beats there may be so much time without a doubt: two of them missing.

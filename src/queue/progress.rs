@@ -162,7 +162,7 @@ impl Progress {
 
     /// As a job keeps it that has ended. Of one that succeeded what the work itself said last: the server was looked at
     /// some time before the end.
-    pub fn for_history(&mut self, succeeded: bool) -> Option<RawJson> {
+    pub fn for_history(&mut self, succeeded: bool) -> Option<JobProgress> {
         if succeeded {
             self.seen = None;
             self.shown = None;
@@ -170,8 +170,7 @@ impl Progress {
         }
         // What was seen last was long ago or not: it ended there.
         self.blind = false;
-        let last = self.now()?;
-        RawJson::of(&JobProgress { eta_ms: None, wait_event: None, blocked_by: None, ..last }).ok()
+        Some(JobProgress { eta_ms: None, wait_event: None, blocked_by: None, ..self.now()? })
     }
 
     /// The work's numbers, or the server's where the work has none, or coarser ones.
@@ -356,7 +355,7 @@ mod tests {
         assert!(now.phase == "running" && now.wait_event.is_none() && now.blocked_by.is_none(), "{now:?}");
         progress.unseen();
         assert!(progress.take_untold().is_none(), "nothing has changed");
-        assert!(progress.for_history(false).unwrap().text().contains("scanning heap (t)"));
+        assert!(progress.for_history(false).unwrap().phase.contains("scanning heap (t)"));
     }
 
     #[test]
@@ -420,9 +419,9 @@ mod tests {
         let mut progress = Progress::default();
         progress.seen(activity(Some(("scanning heap (t)", 3, 10))));
         assert!(progress.clone().for_history(true).is_none());
-        assert!(progress.clone().for_history(false).unwrap().text().contains("scanning heap"));
+        assert!(progress.clone().for_history(false).unwrap().phase.contains("scanning heap"));
         progress.report(rows(4, Some(4), ProgressBasis::Exact), true);
-        let kept: serde_json::Value = serde_json::from_str(progress.for_history(true).unwrap().text()).unwrap();
+        let kept = serde_json::to_value(progress.for_history(true).unwrap()).unwrap();
         assert_eq!((&kept["phase"], &kept["done"]), (&"copying".into(), &4.into()));
     }
 }

@@ -6,12 +6,11 @@
 use std::time::Duration;
 
 use log::Level;
-use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::queue::codes::ErrorCode;
 use crate::queue::finish::{Became, Ending};
-use crate::queue::model::{BlockedBy, Job, JobState, RawJson};
+use crate::queue::model::{BlockedBy, Job, JobState};
 
 /// The name under which these lines are logged: filters choose by it.
 pub const LOG_TARGET: &str = "slowlane::jobs";
@@ -62,12 +61,11 @@ pub fn cancelled(job: &Job) {
     say(Level::Info, "a job was cancelled", &attempted, None);
 }
 
-fn say(level: Level, text: &str, attempted: &Attempted<'_>, told: Option<Coded>) {
+fn say(level: Level, text: &str, attempted: &Attempted<'_>, told: Option<Told<'_>>) {
     let job = attempted.job_id.to_string();
     let (kind, target, attempt) = (shown(attempted.kind), shown(attempted.target), attempted.attempt);
     let duration_ms = u64::try_from(attempted.took.as_millis()).unwrap_or(u64::MAX);
-    let code = told.as_ref().map(|told| shown(&told.code));
-    let blockers = told.and_then(|told| told.blocked_by).unwrap_or_default();
+    let (code, blockers) = told.map_or((None, &[][..]), |(code, blockers)| (Some(shown(code)), blockers));
     match code {
         Some(code) if !blockers.is_empty() => log::log!(
             target: LOG_TARGET, level,
@@ -85,24 +83,18 @@ fn say(level: Level, text: &str, attempted: &Attempted<'_>, told: Option<Coded>)
     }
 }
 
-#[derive(Deserialize)]
-struct Coded {
-    code: String,
-    /// Who held a lock that was waited for in vain.
-    #[serde(default)]
-    blocked_by: Option<Vec<BlockedBy>>,
-}
+/// The code of an attempt's error, and who held a lock that was waited for in vain.
+type Told<'e> = (&'e str, &'e [BlockedBy]);
 
-fn told(ending: &Ending, became: Became) -> Option<Coded> {
-    let error: &RawJson = match (became, ending) {
-        (Became::Cancelled, _) => return None,
-        (Became::Poison, _) => return Some(Coded { code: ErrorCode::Poison.into(), blocked_by: None }),
+fn told(ending: &Ending, became: Became) -> Option<Told<'_>> {
+    let error = match (became, ending) {
+        (Became::Cancelled, _) | (_, Ending::Pause) => return None,
+        (Became::Poison, _) => return Some((ErrorCode::Poison.as_str(), &[])),
         (_, Ending::Finished(finished)) => finished.error.as_ref()?,
         (_, Ending::Retry { error, .. } | Ending::HandBack { error, .. }) => error,
         (_, Ending::Snooze { error, .. }) => error.as_ref()?,
-        (_, Ending::Pause) => return None,
     };
-    serde_json::from_str(error.text()).ok()
+    Some((&error.code, error.blocked_by.as_deref().unwrap_or_default()))
 }
 
 /// One line stays one line, whatever a name holds.

@@ -63,12 +63,9 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// What the end of a job stores of it.
-    ///
-    /// # Errors
-    /// Never in practice: it has a JSON form.
-    pub fn finished(&self) -> serde_json::Result<FinishedResult> {
-        let manifest = RawJson::of(self)?;
+    /// What the end of a job stores of it: the manifest in JSON, which the queue doesn't read.
+    fn finished(&self) -> Result<FinishedResult, ResultError> {
+        let manifest = RawJson::of(self).map_err(ResultError::Manifest)?;
         Ok(FinishedResult { rows: self.rows, bytes: self.bytes, truncated: self.truncated, manifest })
     }
 }
@@ -168,6 +165,18 @@ pub enum ResultError {
     /// A value is larger than a part can hold.
     #[error("a value is too large to be kept")]
     TooLarge,
+    /// The result has no manifest in JSON.
+    #[error("the result can't be described: {0}")]
+    Manifest(#[source] serde_json::Error),
+    /// Parts can't be compressed.
+    #[error("a part of the result can't be compressed: {0}")]
+    Compression(#[source] std::io::Error),
+    /// The thread that keeps parts can't be started.
+    #[error("no thread that keeps the result can be started: {0}")]
+    Thread(#[source] std::io::Error),
+    /// An earlier error ended the writer.
+    #[error("the writer of this result has failed")]
+    WriterFailed,
     /// The queue's database failed.
     #[error(transparent)]
     Db(#[from] DbError),

@@ -9,9 +9,9 @@ use std::thread::JoinHandle;
 use sha2::{Digest, Sha256};
 use zstd::bulk::Compressor;
 
-use crate::db::DbError;
-use crate::db::pool::Pool;
+use crate::db::RetryingPool;
 use crate::queue::Lease;
+use crate::queue::finish::FinishedResult;
 use crate::results::rows;
 use crate::results::{Column, Manifest, PartInfo, ResultError, csv, json, store};
 
@@ -60,18 +60,10 @@ struct Part {
 }
 
 impl ResultWriter {
-    /// Writes parts for `lease`, through connections to the queue. While that can't be reached, `try_again` waits a
-    /// little and says whether it is worth another try.
-    pub fn new(
-        pool: Pool,
-        lease: Lease,
-        columns: Vec<Column>,
-        limits: Limits,
-        try_again: impl Fn() -> bool + Send + 'static,
-    ) -> ResultWriter {
+    /// Writes parts for `lease` into the queue's database.
+    pub fn new(queue: RetryingPool, lease: Lease, columns: Vec<Column>, limits: Limits) -> ResultWriter {
         let shelf = Shelf {
-            try_again: Box::new(try_again),
-            pool,
+            queue,
             lease,
             encoder: json::Encoder::new(&columns),
             width: columns.len(),
@@ -130,19 +122,20 @@ impl ResultWriter {
     ///
     /// # Errors
     /// As [`ResultWriter::push`].
-    pub fn finish(self, truncated: bool) -> Result<Manifest, ResultError> {
+    pub fn finish(self, truncated: bool) -> Result<FinishedResult, ResultError> {
         let mut shelf = self.keeper.into_shelf()?;
         if self.part.rows > 0 {
             shelf.keep(&self.part)?;
         }
-        Ok(Manifest {
+        let manifest = Manifest {
             columns: self.columns,
             parts: shelf.parts,
             rows: i64::try_from(self.rows).map_err(|_| ResultError::TooLarge)?,
             bytes: i64::try_from(self.bytes).map_err(|_| ResultError::TooLarge)?,
             truncated,
             sha256: hex(&shelf.sha256.finalize()),
-        })
+        };
+        manifest.finished()
     }
 }
 
@@ -164,13 +157,13 @@ impl Keeper {
         {
             *self = Keeper::Away(Away::start(*shelf)?);
         }
-        let Keeper::Away(away) = self else { return Err(gone()) };
+        let Keeper::Away(away) = self else { return Err(ResultError::WriterFailed) };
         if let Some(buffer) = away.take(part) {
             return Ok(buffer);
         }
         // The thread has ended before its time: it says why.
         match std::mem::replace(self, Keeper::Gone).into_shelf() {
-            Ok(_) => Err(gone()),
+            Ok(_) => Err(ResultError::WriterFailed),
             Err(error) => Err(error),
         }
     }
@@ -179,7 +172,7 @@ impl Keeper {
         match self {
             Keeper::Here(shelf) => Ok(*shelf),
             Keeper::Away(away) => away.end(),
-            Keeper::Gone => Err(gone()),
+            Keeper::Gone => Err(ResultError::WriterFailed),
         }
     }
 }
@@ -205,7 +198,7 @@ impl Away {
             }
             Ok(shelf)
         });
-        let thread = thread.map_err(|error| DbError::Unavailable(format!("no thread can be started: {error}")))?;
+        let thread = thread.map_err(ResultError::Thread)?;
         Ok(Away { full: Some(full), empty, thread: Some(thread) })
     }
 
@@ -216,7 +209,7 @@ impl Away {
     }
 
     fn end(mut self) -> Result<Shelf, ResultError> {
-        self.join().unwrap_or_else(|| Err(gone()))
+        self.join().unwrap_or_else(|| Err(ResultError::WriterFailed))
     }
 
     /// A panic goes on in whoever waits.
@@ -239,7 +232,7 @@ impl Drop for Away {
 
 /// Where parts go.
 struct Shelf {
-    pool: Pool,
+    queue: RetryingPool,
     lease: Lease,
     encoder: json::Encoder,
     /// Columns of a row.
@@ -248,25 +241,19 @@ struct Shelf {
     compressor: Option<Compressor<'static>>,
     sha256: Sha256,
     parts: Vec<PartInfo>,
-    /// Asked when the queue can't be reached: waits a little, and says whether to try again.
-    try_again: Box<dyn Fn() -> bool + Send>,
 }
 
 impl Shelf {
     fn keep(&mut self, part: &Part) -> Result<(), ResultError> {
         let n = i32::try_from(self.parts.len()).map_err(|_| ResultError::TooLarge)?;
         let data = self.compress(&part.buffer)?;
-        let held = loop {
-            let connection = self.pool.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
-            match connection.and_then(|mut connection| store::write_part(&mut connection, &self.lease, n, &data)) {
-                Err(DbError::Unavailable(_) | DbError::Busy(_)) if (self.try_again)() => {}
-                Err(error) if error.is_disk_full() => return Err(ResultError::StoreFull),
-                outcome => break outcome?,
-            }
-        };
-        if !held {
-            return Err(ResultError::LeaseLost);
-        }
+        // A full disk is told at once: waiting makes no room.
+        let written = self.queue.run(|connection| match store::write_part(connection, &self.lease, n, &data) {
+            Err(error) if error.is_disk_full() => Ok(Err(ResultError::StoreFull)),
+            Ok(false) => Ok(Err(ResultError::LeaseLost)),
+            outcome => outcome.map(|_| Ok(())),
+        });
+        written??;
         self.sha256.update(&part.buffer);
         let mut info = PartInfo { rows: part.rows, bytes: count(part.buffer.len()), csv_bytes: 0, ndjson_bytes: 0 };
         rows::for_each(&part.buffer, self.width, part.rows, |values| {
@@ -282,18 +269,13 @@ impl Shelf {
         let compressor = match self.compressor.take() {
             Some(compressor) => self.compressor.insert(compressor),
             None => {
-                let mut compressor = Compressor::new(ZSTD_LEVEL).map_err(|_| ResultError::TooLarge)?;
-                compressor.include_checksum(true).map_err(|_| ResultError::TooLarge)?;
+                let mut compressor = Compressor::new(ZSTD_LEVEL).map_err(ResultError::Compression)?;
+                compressor.include_checksum(true).map_err(ResultError::Compression)?;
                 self.compressor.insert(compressor)
             }
         };
-        compressor.compress(bytes).map_err(|_| ResultError::TooLarge)
+        compressor.compress(bytes).map_err(ResultError::Compression)
     }
-}
-
-/// Said to whoever goes on after an error.
-fn gone() -> ResultError {
-    DbError::Unavailable("the writer of this result has failed".to_owned()).into()
 }
 
 fn count(length: usize) -> u64 {

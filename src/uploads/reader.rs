@@ -4,8 +4,7 @@ use std::io;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
-use crate::db::DbError;
-use crate::db::pool::Pool;
+use crate::db::{DbError, RetryingPool};
 use crate::uploads::{Upload, store};
 
 /// Why an upload can't be read on.
@@ -14,6 +13,9 @@ pub enum ReadError {
     /// A part is gone, or isn't as long as it was.
     #[error("a part of the upload is gone")]
     Gone,
+    /// The thread that fetches parts can't be started.
+    #[error("no thread that fetches the upload can be started: {0}")]
+    Thread(#[source] io::Error),
     /// The database failed.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -32,28 +34,17 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads through connections to the queue. While that can't be reached, `try_again` waits a little and says whether
-    /// it is worth another try.
+    /// Reads from the queue's database.
     ///
     /// # Errors
     /// When the thread `slowlane-upload` can't be started.
-    pub fn start(
-        pool: Pool,
-        upload: &Upload,
-        try_again: impl Fn() -> bool + Send + 'static,
-    ) -> Result<Reader, ReadError> {
+    pub fn start(queue: RetryingPool, upload: &Upload) -> Result<Reader, ReadError> {
         let (sender, parts) = sync_channel(1);
         let (id, count) = (upload.id, upload.parts);
         let fetch = move || {
             for n in 0..count {
-                let part = loop {
-                    let connection = pool.get().map_err(|_| DbError::Unavailable("no connection".to_owned()));
-                    match connection.and_then(|mut connection| store::part(&mut connection, id, n)) {
-                        Err(DbError::Unavailable(_) | DbError::Busy(_)) if try_again() => {}
-                        Ok(part) => break part.ok_or(ReadError::Gone),
-                        Err(error) => break Err(error.into()),
-                    }
-                };
+                let part = queue.run(|connection| store::part(connection, id, n));
+                let part = part.map_err(ReadError::from).and_then(|part| part.ok_or(ReadError::Gone));
                 let failed = part.is_err();
                 // Whoever read has gone: then nobody needs the rest.
                 if sender.send(part).is_err() || failed {
@@ -62,7 +53,7 @@ impl Reader {
             }
         };
         let thread = std::thread::Builder::new().name("slowlane-upload".to_owned()).spawn(fetch);
-        let thread = thread.map_err(|error| DbError::Unavailable(format!("no thread can be started: {error}")))?;
+        let thread = thread.map_err(ReadError::Thread)?;
         Ok(Reader {
             parts: Some(parts),
             thread: Some(thread),

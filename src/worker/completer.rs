@@ -11,7 +11,7 @@ use crate::queue::history::{self, Run};
 use crate::queue::log::LogLine;
 use crate::queue::model::JobState;
 use crate::queue::report::{self, Attempted};
-use crate::queue::{ErrorCode, JobError, Lease, RawJson};
+use crate::queue::{ErrorCode, JobError, Lease};
 use crate::worker::Shared;
 use crate::worker::threads::{Growing, Threads};
 
@@ -149,14 +149,13 @@ fn write_less(shared: &Shared, ended: Ended) {
 /// What has taken effect has succeeded, with or without its output; anything else has failed.
 fn write_plain_end(shared: &Shared, ended: Ended) {
     let error = JobError::new(ErrorCode::Internal, "the end of this job could not be stored; the log says why");
-    let Ok(error) = RawJson::of(&error) else { return };
     let settled = match &ended.ending {
         Ending::Finished(finished) if finished.state == JobState::Succeeded => finished.settled.clone(),
         _ => None,
     };
-    let ending = Ending::Finished(match settled {
+    let ending = Ending::from(match settled {
         Some(_) => Finished { settled, ..Finished::plain(JobState::Succeeded) },
-        None => Finished { error: Some(error), ..Finished::plain(JobState::Failed) },
+        None => Finished::failed(error),
     });
     let group = [Ended { ending, log: Vec::new(), ..ended }];
     match write_group(shared, &group, None) {

@@ -18,8 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::db::DbError;
-use crate::kinds::context::{CommitState, LeftBehind};
+use crate::kinds::context::{CommitState, Effects, LeftBehind};
 use crate::kinds::{QUERY_CANCELED, StopReason, WorkContext, WorkError};
 use crate::queue::cancel::{self, Asked};
 use crate::queue::checkpoint::{self, Outcome};
@@ -29,7 +28,6 @@ use crate::queue::history::{self, Run};
 use crate::queue::interruptions::{Interruption, interrupted, outcome_unknown};
 use crate::queue::model::{JobState, JobStatistics};
 use crate::queue::{ErrorCode, JobError, Lease, RawJson, RetryPolicy, progress};
-use crate::results::Manifest;
 use crate::worker::Shared;
 use crate::worker::completer::Ended;
 use crate::worker::explain::{TIMER_SLACK, explain};
@@ -140,24 +138,18 @@ fn run(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
 }
 
 /// Hands an ending to the completer.
-pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Result<Ending, DbError>) {
+pub(super) fn say(shared: &Shared, attempt: &Attempt, ending: Ending) {
     let job = &attempt.job;
     let ending = match ending {
-        Ok(Ending::Finished(finished)) => {
+        Ending::Finished(finished) => {
             let progress = attempt.said.progress().for_history(finished.state == JobState::Succeeded);
-            Ending::Finished(Finished { progress, ..finished })
+            Ending::from(Finished { progress, ..*finished })
         }
-        Ok(Ending::Pause) => {
+        Ending::Pause => {
             keep_progress(shared, attempt);
             Ending::Pause
         }
-        Ok(ending) => ending,
-        Err(error) => {
-            log::error!(job = job.lease.job_id.to_string(); "the end of an attempt has no JSON form: {error}");
-            shared.running.unwritten(&job.lease);
-            shared.running.ended([&job.lease]);
-            return;
-        }
+        ending => ending,
     };
     let log = attempt.said.log().take_rest();
     let run = worth_remembering(attempt, &ending);
@@ -203,7 +195,7 @@ fn worth_remembering(attempt: &Attempt, ending: &Ending) -> Option<Run> {
 }
 
 /// The end of a job whose transaction an earlier attempt left in doubt, if this is one.
-fn settled_before(shared: &Shared, attempt: &Attempt) -> Option<Result<Ending, DbError>> {
+fn settled_before(shared: &Shared, attempt: &Attempt) -> Option<Ending> {
     let job = &attempt.job;
     if job.lease.number == 1 {
         return None;
@@ -218,41 +210,32 @@ fn settled_before(shared: &Shared, attempt: &Attempt) -> Option<Result<Ending, D
 
 /// What became of its last transaction is known, and that isn't its end: whether it goes on is what it would have been
 /// then.
-fn known_before(shared: &Shared, job: &ClaimedJob, why: &str) -> Option<Result<Ending, DbError>> {
+fn known_before(shared: &Shared, job: &ClaimedJob, why: &str) -> Option<Ending> {
     if !shared.config.repeatable(&job.spec.kind) {
-        return Some(failed(&outcome_unknown(why)));
+        return Some(failed(outcome_unknown(why)));
     }
     let asked = shared.config.control.get().and_then(|mut c| cancel::requested(&mut c, &[job.lease.job_id]));
     match asked.unwrap_or_default().first() {
-        Some((_, Asked::Cancel)) => return Some(Ok(Ending::Finished(Finished::plain(JobState::Cancelled)))),
-        Some((_, Asked::Pause)) => return Some(Ok(Ending::Pause)),
+        Some((_, Asked::Cancel)) => return Some(Ending::from(Finished::plain(JobState::Cancelled))),
+        Some((_, Asked::Pause)) => return Some(Ending::Pause),
         None => {}
     }
     // The attempt that ended in doubt was charged: this may be one more than there are.
-    (job.attempt > job.spec.max_attempts).then(|| failed(&JobError::new(ErrorCode::ConnectionLost, why).retryable()))
+    (job.attempt > job.spec.max_attempts).then(|| failed(JobError::new(ErrorCode::ConnectionLost, why).retryable()))
 }
 
 /// The end of an attempt: that of its transaction, should it have recorded one.
-fn settled(shared: &Shared, attempt: &Attempt, mut performed: Performed) -> Result<Ending, DbError> {
+fn settled(shared: &Shared, attempt: &Attempt, mut performed: Performed) -> Ending {
     let job = &attempt.job;
     match std::mem::take(&mut performed.commit) {
         CommitState::None => ending(shared, attempt, performed),
-        CommitState::Committed(xid) if performed.outcome.is_ok() => {
-            let ending = ending(shared, attempt, performed)?;
-            Ok(match ending {
-                Ending::Finished(finished) => Ending::Finished(Finished { settled: Some(xid), ..finished }),
-                ending => ending,
-            })
-        }
+        CommitState::Committed(xid) if performed.outcome.is_ok() => settled_by(xid, ending(shared, attempt, performed)),
         CommitState::Advanced(xid) => {
-            let ending = ending(shared, attempt, performed)?;
-            Ok(match ending {
-                Ending::Finished(finished) => Ending::Finished(Finished { settled: Some(xid), ..finished }),
-                ending => {
-                    advance(shared, job, &xid);
-                    ending
-                }
-            })
+            let ending = ending(shared, attempt, performed);
+            if !matches!(ending, Ending::Finished(_)) {
+                advance(shared, job, &xid);
+            }
+            settled_by(xid, ending)
         }
         // Also when the work took no notice: what is recorded decides.
         CommitState::Committed(_) | CommitState::InDoubt(_) | CommitState::RolledBack(_) => {
@@ -261,6 +244,14 @@ fn settled(shared: &Shared, attempt: &Attempt, mut performed: Performed) -> Resu
                 Err(obstacle) => in_doubt(shared, job, &obstacle),
             }
         }
+    }
+}
+
+/// The end of a job says what became of its recorded transaction.
+fn settled_by(xid: String, ending: Ending) -> Ending {
+    match ending {
+        Ending::Finished(finished) => Ending::from(Finished { settled: Some(xid), ..*finished }),
+        ending => ending,
     }
 }
 
@@ -275,56 +266,64 @@ fn advance(shared: &Shared, job: &ClaimedJob, xid: &str) {
 }
 
 /// The end that a settled transaction makes of its job; nothing when there was none that took effect.
-pub(super) fn end_of(settled: Settled) -> Option<Result<Ending, DbError>> {
+pub(super) fn end_of(settled: Settled) -> Option<Ending> {
     match settled {
         Settled::Nothing | Settled::RolledBack | Settled::Advanced => None,
-        Settled::Committed(xid, outcome) => Some(Ok(Ending::Finished(outcome.finished(Some(xid))))),
-        Settled::Unknown(xid, why) => Some(failed(&outcome_unknown(&why)).map(|ending| match ending {
-            Ending::Finished(finished) => Ending::Finished(Finished { settled: Some(xid), ..finished }),
-            ending => ending,
-        })),
+        Settled::Committed(xid, outcome) => Some(Ending::from(outcome.finished(Some(xid)))),
+        Settled::Unknown(xid, why) => Some(settled_by(xid, failed(outcome_unknown(&why)))),
     }
 }
 
 fn not_known_yet(obstacle: &Obstacle) -> JobError {
     let code = match obstacle {
-        Obstacle::Target(_) => ErrorCode::TargetUnavailable,
+        Obstacle::Target(_) | Obstacle::NoTarget(_) => ErrorCode::TargetUnavailable,
         Obstacle::Queue(_) => ErrorCode::QueueUnavailable,
     };
-    let why = format!("whether its transaction took effect isn't known yet: {}", obstacle.error());
+    let why = format!("whether its transaction took effect isn't known yet: {obstacle}");
     JobError::new(code, why).retryable()
 }
 
 /// An attempt that has worked, and of which isn't known whether its transaction took effect: the next one begins with
 /// finding out. It is charged, or what ends its target with each COMMIT would do so for ever.
-fn in_doubt(shared: &Shared, job: &ClaimedJob, obstacle: &Obstacle) -> Result<Ending, DbError> {
-    let delay_ms = milliseconds(shared.config.retry.delay(job.attempt));
-    Ok(Ending::Retry { delay_ms, error: json(&not_known_yet(obstacle))? })
+fn in_doubt(shared: &Shared, job: &ClaimedJob, obstacle: &Obstacle) -> Ending {
+    Ending::Retry { delay: shared.config.retry.delay(job.attempt), error: not_known_yet(obstacle) }
 }
 
 /// An attempt that has only asked, and had no answer: again later and later.
-fn waits(job: &ClaimedJob, obstacle: &Obstacle) -> Result<Ending, DbError> {
-    unavailable(job, &not_known_yet(obstacle))
+fn waits(job: &ClaimedJob, obstacle: &Obstacle) -> Ending {
+    unavailable(job, not_known_yet(obstacle))
 }
 
-fn unavailable(job: &ClaimedJob, error: &JobError) -> Result<Ending, DbError> {
+fn unavailable(job: &ClaimedJob, error: JobError) -> Ending {
     // Leases count every attempt, charged or not.
     let times = i32::try_from(job.lease.number).unwrap_or(i32::MAX);
-    Ok(Ending::Snooze { delay_ms: milliseconds(UNAVAILABLE.delay(times)), error: Some(json(error)?) })
+    Ending::Snooze { delay: UNAVAILABLE.delay(times), error: Some(error) }
 }
 
 /// What came of an attempt.
 struct Performed {
     outcome: Result<RawJson, WorkError>,
-    /// The kind was reached, and something of it may have taken effect.
-    begun: bool,
-    /// Whatever is asked of it, it ends with its own error.
-    not_to_be_repeated: bool,
+    /// What it may have done.
+    effects: Effects,
     /// How far its last transaction came.
     commit: CommitState,
     statistics: JobStatistics,
-    manifest: Option<Manifest>,
-    manifest_of_failure: Option<Manifest>,
+    result: Option<FinishedResult>,
+    result_of_failure: Option<FinishedResult>,
+}
+
+impl Performed {
+    /// Of an attempt that couldn't begin.
+    fn not_begun(error: JobError) -> Performed {
+        Performed {
+            outcome: Err(WorkError::Fail(error)),
+            effects: Effects::NotBegun,
+            commit: CommitState::None,
+            statistics: JobStatistics::default(),
+            result: None,
+            result_of_failure: None,
+        }
+    }
 }
 
 /// A connection that broke on our side may still be at work on the server's: nothing of this attempt is to run when
@@ -342,17 +341,7 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     let job = &attempt.job;
     let Some(target) = shared.config.targets.get(&job.spec.target) else {
         let error = JobError::new(ErrorCode::UnknownTarget, format!("this process has no target {}", job.spec.target));
-        let outcome = Err(WorkError::Fail(error));
-        let (statistics, commit) = (JobStatistics::default(), CommitState::None);
-        return Performed {
-            outcome,
-            begun: false,
-            not_to_be_repeated: false,
-            commit,
-            statistics,
-            manifest: None,
-            manifest_of_failure: None,
-        };
+        return Performed::not_begun(error);
     };
     let mut context = WorkContext::new(
         job,
@@ -361,10 +350,9 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
         &shared.services,
         Arc::clone(&attempt.said),
     );
-    let mut begun = false;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         context.check()?;
-        begun = true;
+        context.begin();
         shared.config.registry.run(&job.spec.kind, &job.spec.args.0, &mut context)
     }));
     let outcome = outcome.unwrap_or_else(|_| {
@@ -373,36 +361,34 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
             JobError::new(ErrorCode::Panic, "the work panicked; the log of the process that ran it has the message");
         Err(WorkError::Retry(error.retryable()))
     });
-    let LeftBehind { statistics, manifest, manifest_of_failure, no_effect, not_to_be_repeated, commit, on_standby } =
-        context.leave();
+    let LeftBehind { statistics, result, result_of_failure, effects, commit, on_standby } = context.leave();
     let outcome = outcome.map_err(|error| error.with_recovery_conflict_named(on_standby));
-    let begun = begun && !no_effect;
-    Performed { outcome, begun, not_to_be_repeated, commit, statistics, manifest, manifest_of_failure }
+    Performed { outcome, effects, commit, statistics, result, result_of_failure }
 }
 
-fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<Ending, DbError> {
+fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Ending {
     let (job, retry) = (&attempt.job, &shared.config.retry);
-    let Performed { outcome, begun, not_to_be_repeated, statistics, manifest, manifest_of_failure, .. } = performed;
+    let Performed { outcome, effects, statistics, result, result_of_failure, .. } = performed;
     let error = match outcome {
-        Ok(output) => return succeeded(output, statistics, manifest),
+        Ok(output) => return Ending::from(Outcome { output, statistics, result }.finished(None)),
         Err(error) => error,
     };
     let unclear = |error: &JobError| error.code == ErrorCode::Panic || error.code == ErrorCode::ConnectionLost;
-    match &error {
-        WorkError::Retry(error) | WorkError::Fail(error) if not_to_be_repeated => return failed(error),
+    let error = match error {
+        WorkError::Retry(error) | WorkError::Fail(error) if effects == Effects::NotRepeatable => return failed(error),
         // A panic or a lost connection says nothing about what took effect before, whoever asked for the end.
         WorkError::Retry(error) | WorkError::Fail(error)
-            if begun && unclear(error) && !shared.config.repeatable(&job.spec.kind) =>
+            if effects.are_possible() && unclear(&error) && !shared.config.repeatable(&job.spec.kind) =>
         {
-            return failed(&outcome_unknown(&error.message));
+            return failed(outcome_unknown(&error.message));
         }
-        _ => {}
-    }
+        error => error,
+    };
     match attempt.control.stop_reason() {
         // What fails for a reason of its own has failed, and isn't kept for later.
         Some(StopReason::Pause) if is_no_stop(&error) => {}
         Some(StopReason::Deadline) => return timed_out(job, was_cancelled(attempt, &error)),
-        Some(reason) => return stopped(shared, job, begun, reason),
+        Some(reason) => return stopped(shared, job, effects, reason),
         None => {}
     }
     if attempt.control.remaining() <= TIMER_SLACK && is_cancelled_by_server(&error) {
@@ -411,14 +397,15 @@ fn ending(shared: &Shared, attempt: &Attempt, performed: Performed) -> Result<En
     match error {
         WorkError::Retry(error) if job.attempt < job.spec.max_attempts => {
             let policy = if error.code == ErrorCode::RecoveryConflict { &RECOVERY_CONFLICT } else { retry };
-            Ok(Ending::Retry { delay_ms: milliseconds(policy.delay(job.attempt)), error: json(&error)? })
+            Ending::Retry { delay: policy.delay(job.attempt), error }
         }
-        WorkError::Retry(error) | WorkError::Fail(error) => failed_with(&error, manifest_of_failure.as_ref()),
-        WorkError::Snooze(delay) => Ok(Ending::Snooze { delay_ms: milliseconds(delay), error: None }),
-        WorkError::Unavailable(error) => unavailable(job, &error),
+        WorkError::Retry(error) | WorkError::Fail(error) => {
+            Ending::from(Finished { result: result_of_failure, ..Finished::failed(error) })
+        }
+        WorkError::Snooze(delay) => Ending::Snooze { delay, error: None },
+        WorkError::Unavailable(error) => unavailable(job, error),
         WorkError::Cancelled => {
-            let error = JobError::new(ErrorCode::CancelledByWork, "the work stopped without having been asked to");
-            failed(&error)
+            failed(JobError::new(ErrorCode::CancelledByWork, "the work stopped without having been asked to"))
         }
     }
 }
@@ -438,19 +425,19 @@ fn was_cancelled(attempt: &Attempt, error: &WorkError) -> bool {
 }
 
 /// The end of an attempt whose thread didn't come back, after its sessions were ended.
-pub(super) fn given_up(shared: &Shared, job: &ClaimedJob, reason: StopReason) -> Result<Ending, DbError> {
+pub(super) fn given_up(shared: &Shared, job: &ClaimedJob, reason: StopReason) -> Ending {
     if shared.config.repeatable(&job.spec.kind) {
-        return stopped(shared, job, true, reason);
+        return stopped(shared, job, Effects::Possible, reason);
     }
-    failed(&outcome_unknown("the thread that ran it was stuck and had to be given up"))
+    failed(outcome_unknown("the thread that ran it was stuck and had to be given up"))
 }
 
 /// The end of an attempt that was stopped for `reason`.
-fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -> Result<Ending, DbError> {
-    let repeatable = !begun || shared.config.repeatable(&job.spec.kind);
+fn stopped(shared: &Shared, job: &ClaimedJob, effects: Effects, reason: StopReason) -> Ending {
+    let repeatable = !effects.are_possible() || shared.config.repeatable(&job.spec.kind);
     match reason {
-        StopReason::Cancel => Ok(Ending::Finished(Finished::plain(JobState::Cancelled))),
-        StopReason::Pause => Ok(Ending::Pause),
+        StopReason::Cancel => Ending::from(Finished::plain(JobState::Cancelled)),
+        StopReason::Pause => Ending::Pause,
         StopReason::Deadline => timed_out(job, false),
         StopReason::Shutdown => interrupted(Interruption::HandedBack, repeatable, "its worker shut down"),
         StopReason::QueueLost | StopReason::LeaseLost => {
@@ -460,35 +447,16 @@ fn stopped(shared: &Shared, job: &ClaimedJob, begun: bool, reason: StopReason) -
 }
 
 /// The end of an attempt whose time is over. `cancelled`: the server has said that it cancelled a statement for it.
-fn timed_out(job: &ClaimedJob, cancelled: bool) -> Result<Ending, DbError> {
+fn timed_out(job: &ClaimedJob, cancelled: bool) -> Ending {
     let message = format!("the attempt did not end within timeout_ms = {}", job.spec.timeout_ms);
     let error = JobError::new(ErrorCode::Timeout, message).with_hint("raise timeout_ms, or give the work less to do");
-    failed(&JobError { sqlstate: cancelled.then(|| QUERY_CANCELED.to_owned()), ..error })
+    failed(JobError { sqlstate: cancelled.then(|| QUERY_CANCELED.to_owned()), ..error })
 }
 
-fn succeeded(output: RawJson, statistics: JobStatistics, manifest: Option<Manifest>) -> Result<Ending, DbError> {
-    let result = finished_result(manifest.as_ref())?;
-    Ok(Ending::Finished(Outcome { output, statistics, result }.finished(None)))
+fn failed(error: JobError) -> Ending {
+    Ending::from(Finished::failed(error))
 }
 
-fn failed(error: &JobError) -> Result<Ending, DbError> {
-    failed_with(error, None)
-}
-
-fn failed_with(error: &JobError, manifest: Option<&Manifest>) -> Result<Ending, DbError> {
-    let (error, result) = (Some(json(error)?), finished_result(manifest)?);
-    Ok(Ending::Finished(Finished { error, result, ..Finished::plain(JobState::Failed) }))
-}
-
-fn finished_result(manifest: Option<&Manifest>) -> Result<Option<FinishedResult>, DbError> {
-    let result = manifest.map(Manifest::finished).transpose();
-    Ok(result.map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
-}
-
-fn milliseconds(delay: Duration) -> i64 {
-    i64::try_from(delay.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn json<T: serde::Serialize>(value: &T) -> Result<RawJson, DbError> {
-    Ok(RawJson::of(value).map_err(|e| diesel::result::Error::SerializationError(Box::new(e)))?)
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

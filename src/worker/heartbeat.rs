@@ -60,7 +60,7 @@ pub(super) fn say_goodbye(shared: &Shared) {
 fn put_back(connection: &mut PgConnection, held: &Held, repeatable: bool) -> Result<Option<(Ending, Became)>, DbError> {
     // Where a transaction is in doubt, the next attempt begins with finding out.
     let repeatable = repeatable || checkpoint::is_in_doubt(connection, held.lease.job_id)?;
-    let ending = interrupted(Interruption::HandedBack, repeatable, "its worker lost sight of it")?;
+    let ending = interrupted(Interruption::HandedBack, repeatable, "its worker lost sight of it");
     let became = finish::end(connection, &[(held.lease, ending.clone())])?.remove(&held.lease.job_id);
     Ok(became.map(|became| (ending, became)))
 }

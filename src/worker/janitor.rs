@@ -138,7 +138,7 @@ fn rescue_on(
                 Err(Obstacle::Target(error @ DbError::Busy(_))) => {
                     log::warn!(job = orphan.lease.job_id.to_string(); "a session of a dead worker is still ending, and its job waits: {error}");
                 }
-                Err(Obstacle::Target(error)) => {
+                Err(error @ (Obstacle::Target(_) | Obstacle::NoTarget(_))) => {
                     log::warn!(target = orphan.target.as_str(); "the sessions of a dead worker can't be ended yet, and its jobs wait: {error}");
                     unreachable = Some(orphan.target.clone());
                     break;
@@ -165,12 +165,11 @@ fn rescue(shared: &Shared, connection: &mut PgConnection, orphan: &Orphan) -> Re
         return Ok(());
     }
     let Some(target) = shared.config.targets.get(&orphan.target) else {
-        return Err(Obstacle::Target(DbError::Unavailable(format!("this process has no target {}", orphan.target))));
+        return Err(Obstacle::NoTarget(orphan.target.clone()));
     };
     end_sessions(target, orphan).map_err(Obstacle::Target)?;
     let settled = executor::end_of(settle(connection, target, &orphan.lease)?);
-    let ending = settled.unwrap_or_else(|| liveness::ending_of(orphan, shared.config.repeatable(&orphan.kind)));
-    let mut ending = ending.map_err(Obstacle::Queue)?;
+    let mut ending = settled.unwrap_or_else(|| liveness::ending_of(orphan, shared.config.repeatable(&orphan.kind)));
     if let Ending::Finished(finished) = &mut ending {
         finished.interrupted = true;
     }

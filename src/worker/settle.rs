@@ -26,17 +26,14 @@ pub(super) enum Settled {
 }
 
 /// Who couldn't be asked.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum Obstacle {
+    #[error("this process has no target {0}")]
+    NoTarget(String),
+    #[error("{0}")]
     Target(DbError),
+    #[error("{0}")]
     Queue(DbError),
-}
-
-impl Obstacle {
-    pub(super) fn error(&self) -> &DbError {
-        match self {
-            Obstacle::Target(error) | Obstacle::Queue(error) => error,
-        }
-    }
 }
 
 /// Finds out what became of the job's recorded transaction. Forgets one that never took effect, and moves the cursor to where
@@ -85,8 +82,7 @@ fn found(outcome: Outcome, of: i64, lease: &Lease) -> Outcome {
 
 /// As [`settle`], for an attempt of this process.
 pub(super) fn settle_attempt(shared: &Shared, target: &str, lease: &Lease) -> Result<Settled, Obstacle> {
-    let unknown = || DbError::Unavailable(format!("this process has no target {target}"));
-    let target = shared.config.targets.get(target).ok_or_else(|| Obstacle::Target(unknown()))?;
+    let target = shared.config.targets.get(target).ok_or_else(|| Obstacle::NoTarget(target.to_owned()))?;
     let mut connection = shared.config.control.get().map_err(Obstacle::Queue)?;
     settle(&mut connection, target, lease)
 }

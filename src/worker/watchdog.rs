@@ -111,7 +111,7 @@ fn give_up(shared: &Arc<Shared>, attempt: &Attempt) -> bool {
         true => match settle_attempt(shared, &attempt.job.spec.target, &lease) {
             Ok(settled) => executor::end_of(settled),
             Err(obstacle) => {
-                log::warn!(job = lease.job_id.to_string(); "whether the transaction of a stuck attempt took effect isn't known, and is asked again: {}", obstacle.error());
+                log::warn!(job = lease.job_id.to_string(); "whether the transaction of a stuck attempt took effect isn't known, and is asked again: {obstacle}");
                 return false;
             }
         },

@@ -17,7 +17,7 @@ use crate::http::results::body::{self, PartStream, Piece as Sent};
 use crate::http::results::negotiate::{Coding, Encoder};
 use crate::results::range::{self, Piece, Source};
 use crate::results::store::{self, StoredResult};
-use crate::results::{Format, Manifest, Representation};
+use crate::results::{Format, Manifest, Representation, ResultError};
 
 /// How long a part may take to be read and encoded: one can hold a value of hundreds of megabytes.
 const PART_PATIENCE: Duration = Duration::from_secs(60);
@@ -32,8 +32,25 @@ pub(super) struct Sending {
     pieces: Vec<Piece>,
 }
 
-/// Whoever reads has gone.
-struct Unread;
+/// Why a result isn't sent to its end.
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    /// Its reader has gone.
+    #[error("nobody reads it any more")]
+    Unread,
+    /// It was deleted, or has expired, since it was begun.
+    #[error("a part is gone")]
+    PartGone,
+    /// A part isn't what the manifest says.
+    #[error(transparent)]
+    Result(#[from] ResultError),
+    /// Its bytes can't be coded.
+    #[error("the body can't be coded: {0}")]
+    Coding(#[from] std::io::Error),
+    /// The queue's database failed.
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
 
 impl Sending {
     pub fn new(
@@ -52,8 +69,8 @@ impl Sending {
         let (sender, stream) = body::channel();
         actix_rt::spawn(async move {
             let last = match self.send(coding, &sender).await {
-                Ok(Ok(())) => Sent::End,
-                Ok(Err(Unread)) => return,
+                Ok(()) => Sent::End,
+                Err(SendError::Unread) => return,
                 Err(error) => {
                     log::warn!(job = self.id.to_string(); "a result broke off while it was sent: {error}");
                     Sent::Failed(error.to_string())
@@ -65,37 +82,36 @@ impl Sending {
         stream
     }
 
-    async fn send(&self, coding: Coding, sender: &Sender<Sent>) -> Result<Result<(), Unread>, DbError> {
-        let encoder = Arc::new(Mutex::new(coding.encoder().map_err(|error| gone(&error))?));
+    async fn send(&self, coding: Coding, sender: &Sender<Sent>) -> Result<(), SendError> {
+        let encoder = Arc::new(Mutex::new(coding.encoder()?));
         for piece in &self.pieces {
             let bytes = self.produce(piece.clone(), Arc::clone(&encoder)).await?;
             // An empty chunk would be the end of the body (RFC 9112, 7.1).
             if !bytes.is_empty() && sender.send(Sent::Bytes(bytes)).await.is_err() {
-                return Ok(Err(Unread));
+                return Err(SendError::Unread);
             }
         }
-        let rest = locked(&encoder).finish().map_err(|error| gone(&error))?;
+        let rest = locked(&encoder).finish()?;
         if !rest.is_empty() && sender.send(Sent::Bytes(rest.into())).await.is_err() {
-            return Ok(Err(Unread));
+            return Err(SendError::Unread);
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
-    async fn produce(&self, piece: Piece, encoder: Arc<Mutex<Encoder>>) -> Result<Bytes, DbError> {
+    async fn produce(&self, piece: Piece, encoder: Arc<Mutex<Encoder>>) -> Result<Bytes, SendError> {
         let (id, lease, format, manifest) = (self.id, self.lease, self.format, Arc::clone(&self.manifest));
         let work = move |connection: &mut _| {
             let stored = match &piece.source {
-                Source::Fixed(_) => Vec::new(),
+                Source::Fixed(_) => Some(Vec::new()),
                 Source::Part(n) => {
                     let n = i32::try_from(*n).unwrap_or(i32::MAX);
-                    store::part(connection, id, lease, n, PART_PATIENCE)?.ok_or_else(|| gone(&"the part is gone"))?
+                    store::part(connection, id, lease, n, PART_PATIENCE)?
                 }
             };
-            let bytes = range::encode(&manifest, format, &piece, &stored).map_err(|error| gone(&error))?;
-            // The last step: what is tried again after a lost connection has not come as far.
-            locked(&encoder).encode(bytes).map(Bytes::from).map_err(|error| gone(&error))
+            // What is tried again after a lost connection has not come as far as this.
+            Ok(encode(&manifest, format, &piece, stored, &encoder))
         };
-        self.shared.doorway.run_within(PART_PATIENCE, work).await
+        self.shared.doorway.run_within(PART_PATIENCE, work).await?
     }
 }
 
@@ -103,6 +119,14 @@ fn locked(encoder: &Mutex<Encoder>) -> MutexGuard<'_, Encoder> {
     encoder.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn gone(why: &dyn std::fmt::Display) -> DbError {
-    DbError::Unavailable(why.to_string())
+fn encode(
+    manifest: &Manifest,
+    format: Format,
+    piece: &Piece,
+    stored: Option<Vec<u8>>,
+    encoder: &Mutex<Encoder>,
+) -> Result<Bytes, SendError> {
+    let stored = stored.ok_or(SendError::PartGone)?;
+    let bytes = range::encode(manifest, format, piece, &stored)?;
+    Ok(locked(encoder).encode(bytes)?.into())
 }

@@ -14,7 +14,6 @@ use crate::kinds::{WorkError, exactly_once};
 use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome, Says};
 use crate::queue::model::has_nul;
 use crate::queue::{ErrorCode, JobError, RawJson};
-use crate::results::Manifest;
 
 /// How long a transaction that holds its locks waits for a connection to be opened.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(10);
@@ -232,10 +231,9 @@ impl WorkContext<'_> {
     }
 
     /// The end of the job with this output, as it is recorded.
-    pub(in crate::kinds) fn end_with(&self, output: RawJson) -> Result<Effect, WorkError> {
-        let result = self.manifest.borrow().as_ref().map(Manifest::finished).transpose();
-        let result = result.map_err(|error| WorkError::Fail(JobError::new(ErrorCode::Internal, error.to_string())))?;
-        Ok(Effect::End(Outcome { output, statistics: *self.statistics.borrow(), result }))
+    pub(in crate::kinds) fn end_with(&self, output: RawJson) -> Effect {
+        let result = self.result.borrow().clone();
+        Effect::End(Outcome { output, statistics: *self.statistics.borrow(), result })
     }
 
     /// Records the transaction that is about to be committed, and what it comes to.

@@ -438,8 +438,8 @@ impl<'c, 'a> Rejects<'c, 'a> {
         let result = "the job's result has each row that was refused up to there";
         let hint = error.hint.as_ref().map_or(result.to_owned(), |hint| format!("{hint}; {result}"));
         match self.writer.finish(true) {
-            Ok(manifest) => {
-                self.ctx.keep_result_of_failure(manifest);
+            Ok(result) => {
+                self.ctx.keep_result_of_failure(result);
                 WorkError::Fail(error.with_hint(hint))
             }
             Err(error) => error.into(),
@@ -447,8 +447,8 @@ impl<'c, 'a> Rejects<'c, 'a> {
     }
 
     fn keep(self) -> Result<(), WorkError> {
-        let manifest = self.writer.finish(false)?;
-        self.ctx.keep_result(manifest);
+        let result = self.writer.finish(false)?;
+        self.ctx.keep_result(result);
         Ok(())
     }
 }

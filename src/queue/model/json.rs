@@ -29,6 +29,11 @@ impl RawJson {
         serde_json::value::to_raw_value(value).map(RawJson)
     }
 
+    /// The JSON of `value` for a column, whose failure is one of a statement's parameters.
+    pub(in crate::queue) fn column<T: Serialize + ?Sized>(value: &T) -> Result<RawJson, diesel::result::Error> {
+        RawJson::of(value).map_err(|error| diesel::result::Error::SerializationError(Box::new(error)))
+    }
+
     /// `{}`.
     pub fn empty_object() -> RawJson {
         RawJson(RawValue::from_string("{}".to_owned()).unwrap_or_default())

@@ -11,7 +11,7 @@
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
 //! [`db`] holds pools, the async doorway, the schema and the private development cluster,
 //! [`doctor`] looks at databases and says what is wrong, [`statements`] is what an operator lets callers run by name, `config` the settings, [`app`] puts processes together, `cli`
-//! has the subcommands.
+//! has the subcommands. [`testing`] runs jobs of your kinds in your own tests.
 //!
 //! A program of your own needs [`Server`] or [`Workers`], and kinds of [`Work`]; docs/rust.md goes from the first line of
 //! such a program to its last. [`queue::insert()`] puts a job in within a transaction of yours.
@@ -47,6 +47,7 @@ pub mod pq;
 pub mod queue;
 pub mod results;
 pub mod statements;
+pub mod testing;
 pub mod uploads;
 pub(crate) mod worker;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each room, and the rooms that it may use.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("dsn", &[]),
     ("metrics", &[]),
     ("config", &["dsn"]),
@@ -19,6 +19,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("worker", &["queue", "results", "uploads", "pq", "db", "dsn", "kinds", "metrics"]),
     ("http", &["queue", "results", "uploads", "statements", "db", "kinds", "metrics"]),
     ("app", &["config", "dsn", "pq", "db", "queue", "statements", "kinds", "worker", "http", "metrics"]),
+    ("testing", &["app", "dsn", "db", "queue", "kinds"]),
     (
         "cli",
         &[

@@ -55,6 +55,7 @@ mod settings;
 mod slots;
 mod start;
 mod statements;
+mod testing;
 mod tls;
 mod troubleshooting;
 mod uploads;

@@ -110,9 +110,9 @@ fn under_load_no_job_begins_after_the_answer_to_a_pause() {
         assert_eq!(app.queue.count(&format!("{sql} FROM generate_series(1, {count}) g")), count);
     };
     for round in 0..8 {
-        enqueue(200);
         let ended = "SELECT count(*) FROM slowlane.finished_jobs";
         let before = app.queue.count(ended);
+        enqueue(200);
         eventually("some have run", || app.queue.count(ended) > before + 20);
         let client = if round % 2 == 0 { &app.client } else { &other.client };
         assert_eq!(client.post("/v1/queues/default/pause", &json!({})).status, 200);

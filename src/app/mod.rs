@@ -11,12 +11,14 @@
 //! | [`mod@migrate`] | the queue's schema, brought up to this build |
 //! | `process` | the assembly, and the order in which a process stops |
 //! | `databases` | the queue and the targets when a process starts: waited for, looked at |
+//! | `private` | roles and databases of a private cluster |
 //! | `error` | why something can't be started |
 
 mod builder;
 mod databases;
 mod error;
 pub mod migrate;
+pub(crate) mod private;
 pub(crate) mod process;
 mod server;
 

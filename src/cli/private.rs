@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::app;
+use crate::app::private::Logins;
 use crate::cli::{Failure, demo};
 use crate::config::DsnReader;
 use crate::db::cluster::{self, Cluster, ClusterOptions};
-use crate::db::pool::Manager;
-use crate::db::roles::{self, Passwords};
 use crate::dsn::Dsn;
 
 /// Between two looks whether the cluster still runs.
@@ -47,21 +45,11 @@ impl Databases {
         let folder = cluster.folder().to_owned();
         // What an earlier start left may lead elsewhere: there is none until this one has come to its end.
         drop(std::fs::remove_file(folder.join(URLS_FILE)));
-        let passwords = Passwords {
-            owner: cluster::secret(&folder, "owner.password")?,
-            queue: cluster::secret(&folder, "queue.password")?,
-            demo: cluster::secret(&folder, "demo.password")?,
-        };
-        let superuser = cluster.superuser("postgres")?;
-        let owner = cluster.login(roles::OWNER, &passwords.owner, roles::QUEUE_DATABASE)?;
-        let databases = Databases {
-            queue: cluster.login(roles::QUEUE, &passwords.queue, roles::QUEUE_DATABASE)?,
-            demo: cluster.login(roles::DEMO, &passwords.demo, roles::DEMO_DATABASE)?,
-        };
+        let (logins, passwords) = Logins::of(&cluster)?;
         *place = Some(cluster);
         drop(place);
-        roles::set_up(&mut Manager::work(&superuser, "SELECT 1").open()?, &passwords)?;
-        app::migrate(&owner)?;
+        logins.set_up(&passwords)?;
+        let databases = Databases { queue: logins.queue, demo: logins.work };
         demo::load_by_jobs(&demo::Queue { dsn: &databases.queue, name: "default" }, &databases.demo)?;
         let urls = format!(
             "{QUEUE_NAME}={}\n{DEMO_NAME}={}\n",

@@ -7,10 +7,9 @@ use actix_web::{HttpRequest, HttpResponse};
 
 use crate::http::headers::prefer_wait;
 use crate::http::problem::{Code, Problem};
-use crate::http::submit::accepted;
+use crate::http::submit::{Asked, accepted};
 use crate::http::wire::{self, JobResource};
 use crate::http::{Shared, jobs};
-use crate::queue::accept::Accept;
 use crate::queue::{Job, JobError, JobSpec, JobState};
 
 /// How long the answer is waited for when the caller doesn't say: 10 s.
@@ -27,7 +26,8 @@ pub(super) async fn ask_a_worker(
     hint: &str,
 ) -> Result<HttpResponse, Problem> {
     let job = JobSpec { priority: 0, timeout_ms: TIMEOUT_MS, ..job };
-    let (job, _) = accepted(shared, Accept::new(job), None).await?;
+    let runs = shared.registry.resolve(&job.kind, &job.args.0);
+    let (job, _) = accepted(shared, Asked { spec: job, runs, upload: None }, |accept| accept).await?;
     let until = tokio::time::Instant::now() + prefer_wait(request).unwrap_or(WAIT);
     shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await;
     // It is accepted, whatever comes of this read.

@@ -10,14 +10,14 @@ use crate::http::headers::idempotency;
 use crate::http::jobs::{self, parse_id};
 use crate::http::paging::{Paging, invalid};
 use crate::http::problem::{Code, Problem};
-use crate::http::submit::{self, fingerprint};
+use crate::http::submit::{self, Asked, fingerprint};
 use crate::http::wire::{self, Time};
 use crate::http::{Shared, State, no_fields};
+use crate::queue::RawJson;
 use crate::queue::accept::Accept;
 use crate::queue::attempts::{self, Attempt};
 use crate::queue::log::{self, StoredLine};
 use crate::queue::retry::{self, RetryOf};
-use crate::queue::{JobSpec, RawJson};
 
 #[derive(Serialize)]
 struct AttemptsPage<'a> {
@@ -149,15 +149,14 @@ pub(super) async fn retry(
     no_fields(&request, Ok(body.clone()))?;
     let job = job_to_retry(&shared, id).await?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
-    let upload = shared.registry.upload(&job.kind, &job.args.0);
-    let again = Accept { retry_of: Some(id), idempotency, ..Accept::new(job) };
-    match submit::accept(&request, &shared, again, upload).await {
+    let again = |accept| Accept { retry_of: Some(id), idempotency, ..accept };
+    match submit::accept(&request, &shared, job, again).await {
         Err(problem) if problem.code == Code::RetryUnfinished => Err(naming_the_unfinished(&shared, id, problem).await),
         answer => answer,
     }
 }
 
-async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<JobSpec, Problem> {
+async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<Asked, Problem> {
     let mut job = match shared.doorway.run(move |connection| retry::of(connection, id)).await? {
         RetryOf::Retry(job) => *job,
         // Says 404 in the words of every other route.
@@ -170,12 +169,14 @@ async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<JobSpec, Problem> {
     // What this process no longer knows can't run again.
     submit::check_names(shared, &job)?;
     // Nor can its caller ask for less time than it had, when its saved statement has less by now.
-    let named = shared.registry.named(&job.kind, &job.args.0);
-    if let Some(statement) = named.statement() {
+    let runs = shared.registry.resolve(&job.kind, &job.args.0);
+    if let Some(statement) = runs.statement() {
         job.timeout_ms = job.timeout_ms.min(statement.timeout_ms);
     }
-    submit::check_statement(&job, &named)?;
-    Ok(job)
+    submit::check_statement(&job, &runs)?;
+    // Arguments that its kind refuses by now are told by the attempt, as they are of a job that came in by SQL.
+    let upload = runs.check(&job.args.0).ok().flatten();
+    Ok(Asked { spec: job, runs, upload })
 }
 
 async fn naming_the_unfinished(shared: &Shared, id: Uuid, problem: Problem) -> Problem {

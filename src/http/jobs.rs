@@ -96,7 +96,8 @@ async fn wait_for_change(shared: &Shared, job: &Job, wait: std::time::Duration) 
 
 /// The wire form of a job.
 pub(super) fn resource<'j>(shared: &Shared, job: &'j Job) -> JobResource<'j> {
-    JobResource::of(job, shared.registry.produces_result(&job.spec.kind, &job.spec.args.0))
+    let runs = shared.registry.resolve(&job.spec.kind, &job.spec.args.0);
+    JobResource::of(job, runs.produces_result())
 }
 
 pub(super) async fn cancel(
@@ -158,7 +159,7 @@ pub(super) async fn pause(
     let registry = Arc::clone(&shared.registry);
     let asked = shared
         .doorway
-        .run(move |connection| pause::request(connection, id, |kind, args| registry.resumable(kind, args)));
+        .run(move |connection| pause::request(connection, id, |kind, args| registry.resolve(kind, args).resumable()));
     let (status, job) = match asked.await? {
         PauseOutcome::NotFound => return Err(not_found(id)),
         PauseOutcome::AlreadyFinished(job) => return Err(already_finished(&job)),
@@ -186,7 +187,7 @@ pub(super) async fn resume(
     let registry = Arc::clone(&shared.registry);
     let asked = shared
         .doorway
-        .run(move |connection| pause::resume(connection, id, |kind, args| registry.resumable(kind, args)));
+        .run(move |connection| pause::resume(connection, id, |kind, args| registry.resolve(kind, args).resumable()));
     let outcome = asked.await?;
     let ready = outcome.ready();
     let (status, job) = match outcome {

@@ -15,7 +15,7 @@ use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
-use crate::kinds::{Named, ON_STATEMENTS_ONLY, Registry, UploadArg};
+use crate::kinds::{ON_STATEMENTS_ONLY, Registry, Resolution, UploadArg};
 use crate::queue::accept::{Accept, AcceptError, Accepted};
 use crate::queue::model::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, Labels, MAX_LABEL_CHARS,
@@ -42,33 +42,45 @@ pub(super) async fn submit(
     check_is_json(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
     let members = strict_json::object(&body)?;
-    let (job, upload) = new_job(&shared, &members)?;
+    let asked = asked_for(&shared, &members)?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
-    accept(&request, &shared, Accept { idempotency, ..Accept::new(job) }, upload).await
+    accept(&request, &shared, asked, |accept| Accept { idempotency, ..accept }).await
 }
 
-/// Makes a job a committed row, and answers with it.
+/// A job that a request asks for, checked as a whole.
+pub(super) struct Asked {
+    /// The job.
+    pub spec: JobSpec,
+    /// What it runs, looked up once for the request.
+    pub runs: Resolution,
+    /// The upload that it reads.
+    pub upload: Option<UploadArg>,
+}
+
+/// Makes a job a committed row, and answers with it. `further` adds what isn't the job's own: a key, what it is a retry of.
 pub(super) async fn accept(
     request: &HttpRequest,
     shared: &Shared,
-    accept: Accept,
-    upload: Option<UploadArg>,
+    asked: Asked,
+    further: impl FnOnce(Accept) -> Accept,
 ) -> Result<HttpResponse, Problem> {
-    let (job, replayed) = accepted(shared, accept, upload).await?;
-    answer(shared, job, replayed, prefer_wait(request)).await
+    let produces_result = asked.runs.produces_result();
+    let (job, replayed) = accepted(shared, asked, further).await?;
+    let answer = Answer { job, replayed, produces_result };
+    answer.send(shared, prefer_wait(request)).await
 }
 
 /// Makes a job a committed row, together with its hold on the upload that it reads. Says whether it was one already.
 pub(super) async fn accepted(
     shared: &Shared,
-    accept: Accept,
-    upload: Option<UploadArg>,
+    asked: Asked,
+    further: impl FnOnce(Accept) -> Accept,
 ) -> Result<(Job, bool), Problem> {
-    check_result_store(shared, &accept.spec)?;
+    let Asked { spec, runs, upload } = asked;
+    check_result_store(shared, &runs)?;
     check_upload(shared, upload).await?;
-    let spec = JobSpec { upload: upload.map(|upload| upload.id), ..accept.spec };
-    let accept = Accept { spec, ..accept };
-    let accepted = shared.writer.accept(accept).await.map_err(|error| match (error, upload) {
+    let spec = JobSpec { upload: upload.map(|upload| upload.id), ..spec };
+    let accepted = shared.writer.accept(further(Accept::new(spec))).await.map_err(|error| match (error, upload) {
         (AcceptError::NoUpload, Some(upload)) => {
             Problem::new(Code::UnknownUpload, format!("there is no upload {}, or its time has passed", upload.id))
                 .field(format!("/args{}", upload.pointer), "expected the id of an upload that is ready")
@@ -125,9 +137,9 @@ pub(super) fn fingerprint(request: &HttpRequest, body: &[u8]) -> Vec<u8> {
     digest.finalize().to_vec()
 }
 
-fn check_result_store(shared: &Shared, job: &JobSpec) -> Result<(), Problem> {
+fn check_result_store(shared: &Shared, runs: &Resolution) -> Result<(), Problem> {
     let full = shared.metrics.result_store_bytes() >= shared.settings.result_store_bytes;
-    if full && shared.registry.produces_result(&job.kind, &job.args.0) {
+    if full && runs.produces_result() {
         return Err(Problem::new(Code::ResultStoreFull, "there is no room for another result")
             .hint("delete results that are no longer needed, or raise result_store_bytes"));
     }
@@ -178,41 +190,51 @@ fn not_accepted(error: AcceptError) -> Problem {
     }
 }
 
-async fn answer(shared: &Shared, job: Job, replayed: bool, wait: Option<Duration>) -> Result<HttpResponse, Problem> {
-    let mut job = job;
-    let mut applied = None;
-    if let Some(wait) = wait {
-        let until = tokio::time::Instant::now() + wait;
-        let waited = match job.status.state.is_final() {
-            true => Some(true),
-            false => shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await,
-        };
-        // The job is accepted, whatever comes of this read: a failure here must not look like a refusal.
-        if waited.is_some()
-            && let Ok(ended) = jobs::read(shared, job.id).await
-        {
-            job = ended;
-        }
-        applied = waited.map(|_| wait);
-    }
-    let done = applied.is_some() && job.status.state.is_final();
-    let mut response = HttpResponse::build(if done { StatusCode::OK } else { StatusCode::ACCEPTED });
-    response.insert_header((header::LOCATION, wire::path(job.id)));
-    if !job.status.state.is_final() {
-        response.insert_header((header::RETRY_AFTER, retry_after(&job).to_string()));
-    }
-    if let Some(wait) = applied {
-        response.insert_header(("Preference-Applied", format!("wait={}", wait.as_secs())));
-    }
-    if replayed {
-        response.insert_header(("Idempotency-Replayed", "true"));
-    }
-    response.insert_header((header::ETAG, wire::etag(&job)));
-    Ok(response.json(JobResource::of(&job, shared.registry.produces_result(&job.spec.kind, &job.spec.args.0))))
+/// What is said of a job that is a committed row.
+struct Answer {
+    job: Job,
+    /// It was one already.
+    replayed: bool,
+    produces_result: bool,
 }
 
-/// The job that a request asks for, checked, and the upload that it reads.
-pub(super) fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(JobSpec, Option<UploadArg>), Problem> {
+impl Answer {
+    async fn send(self, shared: &Shared, wait: Option<Duration>) -> Result<HttpResponse, Problem> {
+        let Answer { mut job, replayed, produces_result } = self;
+        let mut applied = None;
+        if let Some(wait) = wait {
+            let until = tokio::time::Instant::now() + wait;
+            let waited = match job.status.state.is_final() {
+                true => Some(true),
+                false => shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await,
+            };
+            // The job is accepted, whatever comes of this read: a failure here must not look like a refusal.
+            if waited.is_some()
+                && let Ok(ended) = jobs::read(shared, job.id).await
+            {
+                job = ended;
+            }
+            applied = waited.map(|_| wait);
+        }
+        let done = applied.is_some() && job.status.state.is_final();
+        let mut response = HttpResponse::build(if done { StatusCode::OK } else { StatusCode::ACCEPTED });
+        response.insert_header((header::LOCATION, wire::path(job.id)));
+        if !job.status.state.is_final() {
+            response.insert_header((header::RETRY_AFTER, retry_after(&job).to_string()));
+        }
+        if let Some(wait) = applied {
+            response.insert_header(("Preference-Applied", format!("wait={}", wait.as_secs())));
+        }
+        if replayed {
+            response.insert_header(("Idempotency-Replayed", "true"));
+        }
+        response.insert_header((header::ETAG, wire::etag(&job)));
+        Ok(response.json(JobResource::of(&job, produces_result)))
+    }
+}
+
+/// The job that a request asks for, checked.
+pub(super) fn asked_for(shared: &Shared, members: &Members<'_>) -> Result<Asked, Problem> {
     for field in NOT_SUPPORTED_YET {
         if members.contains_key(field) {
             return Err(Problem::new(Code::NotSupportedYet, format!("{field} is not supported yet"))
@@ -221,19 +243,19 @@ pub(super) fn new_job(shared: &Shared, members: &Members<'_>) -> Result<(JobSpec
     }
     let mut fields = Fields { members, errors: Vec::new() };
     fields.refuse_unknown();
-    let (job, named) = fields.read(&shared.registry);
+    let (job, runs) = fields.read(&shared.registry);
     let Fields { errors, .. } = fields;
     if !errors.is_empty() {
         return Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors));
     }
     check_names(shared, &job)?;
-    check_statement(&job, &named)?;
-    let upload = shared.registry.check_as(&named, &job.kind, &job.args.0).map_err(|refused| {
+    check_statement(&job, &runs)?;
+    let upload = runs.check(&job.args.0).map_err(|refused| {
         let errors = refused.errors.into_iter();
         let errors = errors.map(|e| FieldError { pointer: format!("/args{}", e.pointer), detail: e.detail }).collect();
         Problem::new(Code::InvalidArgs, format!("the arguments are not valid for {}", job.kind)).fields(errors)
     })?;
-    Ok((job, upload))
+    Ok(Asked { spec: job, runs, upload })
 }
 
 pub(super) fn check_names(shared: &Shared, job: &JobSpec) -> Result<(), Problem> {
@@ -293,14 +315,14 @@ pub(super) fn only_text(
 }
 
 /// What a saved statement says of the job that runs it: there is one, it runs on its own target, and no longer than it may.
-pub(super) fn check_statement(job: &JobSpec, named: &Named) -> Result<(), Problem> {
-    if let Named::Unknown(name, refused) = named {
+pub(super) fn check_statement(job: &JobSpec, runs: &Resolution) -> Result<(), Problem> {
+    if let Some((name, refused)) = runs.missing_statement() {
         let expected = refused.errors.first().map_or_else(String::new, |error| error.detail.clone());
         return Err(Problem::new(Code::UnknownStatement, format!("there is no saved statement {name}"))
             .field("/args/name", expected)
             .hint("a file that can't be used is listed as broken by GET /v1/statements"));
     }
-    let Some(statement) = named.statement() else { return Ok(()) };
+    let Some(statement) = runs.statement() else { return Ok(()) };
     let mut errors = Vec::new();
     let mut wrong = |pointer: &str, detail: String| errors.push(FieldError { pointer: pointer.to_owned(), detail });
     if job.target != statement.target {
@@ -325,12 +347,12 @@ struct Fields<'m, 'b> {
 }
 
 impl<'b> Fields<'_, 'b> {
-    /// The job, and its saved statement: looked up once, so that all that is checked is checked against one state of the set.
-    fn read(&mut self, registry: &Registry) -> (JobSpec, Named) {
+    /// The job, and what it runs.
+    fn read(&mut self, registry: &Registry) -> (JobSpec, Resolution) {
         let (kind, args) = (self.kind(), self.args());
-        let named = registry.named(&kind, &args.0);
+        let runs = registry.resolve(&kind, &args.0);
         // It has defaults of its own.
-        let statement = named.statement();
+        let statement = runs.statement();
         let job = JobSpec {
             target: self.name("target", statement.map(|statement| statement.target.as_str())),
             queue: self.name("queue", statement.map(|statement| statement.queue.as_str())),
@@ -354,7 +376,7 @@ impl<'b> Fields<'_, 'b> {
             kind,
             args,
         };
-        (job, named)
+        (job, runs)
     }
 
     fn refuse_unknown(&mut self) {

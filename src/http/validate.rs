@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::http::asking::ask_a_worker;
 use crate::http::problem::Problem;
-use crate::http::submit::{check_is_json, check_upload, new_job, refuse_when_stopping, unreadable};
+use crate::http::submit::{Asked, asked_for, check_is_json, check_upload, refuse_when_stopping, unreadable};
 use crate::http::{State, strict_json};
 use crate::kinds::{VALIDATE, Validation};
 use crate::queue::{JobSpec, RawJson};
@@ -21,9 +21,9 @@ pub(super) async fn validate(
     refuse_when_stopping(&shared)?;
     check_is_json(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
-    let (job, upload) = new_job(&shared, &strict_json::object(&body)?)?;
+    let Asked { spec: job, runs, upload } = asked_for(&shared, &strict_json::object(&body)?)?;
     check_upload(&shared, upload).await?;
-    if !shared.registry.validates(&job.kind, &job.args.0) || !shared.registry.contains(VALIDATE) {
+    if !runs.validates() || !shared.registry.contains(VALIDATE) {
         // Its arguments are right; there is nothing more that could be said without running it.
         return Ok(HttpResponse::Ok().json(Validation { valid: true, ..Validation::default() }));
     }

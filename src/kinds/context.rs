@@ -9,6 +9,7 @@ mod limits;
 mod waits;
 mod warnings;
 
+use std::any::TypeId;
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,7 @@ use crate::db::targets::{SessionAsks, Target, TargetBackend};
 use crate::db::{DbError, RetryingPool};
 use crate::kinds::control::{Interrupt, JobControl, StopReason};
 use crate::kinds::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
-use crate::kinds::{Registry, WorkError};
+use crate::kinds::{States, WorkError};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::finish::FinishedResult;
@@ -49,8 +50,8 @@ pub struct Services {
     pub control: Pool,
     /// Connections to the queue, for parts of results.
     pub results: Pool,
-    /// The kinds that the process knows.
-    pub registry: Arc<Registry>,
+    /// What kinds share.
+    pub(crate) states: Arc<States>,
     /// Those who look at the sessions of attempts.
     pub looks: Arc<Looks>,
 }
@@ -210,9 +211,17 @@ impl<'a> WorkContext<'a> {
         }
     }
 
-    /// The kinds that this process knows.
-    pub fn registry(&self) -> Arc<Registry> {
-        Arc::clone(&self.services.registry)
+    /// What [`Registry::state`](crate::kinds::Registry::state) was given of this type.
+    ///
+    /// # Errors
+    /// `internal` when it was given none: a mistake of the program that runs the work.
+    pub fn state<T: Send + Sync + 'static>(&self) -> Result<&T, WorkError> {
+        let value = self.services.states.get(&TypeId::of::<T>()).and_then(|value| value.downcast_ref());
+        value.ok_or_else(|| {
+            let name = std::any::type_name::<T>();
+            let error = JobError::new(ErrorCode::Internal, format!("this process has no state of the type {name}"));
+            WorkError::Fail(error.with_hint("give it to Registry::state before the server starts"))
+        })
     }
 
     /// The name of the target that it runs on.

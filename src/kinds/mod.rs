@@ -26,6 +26,7 @@ mod sql;
 pub mod statement;
 pub mod validate;
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -34,7 +35,8 @@ use uuid::Uuid;
 
 pub use context::{Said, Services, WorkContext};
 pub use control::{JobControl, StopReason};
-pub use registry::{Named, Registry};
+pub(crate) use registry::States;
+pub use registry::{Registry, Resolution};
 pub use statement::STATEMENT;
 pub use validate::Validation;
 
@@ -259,6 +261,25 @@ pub enum WorkError {
     Unavailable(JobError),
 }
 
+impl fmt::Display for WorkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WorkError::Retry(error) | WorkError::Fail(error) | WorkError::Unavailable(error) => error.fmt(f),
+            WorkError::Cancelled => f.write_str("the attempt was to stop"),
+            WorkError::Snooze(delay) => write!(f, "the work wants to run again in {delay:?}"),
+        }
+    }
+}
+
+impl std::error::Error for WorkError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            WorkError::Retry(error) | WorkError::Fail(error) | WorkError::Unavailable(error) => Some(error),
+            WorkError::Cancelled | WorkError::Snooze(_) => None,
+        }
+    }
+}
+
 impl WorkError {
     /// A failure, to be tried again or not as the error itself says.
     pub fn of(error: JobError) -> WorkError {
@@ -462,7 +483,7 @@ impl From<ResultError> for WorkError {
 }
 
 /// This process has no thread to spare: another one may have, or this one later.
-fn no_thread(error: &dyn std::fmt::Display) -> WorkError {
+fn no_thread(error: &dyn fmt::Display) -> WorkError {
     let error = JobError::new(ErrorCode::Internal, error.to_string()).retryable();
     WorkError::Retry(error.with_hint("allow the process more threads, or run fewer jobs in it"))
 }

@@ -2,7 +2,8 @@
 //!
 //! The one place that knows that a saved statement is run as the kind of its file. Knows no queue and no thread.
 
-use std::collections::BTreeMap;
+use std::any::{Any, TypeId};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,29 +33,108 @@ struct Entry {
     validate: fn(&RawValue, &WorkContext<'_>) -> Result<Validation, WorkError>,
     clean_up_after: fn(&RawJson, &mut Session, Instant) -> Result<CleanedUp, WorkError>,
     check: fn(&RawValue) -> Result<Option<UploadArg>, CheckError>,
-    run: fn(&RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
+    /// The registry is for what looks at jobs of other kinds.
+    run: fn(&Registry, &RawValue, &mut WorkContext<'_>) -> Result<RawJson, WorkError>,
 }
 
-/// What a job names as its saved statement.
-#[derive(Clone, Debug)]
-pub enum Named {
-    /// Nothing: it is of another kind, or its arguments can't be read.
-    Other,
-    /// One that there isn't: its name, and what was expected.
-    Unknown(String, CheckError),
-    /// This one.
-    Statement(Arc<Statement>),
-}
-
-impl Named {
-    /// The statement, where there is one.
-    pub fn statement(&self) -> Option<&Statement> {
-        match self {
-            Named::Statement(statement) => Some(statement),
-            _ => None,
+impl Entry {
+    fn of<W: Work>() -> Entry {
+        Entry {
+            repeatable: W::REPEATABLE,
+            fenced: W::FENCED,
+            resumable: W::RESUMABLE,
+            produces_result: W::PRODUCES_RESULT,
+            validates: W::VALIDATES,
+            validate: validate::<W>,
+            clean_up_after: W::clean_up_after,
+            check: check::<W>,
+            run: run::<W>,
         }
     }
 }
+
+/// What a job runs: looked up once for a request, and once for an attempt, so that all that is asked of it is answered by one
+/// state of the saved statements.
+#[derive(Clone)]
+pub struct Resolution(Found);
+
+#[derive(Clone)]
+enum Found {
+    /// A kind.
+    Kind(Arc<Entry>),
+    /// There is no such kind.
+    NoKind(String),
+    /// A saved statement, and the kind that its file names.
+    Statement(Arc<Statement>, Arc<Entry>),
+    /// There is no saved statement of this name; and what was expected.
+    NoStatement(String, CheckError),
+    /// The arguments name no saved statement.
+    Unreadable(CheckError),
+}
+
+impl Resolution {
+    fn entry(&self) -> Option<&Entry> {
+        match &self.0 {
+            Found::Kind(entry) | Found::Statement(_, entry) => Some(entry),
+            Found::NoKind(_) | Found::NoStatement(..) | Found::Unreadable(_) => None,
+        }
+    }
+
+    /// The saved statement that the job runs, where it runs one.
+    pub fn statement(&self) -> Option<&Statement> {
+        match &self.0 {
+            Found::Statement(statement, _) => Some(statement),
+            _ => None,
+        }
+    }
+
+    /// The name of a saved statement that there isn't, and what was expected.
+    pub fn missing_statement(&self) -> Option<(&str, &CheckError)> {
+        match &self.0 {
+            Found::NoStatement(name, refused) => Some((name, refused)),
+            _ => None,
+        }
+    }
+
+    /// The job keeps a result that can be fetched.
+    pub fn produces_result(&self) -> bool {
+        self.entry().is_some_and(|entry| entry.produces_result)
+    }
+
+    /// It can be said what the job would meet, without running it.
+    pub fn validates(&self) -> bool {
+        self.entry().is_some_and(|entry| entry.validates)
+    }
+
+    /// The job can be paused, and goes on from where it was.
+    pub fn resumable(&self) -> bool {
+        self.entry().is_some_and(|entry| entry.resumable)
+    }
+
+    /// The longest that an attempt may take, in milliseconds, where the work has a limit of its own.
+    pub fn longest_ms(&self) -> Option<i64> {
+        self.statement().map(|statement| statement.timeout_ms)
+    }
+
+    /// Checks arguments before they become a row, and gives the upload that a job with them reads.
+    ///
+    /// # Errors
+    /// Each argument that is refused.
+    pub fn check(&self, args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
+        match &self.0 {
+            Found::Kind(entry) => (entry.check)(args),
+            Found::NoKind(_) => Err(CheckError { errors: vec![ArgError::new("", "there is no such kind")] }),
+            Found::NoStatement(_, refused) | Found::Unreadable(refused) => Err(refused.clone()),
+            Found::Statement(statement, entry) => {
+                let resolved = statement::Resolved::of(Arc::clone(statement), args)?;
+                (entry.check)(&resolved.args).map_err(|refused| resolved.translated(refused))
+            }
+        }
+    }
+}
+
+/// What an embedder's kinds share: one value of each type.
+pub(crate) type States = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
 
 /// The list of kinds that a process knows: it accepts and claims jobs of these, and of no others.
 ///
@@ -70,7 +150,8 @@ impl Named {
 /// ```
 #[derive(Default)]
 pub struct Registry {
-    kinds: BTreeMap<&'static str, Entry>,
+    kinds: BTreeMap<&'static str, Arc<Entry>>,
+    states: States,
     /// What the kind `statement` runs, where there is a folder of saved statements.
     statements: Option<Arc<Statements>>,
 }
@@ -85,25 +166,53 @@ impl Registry {
             .with::<backfill::Backfill>()
             .with::<maintain::Maintain>()
             .with::<refresh::Refresh>()
-            .with::<validation::Validate>()
+            .with_validation()
             .with::<target_check::Check>()
     }
 
     /// Adds a kind. One of the same name is replaced.
     pub fn with<W: Work>(mut self) -> Registry {
-        let entry = Entry {
-            repeatable: W::REPEATABLE,
-            fenced: W::FENCED,
-            resumable: W::RESUMABLE,
-            produces_result: W::PRODUCES_RESULT,
-            validates: W::VALIDATES,
-            validate: validate::<W>,
-            clean_up_after: W::clean_up_after,
-            check: check::<W>,
-            run: run::<W>,
-        };
-        self.kinds.insert(W::KIND, entry);
+        self.kinds.insert(W::KIND, Arc::new(Entry::of::<W>()));
         self
+    }
+
+    /// Adds the kind `validate`, which looks at jobs of the other kinds.
+    pub(super) fn with_validation(mut self) -> Registry {
+        let entry = Entry { run: run_validation, ..Entry::of::<validation::Validate>() };
+        self.kinds.insert(VALIDATE, Arc::new(entry));
+        self
+    }
+
+    /// Gives the kinds a value that they share, such as a pool or settings of their own: [`WorkContext::state`] lends it to each
+    /// attempt. One value of each type; another one replaces it.
+    ///
+    /// ```
+    /// use slowlane::{Registry, Work, WorkContext, WorkError};
+    ///
+    /// struct Rates { per_day: f64 }
+    ///
+    /// #[derive(serde::Serialize, serde::Deserialize)]
+    /// struct Bill { days: f64 }
+    ///
+    /// impl Work for Bill {
+    ///     const KIND: &'static str = "bill";
+    ///     const REPEATABLE: bool = true;
+    ///     type Output = f64;
+    ///     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<f64, WorkError> {
+    ///         Ok(ctx.state::<Rates>()?.per_day * self.days)
+    ///     }
+    /// }
+    ///
+    /// let kinds = Registry::standard().with::<Bill>().state(Rates { per_day: 12.5 });
+    /// assert!(kinds.contains("bill"));
+    /// ```
+    pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Registry {
+        self.states.insert(TypeId::of::<T>(), Arc::new(value));
+        self
+    }
+
+    pub(crate) fn states(&self) -> &States {
+        &self.states
     }
 
     /// Adds the kind `statement`: whatever the files of a folder let callers run.
@@ -125,33 +234,25 @@ impl Registry {
         self.statements.as_ref().map(|statements| statements.loaded())
     }
 
-    /// The saved statement that a job runs: none where its kind is another one, or there is no statement of its name.
-    pub fn statement(&self, kind: &str, args: &RawValue) -> Option<Arc<Statement>> {
-        let statements = self.statements_of(kind)?;
-        statement::named(statements, args).ok()
-    }
-
-    /// What a job names as its saved statement, by the set that is in effect at this moment.
-    pub fn named(&self, kind: &str, args: &RawValue) -> Named {
-        let Some(statements) = self.statements_of(kind) else { return Named::Other };
-        match statement::named(statements, args) {
-            Ok(statement) => Named::Statement(statement),
-            Err(statement::Unresolved::Unknown(name, refused)) => Named::Unknown(name, refused),
-            // What is wrong with the arguments is said where they are checked.
-            Err(statement::Unresolved::Refused(_)) => Named::Other,
-        }
-    }
-
     fn statements_of(&self, kind: &str) -> Option<&Arc<Statements>> {
         self.statements.as_ref().filter(|_| kind == STATEMENT)
     }
 
-    /// The kind that a job is run as.
-    fn entry(&self, kind: &str, args: &RawValue) -> Option<&Entry> {
-        match self.statements_of(kind) {
-            None => self.kinds.get(kind),
-            Some(_) => self.kinds.get(self.statement(kind, args)?.kind.as_str()),
-        }
+    /// What a job of this kind and with these arguments runs, by the set of saved statements that is in effect now.
+    pub fn resolve(&self, kind: &str, args: &RawValue) -> Resolution {
+        Resolution(match self.statements_of(kind) {
+            None => {
+                self.kinds.get(kind).map_or_else(|| Found::NoKind(kind.to_owned()), |entry| Found::Kind(entry.clone()))
+            }
+            Some(statements) => match statement::named(statements, args) {
+                Ok(statement) => match self.kinds.get(statement.kind.as_str()) {
+                    Some(entry) => Found::Statement(statement, Arc::clone(entry)),
+                    None => Found::NoKind(statement.kind.as_str().to_owned()),
+                },
+                Err(statement::Unresolved::Unknown(name, refused)) => Found::NoStatement(name, refused),
+                Err(statement::Unresolved::Refused(refused)) => Found::Unreadable(refused),
+            },
+        })
     }
 
     /// The names of all kinds, in order.
@@ -167,32 +268,25 @@ impl Registry {
         self.kinds.contains_key(kind) || self.statements_of(kind).is_some()
     }
 
-    /// A job of this kind and with these arguments keeps a result that can be fetched.
-    pub fn produces_result(&self, kind: &str, args: &RawValue) -> bool {
-        self.entry(kind, args).is_some_and(|entry| entry.produces_result)
-    }
-
-    /// It can be said what the job would meet, without running it.
-    pub fn validates(&self, kind: &str, args: &RawValue) -> bool {
-        self.entry(kind, args).is_some_and(|entry| entry.validates)
-    }
-
     /// Looks at what work would meet on its target.
     ///
     /// # Errors
     /// As [`Work::validate`].
-    pub fn validate(&self, kind: &str, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
-        let Some(statements) = self.statements_of(kind) else {
-            return (self.known(kind)?.validate)(args, ctx);
-        };
-        let resolved = statement::resolve(statements, args);
-        let resolved = resolved.map_err(|error| {
-            let refused = CheckError::from(error);
-            WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, refused.to_string()))
-        })?;
-        ctx.use_settings_of(&resolved.statement);
-        let validation = (self.known(resolved.statement.kind.as_str())?.validate)(&resolved.args, ctx)?;
-        Ok(validation.at("/args/name"))
+    fn validate(&self, kind: &str, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
+        let resolution = self.resolve(kind, args);
+        if let Err(refused) = resolution.check(args) {
+            return Ok(Validation::refused(refused));
+        }
+        match &resolution.0 {
+            Found::Statement(statement, entry) => {
+                let resolved = statement::Resolved::of(Arc::clone(statement), args).map_err(invalid_args)?;
+                ctx.use_settings_of(statement);
+                Ok((entry.validate)(&resolved.args, ctx)?.at("/args/name"))
+            }
+            Found::Kind(entry) => (entry.validate)(args, ctx),
+            Found::NoKind(kind) => Err(unknown_kind(kind)),
+            Found::NoStatement(_, refused) | Found::Unreadable(refused) => Err(invalid_args(refused.clone())),
+        }
     }
 
     /// Sees to what a job has left that has ended.
@@ -210,9 +304,7 @@ impl Registry {
     }
 
     fn known(&self, kind: &str) -> Result<&Entry, WorkError> {
-        self.kinds.get(kind).ok_or_else(|| {
-            WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("this process has no kind {kind}")))
-        })
+        self.kinds.get(kind).map(Arc::as_ref).ok_or_else(|| unknown_kind(kind))
     }
 
     /// An attempt of this kind that ended unknown may be repeated. `None` for a kind that isn't on the list.
@@ -228,19 +320,9 @@ impl Registry {
         self.statements_of(kind).is_some() || self.kinds.get(kind).is_some_and(|entry| entry.fenced)
     }
 
-    /// The job can be paused, and goes on from where it was.
-    pub fn resumable(&self, kind: &str, args: &RawValue) -> bool {
-        self.entry(kind, args).is_some_and(|entry| entry.resumable)
-    }
-
     /// The names of the kinds whose jobs can be paused, whatever their arguments.
     pub fn resumable_kinds(&self) -> Vec<&'static str> {
         self.kinds.iter().filter(|(_, entry)| entry.resumable).map(|(name, _)| *name).collect()
-    }
-
-    /// The longest that an attempt may take, in milliseconds, where the work has a limit of its own.
-    pub fn longest_ms(&self, kind: &str, args: &RawValue) -> Option<i64> {
-        self.statement(kind, args).map(|statement| statement.timeout_ms)
     }
 
     /// Checks arguments before they become a row.
@@ -248,33 +330,7 @@ impl Registry {
     /// # Errors
     /// Each argument that is refused.
     pub fn check(&self, kind: &str, args: &RawValue) -> Result<(), CheckError> {
-        self.check_and_find_upload(kind, args).map(drop)
-    }
-
-    /// As [`Registry::check`], and gives the upload that a job with these arguments reads.
-    ///
-    /// # Errors
-    /// Each argument that is refused.
-    pub fn check_and_find_upload(&self, kind: &str, args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
-        self.check_as(&self.named(kind, args), kind, args)
-    }
-
-    /// As [`Registry::check_and_find_upload`], of a job whose saved statement was looked up before.
-    ///
-    /// # Errors
-    /// Each argument that is refused.
-    pub fn check_as(&self, named: &Named, kind: &str, args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
-        let unknown = || CheckError { errors: vec![ArgError::new("", "there is no such kind")] };
-        match named {
-            Named::Unknown(_, refused) => Err(refused.clone()),
-            Named::Statement(statement) => {
-                let resolved = statement::Resolved::of(Arc::clone(statement), args)?;
-                let entry = self.kinds.get(statement.kind.as_str()).ok_or_else(unknown)?;
-                (entry.check)(&resolved.args).map_err(|refused| resolved.translated(refused))
-            }
-            Named::Other if self.statements_of(kind).is_some() => Err(statement::unreadable(args)),
-            Named::Other => (self.kinds.get(kind).ok_or_else(unknown)?.check)(args),
-        }
+        self.resolve(kind, args).check(args).map(drop)
     }
 
     /// A job of a kind and with arguments that come from elsewhere, both checked, with every default, and with
@@ -295,10 +351,10 @@ impl Registry {
     /// That there is no such kind, or each argument that is refused.
     pub fn job<A: Serialize + ?Sized>(&self, kind: &str, args: &A) -> Result<JobSpec, CheckError> {
         let args = RawJson::of(args).map_err(no_json)?;
-        let upload = self.check_and_find_upload(kind, &args.0)?;
-        let statement = self.statement(kind, &args.0);
+        let resolution = self.resolve(kind, &args.0);
+        let upload = resolution.check(&args.0)?;
         let job = JobSpec { upload: upload.map(|upload| upload.id), ..JobSpec::new(kind, args) };
-        Ok(match statement {
+        Ok(match resolution.statement() {
             None => job,
             Some(statement) => JobSpec {
                 target: statement.target.clone(),
@@ -309,30 +365,44 @@ impl Registry {
         })
     }
 
-    /// The upload that a job with these arguments reads.
-    pub fn upload(&self, kind: &str, args: &RawValue) -> Option<UploadArg> {
-        self.check_and_find_upload(kind, args).ok().flatten()
-    }
-
-    /// Runs an attempt.
+    /// Runs an attempt of a job with what was looked up for it.
     ///
     /// # Errors
     /// What the kind says, or that its arguments can't be read by this version.
-    pub fn run(&self, kind: &str, args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
+    pub fn run(
+        &self,
+        resolution: &Resolution,
+        spec: &JobSpec,
+        ctx: &mut WorkContext<'_>,
+    ) -> Result<RawJson, WorkError> {
+        let (kind, args) = (spec.kind.as_str(), &spec.args.0);
         // What is to be validated is looked at by itself.
         if ctx.is_statements_only() && kind != VALIDATE && !ON_STATEMENTS_ONLY.contains(&kind) {
             return Err(statements_only(ctx));
         }
-        let Some(statements) = self.statements_of(kind) else {
-            return (self.known(kind)?.run)(args, ctx);
-        };
-        let resolved = statement::begin(statements, args, ctx)?;
-        (self.known(resolved.statement.kind.as_str())?.run)(&resolved.args, ctx)
+        match &resolution.0 {
+            Found::Kind(entry) => (entry.run)(self, args, ctx),
+            Found::Statement(statement, entry) => {
+                let resolved = statement::begin(Arc::clone(statement), args, ctx)?;
+                (entry.run)(self, &resolved.args, ctx)
+            }
+            Found::NoKind(kind) => Err(unknown_kind(kind)),
+            Found::NoStatement(name, _) => Err(statement::unknown_here(name)),
+            Found::Unreadable(refused) => Err(invalid_args(refused.clone())),
+        }
     }
 }
 
+fn unknown_kind(kind: &str) -> WorkError {
+    WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("this process has no kind {kind}")))
+}
+
+pub(super) fn invalid_args(refused: CheckError) -> WorkError {
+    WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, refused.to_string()))
+}
+
 /// A job that came in by SQL, or before the target was declared so.
-pub(super) fn statements_only(ctx: &WorkContext<'_>) -> WorkError {
+fn statements_only(ctx: &WorkContext<'_>) -> WorkError {
     let message = format!("the target {} runs saved statements only", ctx.target_name());
     let error = JobError::new(ErrorCode::StatementsOnly, message);
     WorkError::Fail(error.with_hint("submit a job of the kind statement; GET /v1/statements lists them"))
@@ -381,10 +451,20 @@ pub(super) fn read<W: Work>(args: &RawValue) -> Result<W, WorkError> {
     Ok(work)
 }
 
-fn run<W: Work>(args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
-    let work = read::<W>(args)?;
-    let output = work.run(ctx)?;
-    RawJson::of(&output).map_err(|error| {
+fn run<W: Work>(_: &Registry, args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
+    output_of(&read::<W>(args)?.run(ctx)?)
+}
+
+fn run_validation(registry: &Registry, args: &RawValue, ctx: &mut WorkContext<'_>) -> Result<RawJson, WorkError> {
+    let looked_at = read::<validation::Validate>(args)?;
+    if ctx.is_statements_only() && looked_at.kind != STATEMENT {
+        return Err(statements_only(ctx));
+    }
+    output_of(&registry.validate(&looked_at.kind, &looked_at.args, ctx)?)
+}
+
+fn output_of<T: Serialize>(output: &T) -> Result<RawJson, WorkError> {
+    RawJson::of(output).map_err(|error| {
         WorkError::Fail(JobError::new(ErrorCode::InvalidOutput, format!("the output has no JSON form: {error}")))
     })
 }

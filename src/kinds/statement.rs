@@ -76,24 +76,6 @@ pub(super) enum Unresolved {
     Refused(CheckError),
 }
 
-impl From<Unresolved> for CheckError {
-    fn from(error: Unresolved) -> CheckError {
-        match error {
-            Unresolved::Unknown(_, error) | Unresolved::Refused(error) => error,
-        }
-    }
-}
-
-/// Looks up what a job with these arguments runs.
-pub(super) fn resolve(statements: &Statements, args: &RawValue) -> Result<Resolved, Unresolved> {
-    Resolved::of(named(statements, args)?, args).map_err(Unresolved::Refused)
-}
-
-/// What is wrong with arguments that can't be read.
-pub(super) fn unreadable(args: &RawValue) -> CheckError {
-    parsed(args).err().unwrap_or(CheckError { errors: vec![ArgError::new("", "expected name and params")] })
-}
-
 /// The statement that a job with these arguments names.
 pub(super) fn named(statements: &Statements, args: &RawValue) -> Result<Arc<Statement>, Unresolved> {
     let job = parsed(args).map_err(Unresolved::Refused)?;
@@ -140,21 +122,18 @@ impl Resolved {
     }
 }
 
-/// Looks up what an attempt is to run, and notes which version of it that is before anything of it runs.
-pub(super) fn begin(statements: &Statements, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Resolved, WorkError> {
+/// The process that accepted the job may be of a newer deployment than this one.
+pub(super) fn unknown_here(name: &str) -> WorkError {
+    let message = format!("this process has no saved statement {name}");
+    let error = JobError::new(ErrorCode::UnknownStatement, message).retryable();
+    WorkError::Retry(error.with_hint("give every process the same folder of statements, and reload it"))
+}
+
+/// Makes the arguments of what an attempt is to run, and notes which version of the statement that is before anything of it
+/// runs.
+pub(super) fn begin(statement: Arc<Statement>, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Resolved, WorkError> {
     let fail = |code: ErrorCode, message: String| Err(WorkError::Fail(JobError::new(code, message)));
-    let resolved = match resolve(statements, args) {
-        Ok(resolved) => resolved,
-        // The process that accepted it may be of a newer deployment than this one.
-        Err(Unresolved::Unknown(name, _)) => {
-            let message = format!("this process has no saved statement {name}");
-            let error = JobError::new(ErrorCode::UnknownStatement, message).retryable();
-            return Err(WorkError::Retry(
-                error.with_hint("give every process the same folder of statements, and reload it"),
-            ));
-        }
-        Err(Unresolved::Refused(refused)) => return fail(ErrorCode::InvalidArgs, refused.to_string()),
-    };
+    let resolved = Resolved::of(statement, args).map_err(registry::invalid_args)?;
     let statement = &resolved.statement;
     if statement.target != ctx.target_name() {
         let message = format!("the saved statement {} runs on the target {} only", statement.name, statement.target);

@@ -13,8 +13,7 @@ use utoipa::ToSchema;
 
 use crate::kinds::context::WorkContext;
 use crate::kinds::prepared::{Prepared, type_names};
-use crate::kinds::registry::statements_only;
-use crate::kinds::{ArgError, STATEMENT, VALIDATE, Work, WorkError, hints, query, reads};
+use crate::kinds::{ArgError, CheckError, VALIDATE, Work, WorkError, hints, query, reads};
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError, RawJson};
 
@@ -95,6 +94,15 @@ impl Validation {
         Ok(validation)
     }
 
+    /// What says that arguments are refused.
+    pub(super) fn refused(refused: CheckError) -> Validation {
+        let problem = |error: ArgError| ValidationProblem {
+            pointer: format!("/args{}", error.pointer),
+            error: JobError::new(ErrorCode::InvalidArgs, error.detail),
+        };
+        Validation { problems: refused.errors.into_iter().map(problem).collect(), ..Validation::default() }
+    }
+
     /// The same, with one pointer for everything: where the caller wrote none of what was looked at.
     pub(super) fn at(mut self, pointer: &str) -> Validation {
         for problem in &mut self.problems {
@@ -135,22 +143,10 @@ impl Work for Validate {
         Ok(())
     }
 
-    fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Validation, WorkError> {
-        let registry = ctx.registry();
-        if ctx.is_statements_only() && self.kind != STATEMENT {
-            return Err(statements_only(ctx));
-        }
-        if let Err(refused) = registry.check(&self.kind, &self.args) {
-            let problem = |error: ArgError| ValidationProblem {
-                pointer: format!("/args{}", error.pointer),
-                error: JobError::new(ErrorCode::InvalidArgs, error.detail),
-            };
-            return Ok(Validation {
-                problems: refused.errors.into_iter().map(problem).collect(),
-                ..Validation::default()
-            });
-        }
-        registry.validate(&self.kind, &self.args, ctx)
+    /// Without other kinds there is nothing to look at: the registry runs it, and has them.
+    fn run(&self, _: &mut WorkContext<'_>) -> Result<Validation, WorkError> {
+        let message = format!("this process can't look at jobs of the kind {}", self.kind);
+        Err(WorkError::Fail(JobError::new(ErrorCode::UnknownKind, message)))
     }
 }
 

@@ -353,7 +353,7 @@ fn perform(shared: &Shared, attempt: &Attempt) -> Performed {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         context.check()?;
         context.begin();
-        shared.config.registry.run(&job.spec.kind, &job.spec.args.0, &mut context)
+        shared.config.registry.run(&attempt.resolution, &job.spec, &mut context)
     }));
     let outcome = outcome.unwrap_or_else(|_| {
         log::error!(job = job.lease.job_id.to_string(), kind = job.spec.kind.as_str(); "an attempt panicked");

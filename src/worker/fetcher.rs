@@ -132,9 +132,11 @@ impl<'s> Fetcher<'s> {
 
 /// A job that came in by SQL may ask for more time than its work has.
 fn attempt(registry: &Registry, mut job: ClaimedJob) -> Attempt {
-    if let Some(longest) = registry.longest_ms(&job.spec.kind, &job.spec.args.0) {
+    let resolution = registry.resolve(&job.spec.kind, &job.spec.args.0);
+    if let Some(longest) = resolution.longest_ms() {
         job.spec.timeout_ms = job.spec.timeout_ms.min(longest);
     }
     let timeout = Duration::from_millis(u64::try_from(job.spec.timeout_ms).unwrap_or(0));
-    Attempt { control: Arc::new(JobControl::new(Instant::now() + timeout)), job: Arc::new(job), said: Arc::default() }
+    let control = Arc::new(JobControl::new(Instant::now() + timeout));
+    Attempt { job: Arc::new(job), resolution, control, said: Arc::default() }
 }

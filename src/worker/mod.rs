@@ -180,7 +180,7 @@ impl Workers {
         let services = Services {
             control: config.control.clone(),
             results: config.results.clone(),
-            registry: Arc::clone(&config.registry),
+            states: Arc::new(config.registry.states().clone()),
             looks: Arc::default(),
         };
         let stop = Arc::new(Stop::default());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::kinds::{JobControl, Said, StopReason};
+use crate::kinds::{JobControl, Resolution, Said, StopReason};
 use crate::queue::Lease;
 use crate::queue::claim::ClaimedJob;
 use crate::queue::log::LogLine;
@@ -17,6 +17,8 @@ use crate::queue::model::JobProgress;
 pub struct Attempt {
     /// What was claimed.
     pub job: Arc<ClaimedJob>,
+    /// What it runs.
+    pub resolution: Resolution,
     /// How it is stopped.
     pub control: Arc<JobControl>,
     /// What it says of itself.

@@ -80,6 +80,8 @@ fn cut(mut text: String) -> String {
     text
 }
 
+impl std::error::Error for JobError {}
+
 impl fmt::Display for JobError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)

@@ -5,7 +5,7 @@
 //! 1. `http` accepts it: checks the request, hands a [`queue::JobSpec`] to the writer.
 //! 2. [`queue`] makes it a committed row; only then is the caller told `202`.
 //! 3. `worker` claims it, runs it on a thread of its own, and finishes it under its lease.
-//! 4. `kinds` is the work itself, on a target database.
+//! 4. [`kinds`] is the work itself, on a target database, made of what [`work`] has.
 //! 5. `results` keeps what it produced; `http` serves status and result. [`uploads`] keeps what it reads.
 //!
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
@@ -49,11 +49,12 @@ pub mod results;
 pub mod statements;
 pub mod testing;
 pub mod uploads;
+pub mod work;
 pub(crate) mod worker;
 
 pub use app::{AppError, DatabaseUrl, Grants, Running, Server, Target, Workers, migrate};
-pub use kinds::{ArgError, Registry, Work, WorkContext, WorkError};
 pub use queue::{JobError, JobSpec};
+pub use work::{ArgError, Registry, Work, WorkContext, WorkError};
 
 /// The guide's blocks, compiled with the tests of this documentation.
 #[cfg(doctest)]

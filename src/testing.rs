@@ -15,13 +15,13 @@ use crate::app::{AppError, Running, Target, Workers};
 use crate::db::DbError;
 use crate::db::cluster::{Cluster, ClusterError, ClusterOptions};
 use crate::db::pool::Manager;
-use crate::kinds::{CheckError, Registry, Work};
 use crate::queue::accept::Accept;
 use crate::queue::cancel;
 use crate::queue::insert::{self, Inserted};
 use crate::queue::model::{Job, JobSpec, Lease};
 use crate::queue::retry::{self, RetryOf};
 use crate::queue::{InsertError, liveness, read};
+use crate::work::{CheckError, Registry, Work};
 
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);

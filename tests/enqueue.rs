@@ -7,7 +7,6 @@ use diesel::prelude::*;
 use serde_json::{Value, json};
 use slowlane::kinds::import::Import;
 use slowlane::kinds::query::Query;
-use slowlane::kinds::{Registry, Work};
 use slowlane::pq::{PqError, Session};
 use slowlane::queue::model::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_ARGS_BYTES, MAX_ARGS_DEPTH,
@@ -15,6 +14,7 @@ use slowlane::queue::model::{
 };
 use slowlane::queue::signals::Envelope;
 use slowlane::queue::{self, InsertError, JobSpec, RawJson};
+use slowlane::work::Work;
 use uuid::Uuid;
 
 use crate::support::app::TestApp;
@@ -49,7 +49,7 @@ fn enqueue(session: &mut Session, arguments: &str) -> Result<String, PqError> {
 const SELECT_1: &str = r#"'query', '{"sql": "SELECT 1"}'"#;
 
 fn select_1() -> JobSpec {
-    Registry::standard().job("query", &json!({"sql": "SELECT 1"})).unwrap()
+    slowlane::kinds::standard().job("query", &json!({"sql": "SELECT 1"})).unwrap()
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn what_is_wrong_is_told_by_rust_before_the_transaction_is_spoilt() {
     // What only a kind knows is told where the job is made.
     let nothing: Query = serde_json::from_value(json!({"sql": " "})).unwrap();
     assert_eq!(nothing.job().unwrap_err().errors[0].pointer, "/sql");
-    assert_eq!(Registry::standard().job("nonsense", &json!({})).unwrap_err().errors.len(), 1);
+    assert_eq!(slowlane::kinds::standard().job("nonsense", &json!({})).unwrap_err().errors.len(), 1);
 }
 
 /// Every field, by Rust and by SQL, is what a request over HTTP makes of it.
@@ -344,7 +344,7 @@ fn an_upload_is_held_by_whoever_names_it() {
     let answer = app.send("POST", "/v1/uploads", &[("content-type", "text/csv")], b"a\n1\n2\n");
     let upload: Uuid = answer.json()["id"].as_str().unwrap().parse().unwrap();
     let args = json!({"upload": upload, "table": "public.numbers", "format": "csv"});
-    let job = Registry::standard().job("import", &args).unwrap();
+    let job = slowlane::kinds::standard().job("import", &args).unwrap();
     assert_eq!(job.upload, Some(upload));
     let work: Import = serde_json::from_value(args.clone()).unwrap();
     assert_eq!(work.job().unwrap().upload, Some(upload));

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use slowlane::kinds::{Registry, Work};
+use slowlane::work::Work;
 use utoipa::ToSchema;
 
 const BEGIN: &str = "<!-- begin: arguments, written by SLOWLANE_WRITE_DOCS=1 cargo test kind_docs -->\n";
@@ -116,7 +116,9 @@ fn table_of<T: ToSchema>() -> String {
 }
 
 fn tables() -> BTreeMap<&'static str, String> {
-    use slowlane::kinds::{STATEMENT, backfill, check, execute, import, maintain, query, refresh, statement, validate};
+    use slowlane::kinds::{backfill, check, execute, import, maintain, query, refresh};
+    use slowlane::work::validation;
+    use slowlane::work::{STATEMENT, statement};
     [
         table::<query::Query>(),
         table::<backfill::Backfill>(),
@@ -126,7 +128,7 @@ fn tables() -> BTreeMap<&'static str, String> {
         table::<maintain::Maintain>(),
         table::<refresh::Refresh>(),
         (STATEMENT, table_of::<statement::SavedStatement>()),
-        table::<validate::Validate>(),
+        table::<validation::Validate>(),
     ]
     .into()
 }
@@ -157,7 +159,7 @@ fn the_tables_of_arguments_are_what_the_types_say() {
 #[test]
 fn every_kind_has_a_page_with_what_a_user_needs_to_know() {
     let folder = tempfile::tempdir().unwrap();
-    let registry = Registry::standard().with_statements(folder.path()).unwrap();
+    let registry = slowlane::kinds::standard().with_statements(folder.path()).unwrap();
     assert_eq!(registry.names(), tables().into_keys().collect::<Vec<_>>());
     for kind in registry.names() {
         let text = std::fs::read_to_string(page(kind)).unwrap_or_default();

@@ -196,7 +196,7 @@ fn a_job_a_saved_statement_and_a_target_may_name_a_time_zone() {
 
 #[test]
 fn a_saved_statement_is_checked_under_its_time_zone() {
-    use slowlane::kinds::statement::check::check;
+    use slowlane::kinds::saved_statements::check;
     use slowlane::statements::file::Statement;
     let target = Postgres::shared().work();
     let mut session = as_operator(&target);

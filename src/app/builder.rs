@@ -10,8 +10,8 @@ use crate::app::process::{Listeners, Parts};
 use crate::app::server::{Server, Workers};
 use crate::config::{self, Config, ConfigError, DsnReader, TargetConfig};
 use crate::dsn::{Dsn, Secret};
-use crate::kinds::{Registry, Work};
 use crate::pq;
+use crate::work::{Registry, Work};
 
 /// Where a database is: a connection string, or the environment variable that holds one.
 ///
@@ -190,7 +190,7 @@ struct Given {
 
 impl Default for Given {
     fn default() -> Given {
-        Given { config: Config::default(), queue: None, targets: BTreeMap::new(), registry: Registry::standard() }
+        Given { config: Config::default(), queue: None, targets: BTreeMap::new(), registry: crate::kinds::standard() }
     }
 }
 
@@ -263,7 +263,7 @@ macro_rules! said_of_both {
             self
         }
 
-        /// Adds a kind of work to [`Registry::standard`].
+        /// Adds a kind of work to [`kinds::standard`](crate::kinds::standard).
         pub fn kind<W: Work>(mut self) -> Self {
             self.given.registry = self.given.registry.with::<W>();
             self

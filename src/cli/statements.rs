@@ -14,10 +14,10 @@ use crate::cli::{Failure, Sources, counted, dsn_reader, folder};
 use crate::config::{ConfigError, Connections, TargetConfig};
 use crate::db::sessions;
 use crate::dsn::path_or;
-use crate::kinds::WorkError;
-use crate::kinds::statement::{self, check};
+use crate::kinds::{self, saved_statements as check};
 use crate::pq::Session;
 use crate::statements::{FileName, Loaded, Statement};
+use crate::work::WorkError;
 
 /// The subcommands of `slowlane statements`.
 #[derive(Subcommand)]
@@ -113,8 +113,8 @@ impl Check {
         let folder = self.folder.map(folder).transpose()?.or(config.statements).ok_or(
             "no folder of saved statements is named: give one as argument, or set statements in slowlane.toml",
         )?;
-        let set = statement::open(&folder)?;
-        let loaded = set.loaded();
+        let registry = kinds::standard().with_statements(&folder)?;
+        let loaded = registry.loaded().ok_or("the folder of saved statements could not be read")?;
         let configured = self.connections.each_target(&file, dsn_reader(config.dsn_strict))?;
         let mut targets = Targets { configured, open: BTreeMap::new() };
         let mut statements = Vec::new();

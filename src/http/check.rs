@@ -5,8 +5,8 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use crate::http::asking::ask_a_worker;
 use crate::http::problem::{Code, Problem};
 use crate::http::{State, submit};
-use crate::kinds::CHECK;
 use crate::queue::{JobSpec, RawJson};
+use crate::work::CHECK;
 
 pub(super) async fn check(
     request: HttpRequest,

@@ -46,13 +46,13 @@ use problem::Problem;
 
 use crate::db::Doorway;
 use crate::http::waiters::Waiters;
-use crate::kinds::Registry;
 use crate::metrics::Metrics;
 use crate::queue::accept::Writer;
 use crate::queue::liveness::Health;
 use crate::queue::pointer::step;
 use crate::queue::signals::Signals;
 use crate::statements::Reloader;
+use crate::work::Registry;
 
 /// The largest body of a request: 1 MiB.
 pub const MAX_BODY_BYTES: usize = 1024 * 1024;

@@ -15,7 +15,6 @@ use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
-use crate::kinds::{ON_STATEMENTS_ONLY, Registry, Resolution, UploadArg};
 use crate::queue::accept::{Accept, AcceptError, Accepted};
 use crate::queue::model::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, Labels, MAX_LABEL_CHARS,
@@ -24,6 +23,7 @@ use crate::queue::model::{
 use crate::queue::pointer::step;
 use crate::queue::{Job, JobSpec, RawJson};
 use crate::uploads::store;
+use crate::work::{ON_STATEMENTS_ONLY, Registry, Resolution, UploadArg};
 
 /// Fields of the contract whose features aren't there.
 const NOT_SUPPORTED_YET: [&str; 3] = ["unique_key", "concurrency_key", "webhook"];

@@ -10,8 +10,8 @@ use crate::http::asking::ask_a_worker;
 use crate::http::problem::Problem;
 use crate::http::submit::{Asked, asked_for, check_is_json, check_upload, refuse_when_stopping, unreadable};
 use crate::http::{State, strict_json};
-use crate::kinds::{VALIDATE, Validation};
 use crate::queue::{JobSpec, RawJson};
+use crate::work::{VALIDATE, Validation};
 
 pub(super) async fn validate(
     request: HttpRequest,

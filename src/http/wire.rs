@@ -7,10 +7,10 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
-use crate::kinds::STATEMENT;
 use crate::queue::model::BlockedBy;
 use crate::queue::model::{JobBackend, JobProgress, JobStatistics, ProgressBasis, ResultState};
 use crate::queue::{Job, JobState, RawJson};
+use crate::work::STATEMENT;
 
 /// A time in RFC 3339, UTC, with microseconds.
 #[derive(Clone, Copy, Debug)]

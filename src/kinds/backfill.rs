@@ -20,14 +20,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::kinds::context::WorkContext;
-use crate::kinds::validate::{self, Validation};
-use crate::kinds::{ArgError, Work, WorkError, exactly_once, params, reads};
+use crate::kinds::planning::{self};
+use crate::kinds::{params, reads};
 use crate::pq::Session;
 use crate::queue::model::ProgressBasis;
 use crate::queue::pointer::step;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::context::WorkContext;
+use crate::work::validation::Validation;
+use crate::work::{ArgError, Work, WorkError, exactly_once};
 
 mod batch;
 mod guards;
@@ -247,7 +249,7 @@ impl Work for Backfill {
     fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
         let mut session = ctx.session()?;
         let mut validation = Validation { valid: true, ..Validation::default() };
-        let left = ctx.statement_ms(ctx.remaining().min(validate::TIMEOUT));
+        let left = ctx.statement_ms(ctx.remaining().min(planning::TIMEOUT));
         if let Err(error) = reads::must_write(&mut session) {
             validation.stands_in_the_way("/target".to_owned(), error)?;
             return Ok(validation);

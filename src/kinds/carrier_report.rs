@@ -6,10 +6,10 @@
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::kinds::context::WorkContext;
-use crate::kinds::{ArgError, Work, WorkError};
 use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
+use crate::work::context::WorkContext;
+use crate::work::{ArgError, Work, WorkError};
 
 /// As much of the demo's tables as the report reads.
 mod tables {

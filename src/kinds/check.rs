@@ -9,8 +9,8 @@ use utoipa::ToSchema;
 use crate::db::targets::CONNECTIONS_BESIDE;
 use crate::doctor::target::{Examined, FromQueue, examine};
 use crate::doctor::{Connections, Report};
-use crate::kinds::context::WorkContext;
-use crate::kinds::{CHECK, Work, WorkError};
+use crate::work::context::WorkContext;
+use crate::work::{CHECK, Work, WorkError};
 
 /// The arguments of a `check`: there are none.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]

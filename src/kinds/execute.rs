@@ -8,15 +8,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::kinds::context::{Warning, Warnings, WorkContext};
+use crate::kinds::planning::{Looked, look_at};
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
-use crate::kinds::validate::{Looked, Validation, look_at};
-use crate::kinds::{ArgError, Work, WorkError, exactly_once, hints, params, reads};
+use crate::kinds::{hints, params, reads};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
 use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::context::{Warning, Warnings, WorkContext};
+use crate::work::validation::Validation;
+use crate::work::{ArgError, Work, WorkError, exactly_once};
 
 mod left_out;
 

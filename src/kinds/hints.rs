@@ -1,11 +1,11 @@
 //! What a caller can do instead of a statement that a kind doesn't run: only what there is. Looks at SQLSTATEs and first words;
 //! what is refused is decided elsewhere.
 
-use crate::kinds::WorkError;
 use crate::kinds::reads::{OTHER_TARGET, READ_ONLY};
 use crate::kinds::sql::first_words;
 use crate::pq::PqError;
 use crate::queue::JobError;
+use crate::work::WorkError;
 
 /// What brings a file's rows in, and a table's out.
 pub(super) const COPY: &str =

@@ -25,13 +25,15 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::kinds::context::WorkContext;
-use crate::kinds::validate::{Validation, look_at_target};
-use crate::kinds::{ArgError, UploadArg, Work, WorkError, exactly_once, reads};
+use crate::kinds::planning::look_at_target;
+use crate::kinds::reads;
 use crate::pq::Session;
 use crate::pq::quote::{identifiers, literal};
 use crate::queue::{ErrorCode, JobError};
 use crate::uploads::{ContentType, Upload};
+use crate::work::context::WorkContext;
+use crate::work::validation::Validation;
+use crate::work::{ArgError, UploadArg, Work, WorkError, exactly_once};
 
 mod batch;
 mod csv;

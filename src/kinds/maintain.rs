@@ -26,11 +26,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::fate::SAFE_COMMITS_SQL;
-use crate::kinds::context::{Warning, WorkContext};
-use crate::kinds::validate::{Validation, look_at_target};
-use crate::kinds::{ArgError, CleanedUp, Work, WorkError, reads};
+use crate::kinds::planning::look_at_target;
+use crate::kinds::reads;
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError, RawJson};
+use crate::work::context::{Warning, WorkContext};
+use crate::work::validation::Validation;
+use crate::work::{ArgError, CleanedUp, Work, WorkError};
 
 mod arguments;
 mod build;

@@ -3,10 +3,10 @@
 //!
 //! A name is read here, by the rules of the server: newer servers take one that can't be read for one that isn't there.
 
-use crate::kinds::WorkError;
 use crate::pq::Session;
 use crate::pq::quote::{identifier, text_array};
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// A name in an argument.
 pub(super) struct Named<'n> {

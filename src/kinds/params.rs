@@ -11,8 +11,8 @@ use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer as _};
 use serde_json::value::RawValue;
 
-use crate::kinds::ArgError;
 use crate::queue::ErrorCode;
+use crate::work::ArgError;
 
 /// The most parameters that the protocol can carry.
 pub const MAX_PARAMS: usize = 65_535;

@@ -7,11 +7,11 @@ use std::ffi::CString;
 
 use serde_json::value::RawValue;
 
-use crate::kinds::WorkError;
 use crate::kinds::modifiers::{self, NamedType};
 use crate::kinds::params::{self, ParamError, ParamType};
 use crate::pq::{Column, PqError, Session};
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// A statement that the server has described.
 pub(super) struct Prepared<'s> {

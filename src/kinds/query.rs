@@ -13,16 +13,18 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::db::prologue::ROW_FORM_SQL;
-use crate::kinds::context::WorkContext;
+use crate::kinds::planning::{Looked, look_at};
 use crate::kinds::prepared::{Prepared, type_names};
 use crate::kinds::sql::first_word;
-use crate::kinds::validate::{Looked, Validation, look_at};
-use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, hints, params, reads};
+use crate::kinds::{hints, params, reads};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
 use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::results::{Column, Limits, Pushed, ResultWriter};
+use crate::work::context::WorkContext;
+use crate::work::validation::Validation;
+use crate::work::{ArgError, QUERY_CANCELED, Work, WorkError};
 
 /// Uncompressed bytes of a result when the caller names no limit: 1 GiB.
 pub const DEFAULT_BYTE_LIMIT: u64 = 1024 * 1024 * 1024;

@@ -3,10 +3,10 @@
 //!
 //! What functions do isn't known: `nextval` and its like fail when they are called.
 
-use crate::kinds::WorkError;
 use crate::kinds::sql::{explained, first_words};
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError, RawJson};
+use crate::work::WorkError;
 
 /// What the server says of them in such a transaction (`read_only_sql_transaction`).
 pub(super) const READ_ONLY: &str = "25006";

@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
-use crate::kinds::context::{Warning, WorkContext};
 use crate::kinds::names::Named;
-use crate::kinds::validate::{Validation, look_at_target};
-use crate::kinds::{ArgError, Work, WorkError, exactly_once, reads};
+use crate::kinds::planning::look_at_target;
+use crate::kinds::reads;
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::context::{Warning, WorkContext};
+use crate::work::validation::Validation;
+use crate::work::{ArgError, Work, WorkError, exactly_once};
 
 /// The arguments of a `refresh`.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]

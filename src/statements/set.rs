@@ -19,7 +19,7 @@ use crate::statements::file::{FileError, FileName, InnerKind, MAX_FILE_BYTES, St
 pub const MAX_FILES: usize = 1_000;
 
 /// What a kind says of arguments: each that it refuses, by a JSON pointer and what was expected.
-pub type CheckArgs = fn(kind: InnerKind, args: &RawValue) -> Result<(), Vec<(String, String)>>;
+pub type CheckArgs = dyn Fn(InnerKind, &RawValue) -> Result<(), Vec<(String, String)>> + Send + Sync;
 
 /// A file that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ pub struct UnreadableFolder {
 /// The saved statements of a process.
 pub struct Statements {
     folder: PathBuf,
-    check: CheckArgs,
+    check: Box<CheckArgs>,
     loaded: RwLock<Arc<Loaded>>,
     /// One reads at a time, or an older look would replace a newer one.
     reading: Mutex<()>,
@@ -82,8 +82,8 @@ impl Statements {
     ///
     /// # Errors
     /// When it can't be read at all; broken files are no error.
-    pub fn open(folder: &Path, check: CheckArgs) -> Result<Statements, UnreadableFolder> {
-        let loaded = read(folder, check, None)?;
+    pub fn open(folder: &Path, check: Box<CheckArgs>) -> Result<Statements, UnreadableFolder> {
+        let loaded = read(folder, &*check, None)?;
         Ok(Statements {
             folder: folder.to_owned(),
             check,
@@ -113,14 +113,14 @@ impl Statements {
     /// When it can't be read at all: then everything stays as it was.
     pub fn reload(&self) -> Result<Arc<Loaded>, UnreadableFolder> {
         let _alone = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let loaded = Arc::new(read(&self.folder, self.check, Some(&self.loaded()))?);
+        let loaded = Arc::new(read(&self.folder, &*self.check, Some(&self.loaded()))?);
         *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&loaded);
         Ok(loaded)
     }
 }
 
 /// What the folder holds now, and for broken files what they held `before`.
-fn read(folder: &Path, check: CheckArgs, before: Option<&Loaded>) -> Result<Loaded, UnreadableFolder> {
+fn read(folder: &Path, check: &CheckArgs, before: Option<&Loaded>) -> Result<Loaded, UnreadableFolder> {
     let unreadable = |why: String| UnreadableFolder { folder: path_or(folder, "the one that is named"), why };
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(|error| unreadable(error.to_string()))? {
@@ -186,7 +186,7 @@ fn read_file(path: &Path) -> Result<String, FileError> {
 }
 
 /// What a file says, as far as its kind takes it.
-fn statement(file: &str, text: &str, check: CheckArgs) -> Result<Statement, FileError> {
+fn statement(file: &str, text: &str, check: &CheckArgs) -> Result<Statement, FileError> {
     let statement = Statement::read(file, text)?;
     match check(statement.kind, &statement.arguments_without_values()) {
         Ok(()) => Ok(statement),
@@ -220,7 +220,7 @@ mod tests {
         write(at, ".hidden.sql", "nothing");
         write(at, "notes.txt", "nothing");
         fs::create_dir(at.join("c.sql")).unwrap();
-        let set = Statements::open(at, anything).unwrap();
+        let set = Statements::open(at, Box::new(anything)).unwrap();
         let names = |loaded: &Loaded| loaded.statements.keys().cloned().collect::<Vec<_>>();
         let broken = |loaded: &Loaded| {
             loaded.broken.iter().map(|b| (b.file.to_string(), b.error.line, b.stale.clone())).collect::<Vec<_>>()
@@ -263,7 +263,7 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "a.sql", "-- kind = 'query'\n-- row_limit = 0\nSELECT 1");
-        let set = Statements::open(folder.path(), refusing).unwrap();
+        let set = Statements::open(folder.path(), Box::new(refusing)).unwrap();
         let expected = FileError { line: 2, message: "row_limit: expected 1 or more".to_owned() };
         assert_eq!(set.loaded().broken[0].error, expected);
     }

@@ -11,8 +11,8 @@ use diesel::pg::PgConnection;
 
 use crate::db::DbError;
 use crate::db::targets::{SessionAsks, reset_session};
-use crate::kinds::{CleanedUp, WorkError};
 use crate::queue::leavings::{self, Left};
+use crate::work::{CleanedUp, WorkError};
 
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};

@@ -18,8 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::kinds::context::{CommitState, Effects, LeftBehind};
-use crate::kinds::{QUERY_CANCELED, StopReason, WorkContext, WorkError};
 use crate::queue::cancel::{self, Asked};
 use crate::queue::checkpoint::{self, Outcome};
 use crate::queue::claim::ClaimedJob;
@@ -28,6 +26,8 @@ use crate::queue::history::{self, Run};
 use crate::queue::interruptions::{Interruption, interrupted, outcome_unknown};
 use crate::queue::model::{JobState, JobStatistics};
 use crate::queue::{ErrorCode, JobError, Lease, RawJson, RetryPolicy, progress};
+use crate::work::context::{CommitState, Effects, LeftBehind};
+use crate::work::{QUERY_CANCELED, StopReason, WorkContext, WorkError};
 use crate::worker::Shared;
 use crate::worker::completer::Ended;
 use crate::worker::explain::{TIMER_SLACK, explain};

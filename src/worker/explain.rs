@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use crate::kinds::{QUERY_CANCELED, WorkError};
 use crate::queue::log::{LogLevel, LogSource};
 use crate::queue::model::BlockedBy;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::{QUERY_CANCELED, WorkError};
 use crate::worker::running::Attempt;
 
 /// The server's own timer and ours may be this far apart.

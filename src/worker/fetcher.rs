@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::db::DbError;
-use crate::kinds::{JobControl, Registry};
 use crate::queue::claim::{self, ClaimedJob, Positions};
 use crate::queue::interruptions::{Interruption, interrupted};
 use crate::queue::signals::Message;
+use crate::work::{JobControl, Registry};
 use crate::worker::completer::MAX_WAITING;
 use crate::worker::running::Attempt;
 use crate::worker::threads::{Threads, jittered};

@@ -12,7 +12,6 @@ use diesel::pg::PgConnection;
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::kinds::StopReason;
 use crate::queue::cancel::Asked;
 use crate::queue::finish::{Became, Ending};
 use crate::queue::interruptions::{Interruption, interrupted};
@@ -21,6 +20,7 @@ use crate::queue::log::{self as job_log, LogLine};
 use crate::queue::report::{self, Attempted};
 use crate::queue::signals::Message;
 use crate::queue::{Lease, cancel, checkpoint, finish, progress};
+use crate::work::StopReason;
 use crate::worker::Shared;
 use crate::worker::health::Healths;
 use crate::worker::running::Attempt;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::kinds::{JobControl, Resolution, Said, StopReason};
 use crate::queue::Lease;
 use crate::queue::claim::ClaimedJob;
 use crate::queue::log::LogLine;
 use crate::queue::model::JobProgress;
+use crate::work::{JobControl, Resolution, Said, StopReason};
 
 /// One running attempt.
 #[derive(Clone)]

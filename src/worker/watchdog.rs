@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::kinds::{JobControl, StopReason};
 use crate::queue::liveness::STOP_WORK_AFTER;
+use crate::work::{JobControl, StopReason};
 use crate::worker::Shared;
 use crate::worker::running::Attempt;
 use crate::worker::settle::settle_attempt;

@@ -10,8 +10,8 @@ use diesel::pg::PgConnection;
 use diesel::{Connection, RunQueryDsl};
 use serde::{Deserialize, Serialize};
 use slowlane::kinds::execute::{Execute, Executed};
-use slowlane::kinds::{Registry, UploadArg, Work, WorkContext, WorkError};
 use slowlane::queue::JobError;
+use slowlane::work::{Registry, UploadArg, Work, WorkContext, WorkError};
 use uuid::Uuid;
 
 use super::PATIENCE;
@@ -317,7 +317,7 @@ impl Work for Careless {
 
 /// Every kind of the tests, and the standard ones.
 pub fn registry() -> Registry {
-    Registry::standard()
+    slowlane::kinds::standard()
         .with::<DieselOnce>()
         .with::<Unfenced>()
         .with::<HeldSnapshot>()

@@ -19,12 +19,13 @@ use crate::config::TargetConfig;
 use crate::db::pool::{Manager, Purpose};
 use crate::db::roles::DEMO_LOAD_LOCK;
 use crate::dsn::Dsn;
-use crate::kinds::{Registry, import};
+use crate::kinds::import;
 use crate::queue::accept::Accept;
 use crate::queue::insert::{self, Inserted};
 use crate::queue::signals::{ReadyHint, Signals};
 use crate::queue::{Job, JobSpec, JobState, RawJson, read};
 use crate::uploads::{ContentEncoding, ContentType, NewUpload, PART_BYTES, store};
+use crate::work::Registry;
 
 const SCHEMA: &str = include_str!("../../../demo/schema.sql");
 /// Each table's file: those that others refer to first.

@@ -6,15 +6,16 @@
 use std::ffi::CString;
 
 use crate::db::prologue::ROW_FORM_SQL;
-use crate::kinds::WorkError;
 use crate::kinds::backfill::table::{Form, Key, Table};
 use crate::kinds::backfill::{Backfill, InsertConflict, Misplaced};
+use crate::kinds::planning::plan_own;
 use crate::kinds::prepared::{PrepareError, Prepared, named_types};
-use crate::kinds::validate::{StatementPlan, plan_own};
 use crate::pq::quote::{identifier, identifiers};
 use crate::pq::{PqError, Rows, Session, TransactionStatus};
 use crate::queue::pointer::step;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
+use crate::work::validation::StatementPlan;
 
 /// What stands before an expression where it is tried alone.
 const TRIED_BEHIND: &str = "SELECT (\n";

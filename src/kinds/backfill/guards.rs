@@ -10,11 +10,11 @@ use utoipa::ToSchema;
 use crate::kinds::backfill::Misplaced;
 use crate::kinds::backfill::batch::{Params, try_expression, without_position};
 use crate::kinds::backfill::table::Table;
-use crate::kinds::context::WorkContext;
-use crate::kinds::{ArgError, WorkError};
 use crate::pq::Session;
 use crate::queue::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::context::WorkContext;
+use crate::work::{ArgError, WorkError};
 
 /// The pauses between two looks: the first, and the longest.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));

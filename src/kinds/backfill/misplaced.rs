@@ -1,8 +1,8 @@
 //! An error with the argument that it is about: `validate` points at it, and a job says it in its message.
 
-use crate::kinds::WorkError;
 use crate::pq::PqError;
 use crate::queue::JobError;
+use crate::work::WorkError;
 
 /// An error, and the argument that it is about: a JSON pointer such as `/set/name`. Empty for none.
 #[derive(Debug)]

@@ -1,10 +1,10 @@
 //! The table as the catalog has it, and the key by which it is gone through.
 
-use crate::kinds::WorkError;
 use crate::kinds::names::Named;
 use crate::pq::Session;
 use crate::pq::quote::{identifier, text_array};
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// The first half of the advisory lock that a heavy writer of a table holds; the second is the table's oid.
 const WRITER_LOCK: i32 = 0x736c_6f77;

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use crate::kinds::backfill::batch::{Batch, Statements, without_position};
 use crate::kinds::backfill::size::BatchSize;
 use crate::kinds::backfill::{Cursor, Progress};
-use crate::kinds::context::WorkContext;
-use crate::kinds::{QUERY_CANCELED, WorkError};
 use crate::pq::{PqError, Session};
 use crate::queue::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::context::WorkContext;
+use crate::work::{QUERY_CANCELED, WorkError};
 
 /// How often in a row a batch may meet locks, deadlocks and serialization failures.
 const MAX_CONFLICTS: u32 = 10;

@@ -3,11 +3,11 @@
 //! A warning's words are the server's language, and its SQLSTATE is mostly that of every other one. So what was done is looked
 //! at: what an ANALYZE has analyzed is locked until the transaction ends, and a GRANT has changed the rights of something.
 
-use crate::kinds::WorkError;
-use crate::kinds::context::{Warnings, WorkContext};
 use crate::kinds::sql::first_word;
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
+use crate::work::context::{Warnings, WorkContext};
 
 /// SQLSTATEs of a GRANT and of a REVOKE that left something out.
 const NOT_GRANTED: [&str; 2] = ["01007", "01006"];

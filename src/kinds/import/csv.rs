@@ -1,11 +1,11 @@
 //! CSV as COPY reads it. Records go through as they are: what a value means is the server's to say.
 
-use crate::kinds::WorkError;
 use crate::kinds::import::batch::{Batch, Reject};
 use crate::kinds::import::dialect::{Dialect, Mark};
 use crate::kinds::import::records::{Ending, Record, Records};
 use crate::kinds::import::{MAX_COLUMNS, sniff, unreadable};
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// What is read of a name in a header: no column's is that long.
 const MAX_NAME_BYTES: usize = 1024;

@@ -10,9 +10,9 @@ use std::rc::Rc;
 
 use flate2::bufread::GzDecoder;
 
-use crate::kinds::WorkError;
 use crate::queue::{ErrorCode, JobError};
 use crate::uploads::{ContentEncoding, ReadError, Reader};
+use crate::work::WorkError;
 
 /// The most bytes that an upload may be when it is decoded: 100 GiB.
 pub const MAX_DECODED_BYTES: u64 = 100 * 1024 * 1024 * 1024;

@@ -1,8 +1,8 @@
 //! The unique indexes of a table: by which of them rows can be compared, and why not by the others.
 
-use crate::kinds::WorkError;
 use crate::pq::{Rows, Session};
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// So many indexes are told of.
 const MAX_SHOWN: usize = 5;

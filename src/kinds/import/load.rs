@@ -1,6 +1,5 @@
 //! Rows into the target: all of them by one COPY, or in blocks, each under a savepoint, where rows may be refused.
 
-use crate::kinds::context::WorkContext;
 use crate::kinds::import::batch::{Batch, LineMap, Place, Reject};
 use crate::kinds::import::ndjson::Encoder;
 use crate::kinds::import::records::Records;
@@ -8,12 +7,13 @@ use crate::kinds::import::refusal::{Names, is_about_a_row};
 use crate::kinds::import::staging::{Merged, Staging};
 use crate::kinds::import::unreadable::{CONVERT, NOT_UTF8};
 use crate::kinds::import::{Imported, csv};
-use crate::kinds::{QUERY_CANCELED, WorkError};
 use crate::pq::{PqError, Session};
 use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::results::{Column, Limits, ResultWriter};
+use crate::work::context::WorkContext;
+use crate::work::{QUERY_CANCELED, WorkError};
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 5_000;

@@ -5,7 +5,6 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::value::RawValue;
 
-use crate::kinds::WorkError;
 use crate::kinds::import::batch::Batch;
 use crate::kinds::import::load::refused_row;
 use crate::kinds::import::members::members;
@@ -13,6 +12,7 @@ use crate::kinds::import::records::{Record, Records};
 use crate::kinds::import::shape::{Refusal, Shape};
 use crate::kinds::import::unreadable::{self, INVALID_JSON, NOT_UTF8};
 use crate::queue::log::cut;
+use crate::work::WorkError;
 
 /// SQLSTATEs of what isn't even sent.
 const DUPLICATE_KEY: &str = "22030";

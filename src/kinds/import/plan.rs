@@ -4,7 +4,6 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::kinds::WorkError;
 use crate::kinds::import::dialect::Dialect;
 use crate::kinds::import::load::Form;
 use crate::kinds::import::shape::Shape;
@@ -13,6 +12,7 @@ use crate::kinds::import::table::Table;
 use crate::kinds::import::{Import, ImportFormat, OnConflict, csv, keys, names, ndjson};
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// Some columns of those that are imported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -4,10 +4,10 @@
 //! elsewhere they don't (COPY then refuses the row that has one). Line feeds, alone or behind a carriage return, always
 //! do.
 
-use crate::kinds::WorkError;
 use crate::kinds::import::decode::Decoded;
 use crate::kinds::import::dialect::Dialect;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// The largest row: 64 MiB.
 pub const MAX_ROW_BYTES: usize = 64 * 1024 * 1024;

@@ -1,8 +1,8 @@
 //! Files that are something else than text in UTF-8, told by their first bytes.
 
-use crate::kinds::WorkError;
 use crate::queue::{ErrorCode, JobError};
 use crate::uploads::ContentEncoding;
+use crate::work::WorkError;
 
 /// So many bytes are looked at for NULs.
 const LOOKED_AT: usize = 512;

@@ -3,11 +3,11 @@
 //! Rows wait where they are compared with those that are there, and where some of them lack a value whose default a COPY
 //! can't be told to take. Each has its number in the file, and a mark for each column that it lacks.
 
-use crate::kinds::WorkError;
 use crate::kinds::import::keys::Key;
 use crate::pq::quote::{identifier, identifiers};
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// Where rows wait.
 const STAGING: &str = "pg_temp.slowlane_import";

@@ -1,12 +1,12 @@
 //! The table that rows go into, as the catalog has it.
 
-use crate::kinds::WorkError;
 use crate::kinds::import::names;
 use crate::kinds::import::shape::{self, Shape};
 use crate::kinds::names::Named;
 use crate::pq::Session;
 use crate::pq::quote::identifier;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// A column.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::storage::MAX_NAME_BYTES;
 use super::{Action, IndexMethod, Maintain};
-use crate::kinds::ArgError;
+use crate::work::ArgError;
 
 /// The longest `lock_timeout_ms`: a minute.
 const MAX_LOCK_TIMEOUT_MS: u64 = 60_000;

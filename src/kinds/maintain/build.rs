@@ -10,12 +10,12 @@ use super::rebuilt::Rebuilt;
 use super::relation::Relation;
 use super::skipped::Told;
 use super::{Action, Maintain, Maintained, partitions, statement};
-use crate::kinds::WorkError;
-use crate::kinds::context::WorkContext;
 use crate::pq::Session;
 use crate::queue::log::LogLevel;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
+use crate::work::context::WorkContext;
 
 /// An attempt at its indexes.
 pub(super) struct Steps<'s, 'c> {

@@ -13,11 +13,11 @@ use super::indexes::BEING_BUILT;
 use super::relation::Relation;
 use super::statement::{as_a_job, list};
 use super::{IndexMethod, Maintain};
-use crate::kinds::WorkError;
 use crate::kinds::backfill::{Params, enclosed, try_expression};
 use crate::pq::quote::identifier;
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// An index as it is to be. All but `name` is quoted.
 pub(super) struct Definition {

@@ -15,11 +15,11 @@ use super::locks::Locks;
 use super::relation::Relation;
 use super::statement::as_a_job;
 use super::{MaintainedIndex, parents};
-use crate::kinds::context::WorkContext;
-use crate::kinds::{CleanedUp, WorkError};
 use crate::pq::Session;
 use crate::queue::log::LogLevel;
 use crate::queue::{ErrorCode, JobError, RawJson};
+use crate::work::context::WorkContext;
+use crate::work::{CleanedUp, WorkError};
 
 /// The longest that the server adds behind a name is cut off the name itself, from this length on, in bytes.
 const CUT_FROM: usize = 60;
@@ -363,7 +363,7 @@ pub(super) fn settle(ctx: &WorkContext<'_>, session: &mut Session, start: &Start
     Ok(())
 }
 
-/// Sees to what a job has left that has ended: see [`Work::clean_up_after`](crate::kinds::Work::clean_up_after).
+/// Sees to what a job has left that has ended: see [`Work::clean_up_after`](crate::work::Work::clean_up_after).
 pub(super) fn clean_up_after(kept: &RawJson, session: &mut Session, until: Instant) -> Result<CleanedUp, WorkError> {
     let start = serde_json::from_str::<Option<Start>>(kept.text()).map_err(|error| {
         let message = format!("what a job has left can't be read: {error}");

@@ -5,11 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::kinds::WorkError;
-use crate::kinds::context::WorkContext;
 use crate::pq::Session;
 use crate::queue::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
+use crate::work::context::WorkContext;
 
 use super::relation::Relation;
 

@@ -7,8 +7,8 @@
 use std::time::{Duration, Instant};
 
 use super::indexes::{Parent, Start};
-use crate::kinds::WorkError;
 use crate::pq::Session;
+use crate::work::WorkError;
 
 /// How long a table is kept locked and waited for, together, to drop one that is incomplete: everybody waits meanwhile.
 const LOCKED_FOR: Duration = Duration::from_millis(500);

@@ -17,13 +17,13 @@ use super::indexes::{Names, Parent, Start};
 use super::relation::Relation;
 use super::storage::MAX_NAME_BYTES;
 use super::{Action, MaintainedParts, name_was_taken};
-use crate::kinds::WorkError;
 use crate::pq::Session;
 use crate::pq::quote::identifier;
 use crate::queue::log::{LogLevel, cut};
 use crate::queue::model::ProgressBasis;
 use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
 
 /// How often the parts are put together, where partitions come and go meanwhile.
 const ROUNDS: u32 = 10;

@@ -5,10 +5,10 @@
 
 use super::relation::Relation;
 use super::skipped::{NOT_IN_STATE, NOT_SUPPORTED, Outcome, Skipped, Told};
-use crate::kinds::WorkError;
-use crate::kinds::context::{Warnings, WorkContext};
 use crate::pq::Session;
 use crate::pq::quote::text_array;
+use crate::work::WorkError;
+use crate::work::context::{Warnings, WorkContext};
 
 /// What to do about an index that can't be rebuilt concurrently.
 pub(super) const NOT_CONCURRENTLY: &str =

@@ -6,10 +6,10 @@
 
 use serde::Serialize;
 
-use crate::kinds::WorkError;
-use crate::kinds::context::{Warning, Warnings, WorkContext};
 use crate::queue::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
+use crate::work::context::{Warning, Warnings, WorkContext};
 
 /// The most that a job's output names.
 const NAMED: usize = 100;

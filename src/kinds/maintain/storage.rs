@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::IndexMethod;
-use crate::kinds::ArgError;
+use crate::work::ArgError;
 
 /// The longest name in Postgres, in bytes: it would cut a longer one off.
 pub(super) const MAX_NAME_BYTES: usize = 63;

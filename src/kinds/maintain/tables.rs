@@ -9,11 +9,11 @@ use super::relation::Relation;
 use super::skipped::{LOCK_NOT_AVAILABLE, NOT_ALLOWED, Outcome, Skipped, Told, WRONG_TYPE};
 use super::{Action, Maintain};
 use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
-use crate::kinds::WorkError;
-use crate::kinds::context::{Warnings, WorkContext};
 use crate::pq::Session;
 use crate::queue::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
+use crate::work::context::{Warnings, WorkContext};
 
 /// The first version whose statistics say at once what was counted. Before, a process of its own counts, a little later.
 const COUNTS_AT_ONCE: i32 = 150_000;

@@ -15,8 +15,8 @@ use crate::queue::model::{
 
 /// A job as a caller asks for it: the same by HTTP, by SQL and from Rust.
 ///
-/// [`Work::job`](crate::kinds::Work::job) makes one of a kind's own type, and
-/// [`Registry::job`](crate::kinds::Registry::job) one whose kind and arguments come from elsewhere; both check them.
+/// [`Work::job`](crate::work::Work::job) makes one of a kind's own type, and
+/// [`Registry::job`](crate::work::Registry::job) one whose kind and arguments come from elsewhere; both check them.
 ///
 /// ```
 /// use slowlane::queue::{JobSpec, RawJson};

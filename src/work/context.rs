@@ -21,9 +21,6 @@ use uuid::Uuid;
 use crate::db::pool::Pool;
 use crate::db::targets::{SessionAsks, Target, TargetBackend};
 use crate::db::{DbError, RetryingPool};
-use crate::kinds::control::{Interrupt, JobControl, StopReason};
-use crate::kinds::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
-use crate::kinds::{States, WorkError};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::finish::FinishedResult;
@@ -34,11 +31,14 @@ use crate::queue::{ErrorCode, JobError, Lease};
 use crate::results::{Column, Limits, ResultWriter};
 use crate::statements::Statement;
 use crate::uploads::{self, Upload};
+use crate::work::control::{Interrupt, JobControl, StopReason};
+use crate::work::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
+use crate::work::{States, WorkError};
 
 pub use limits::unknown_time_zone;
 pub use waits::{Looks, Waits};
 pub use warnings::Warning;
-pub(in crate::kinds) use warnings::Warnings;
+pub(crate) use warnings::Warnings;
 
 /// Between two tries to reach the queue.
 const QUEUE_PAUSE: Duration = Duration::from_millis(250);
@@ -142,7 +142,7 @@ pub enum CommitState {
     Committed(String),
 }
 
-/// One attempt, seen from inside: what [`Work::run`](crate::kinds::Work::run) is given.
+/// One attempt, seen from inside: what [`Work::run`](crate::work::Work::run) is given.
 ///
 /// Its sessions carry the job's id as their `application_name`, are limited to what is left of the attempt's time, and are
 /// stopped on their servers by a cancel, the deadline and a shutdown. Each is the attempt's own until it is dropped.
@@ -211,7 +211,7 @@ impl<'a> WorkContext<'a> {
         }
     }
 
-    /// What [`Registry::state`](crate::kinds::Registry::state) was given of this type.
+    /// What [`Registry::state`](crate::work::Registry::state) was given of this type.
     ///
     /// # Errors
     /// `internal` when it was given none: a mistake of the program that runs the work.
@@ -230,22 +230,22 @@ impl<'a> WorkContext<'a> {
     }
 
     /// The target that it runs on.
-    pub(super) fn target(&self) -> Arc<Target> {
+    pub(crate) fn target(&self) -> Arc<Target> {
         Arc::clone(&self.target)
     }
 
     /// The target runs saved statements only.
-    pub(super) fn is_statements_only(&self) -> bool {
+    pub(crate) fn is_statements_only(&self) -> bool {
         self.target.is_statements_only()
     }
 
     /// The version of the saved statement that an earlier attempt ran.
-    pub(super) fn statement_version(&self) -> Option<&str> {
+    pub(crate) fn statement_version(&self) -> Option<&str> {
         self.job.statement_version.as_deref()
     }
 
     /// Notes which version of a saved statement this attempt runs.
-    pub(super) fn note_statement(&self, statement: &Statement) -> Result<(), WorkError> {
+    pub(crate) fn note_statement(&self, statement: &Statement) -> Result<(), WorkError> {
         let lease = &self.job.lease;
         let (version, longest_ms) = (statement.version.as_str(), statement.timeout_ms);
         let noted = self.ask_the_queue(|connection| claim::note_statement(connection, lease, version, longest_ms))?;
@@ -343,7 +343,7 @@ impl<'a> WorkContext<'a> {
     }
 
     /// As [`WorkContext::log`], of something that the server refused.
-    pub(super) fn log_refused(&self, sqlstate: &str, message: &str) {
+    pub(crate) fn log_refused(&self, sqlstate: &str, message: &str) {
         self.said.log().say(LogLevel::Warning, LogSource::Work, Some(sqlstate.to_owned()), message);
     }
 
@@ -417,7 +417,7 @@ impl<'a> WorkContext<'a> {
     ///
     /// # Errors
     /// As [`WorkContext::session`].
-    pub(super) fn committing_session(&self) -> Result<SessionWork<'_>, WorkError> {
+    pub(crate) fn committing_session(&self) -> Result<SessionWork<'_>, WorkError> {
         self.reserve_flush()?;
         self.session()
     }
@@ -426,7 +426,7 @@ impl<'a> WorkContext<'a> {
     ///
     /// # Errors
     /// When the target has none to give.
-    pub(super) fn reserve_flush(&self) -> Result<(), WorkError> {
+    pub(crate) fn reserve_flush(&self) -> Result<(), WorkError> {
         self.check()?;
         self.target.reserve_flush().map_err(|error| self.target_unavailable(&error))
     }
@@ -448,7 +448,7 @@ impl<'a> WorkContext<'a> {
 
     /// Asks something of the queue. Its troubles are not the job's: it waits for them to pass, for as long as the attempt
     /// may run.
-    pub(super) fn ask_the_queue<T>(
+    pub(crate) fn ask_the_queue<T>(
         &self,
         ask: impl Fn(&mut PgConnection) -> Result<T, DbError>,
     ) -> Result<T, WorkError> {

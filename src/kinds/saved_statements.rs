@@ -7,15 +7,16 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::db::prologue::{ROW_FORM_SQL, names_time_zone};
-use crate::kinds::context::unknown_time_zone;
+use crate::kinds::planning::estimates;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
-use crate::kinds::validate::estimates;
-use crate::kinds::{WorkError, backfill, execute, hints, query, reads, refresh, registry};
+use crate::kinds::{backfill, execute, hints, query, reads, refresh};
 use crate::pq::{PqError, Session};
 use crate::queue::{JobError, RawJson};
 use crate::statements::file::Sql;
 use crate::statements::{InnerKind, Statement};
+use crate::work::context::unknown_time_zone;
+use crate::work::{self, WorkError};
 
 /// The longest that the server may take for one statement, in milliseconds.
 const TIMEOUT_MS: u32 = 10_000;
@@ -83,10 +84,10 @@ pub fn check(session: &mut Session, statement: &Statement, read_only: bool) -> R
             let error = reads::read_only("the target can only be read, and this kind changes something");
             Err((String::new(), error))
         }
-        InnerKind::Refresh => registry::read::<refresh::Refresh>(&args)
+        InnerKind::Refresh => work::read::<refresh::Refresh>(&args)
             .and_then(|refresh| refresh.look(session))
             .map_err(|error| ("/view".to_owned(), error)),
-        InnerKind::Backfill => registry::read::<backfill::Backfill>(&args)
+        InnerKind::Backfill => work::read::<backfill::Backfill>(&args)
             .map_err(|error| (String::new(), error))
             .and_then(|backfill| rolled_back(session, |session| backfill.look_without_values(session))),
     };

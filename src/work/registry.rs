@@ -12,16 +12,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::kinds::context::WorkContext;
-use crate::kinds::{
-    ArgError, CheckError, CleanedUp, ON_STATEMENTS_ONLY, STATEMENT, UploadArg, VALIDATE, Validation, Work, WorkError,
-    backfill, check as target_check, execute, import, listed, maintain, no_json, query, refresh, statement,
-    validate as validation,
-};
 use crate::pq::Session;
 use crate::queue::pointer::step;
 use crate::queue::{ErrorCode, JobError, JobSpec, RawJson};
-use crate::statements::{Loaded, Statement, Statements, UnreadableFolder};
+use crate::statements::{InnerKind, Loaded, Statement, Statements, UnreadableFolder};
+use crate::work::context::WorkContext;
+use crate::work::{
+    ArgError, CheckError, CleanedUp, ON_STATEMENTS_ONLY, STATEMENT, UploadArg, VALIDATE, Validation, Work, WorkError,
+    listed, no_json, statement, validation,
+};
 
 /// What the worker and the HTTP side know of a kind.
 struct Entry {
@@ -142,10 +141,6 @@ pub(crate) type States = HashMap<TypeId, Arc<dyn Any + Send + Sync>>;
 /// use slowlane::Registry;
 /// use slowlane::kinds::query::Query;
 ///
-/// assert_eq!(
-///     Registry::standard().names(),
-///     ["backfill", "check", "execute", "import", "maintain", "query", "refresh", "validate"]
-/// );
 /// assert_eq!(Registry::default().with::<Query>().names(), ["query"]);
 /// ```
 #[derive(Default)]
@@ -157,19 +152,6 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// The kinds that every slowlane has.
-    pub fn standard() -> Registry {
-        Registry::default()
-            .with::<query::Query>()
-            .with::<execute::Execute>()
-            .with::<import::Import>()
-            .with::<backfill::Backfill>()
-            .with::<maintain::Maintain>()
-            .with::<refresh::Refresh>()
-            .with_validation()
-            .with::<target_check::Check>()
-    }
-
     /// Adds a kind. One of the same name is replaced.
     pub fn with<W: Work>(mut self) -> Registry {
         self.kinds.insert(W::KIND, Arc::new(Entry::of::<W>()));
@@ -177,7 +159,7 @@ impl Registry {
     }
 
     /// Adds the kind `validate`, which looks at jobs of the other kinds.
-    pub(super) fn with_validation(mut self) -> Registry {
+    pub fn with_validation(mut self) -> Registry {
         let entry = Entry { run: run_validation, ..Entry::of::<validation::Validate>() };
         self.kinds.insert(VALIDATE, Arc::new(entry));
         self
@@ -203,7 +185,7 @@ impl Registry {
     ///     }
     /// }
     ///
-    /// let kinds = Registry::standard().with::<Bill>().state(Rates { per_day: 12.5 });
+    /// let kinds = slowlane::kinds::standard().with::<Bill>().state(Rates { per_day: 12.5 });
     /// assert!(kinds.contains("bill"));
     /// ```
     pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Registry {
@@ -215,12 +197,17 @@ impl Registry {
         &self.states
     }
 
-    /// Adds the kind `statement`: whatever the files of a folder let callers run.
+    /// Adds the kind `statement`: whatever the files of a folder let callers run. Files may name the kinds that were added before.
     ///
     /// # Errors
     /// When the folder can't be read at all. Files that can't be used are listed, and leave the others.
     pub fn with_statements(mut self, folder: &Path) -> Result<Registry, UnreadableFolder> {
-        self.statements = Some(Arc::new(statement::open(folder)?));
+        let kinds = self.kinds.clone();
+        let check = move |kind: InnerKind, args: &RawValue| match kinds.get(kind.as_str()) {
+            Some(entry) => (entry.check)(args).map(drop).map_err(statement::pairs),
+            None => Err(vec![(String::new(), format!("this process has no kind {}", kind.as_str()))]),
+        };
+        self.statements = Some(Arc::new(Statements::open(folder, Box::new(check))?));
         Ok(self)
     }
 
@@ -339,12 +326,12 @@ impl Registry {
     /// ```
     /// use slowlane::Registry;
     ///
-    /// let kinds = Registry::standard();
+    /// let kinds = slowlane::kinds::standard();
     /// let job = kinds.job("query", &serde_json::json!({"sql": "SELECT 1"}))?;
     /// assert_eq!(job.kind, "query");
     /// let refused = kinds.job("query", &serde_json::json!({"sql": ""})).unwrap_err();
     /// assert_eq!(refused.errors[0].pointer, "/sql");
-    /// # Ok::<(), slowlane::kinds::CheckError>(())
+    /// # Ok::<(), slowlane::work::CheckError>(())
     /// ```
     ///
     /// # Errors
@@ -397,7 +384,7 @@ fn unknown_kind(kind: &str) -> WorkError {
     WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("this process has no kind {kind}")))
 }
 
-pub(super) fn invalid_args(refused: CheckError) -> WorkError {
+pub(crate) fn invalid_args(refused: CheckError) -> WorkError {
     WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, refused.to_string()))
 }
 
@@ -408,7 +395,7 @@ fn statements_only(ctx: &WorkContext<'_>) -> WorkError {
     WorkError::Fail(error.with_hint("submit a job of the kind statement; GET /v1/statements lists them"))
 }
 
-pub(super) fn parse<W: DeserializeOwned>(args: &RawValue) -> Result<W, ArgError> {
+pub(crate) fn parse<W: DeserializeOwned>(args: &RawValue) -> Result<W, ArgError> {
     let mut reader = serde_json::Deserializer::from_str(args.get());
     serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let pointer = pointer_of(error.path());
@@ -430,7 +417,7 @@ fn pointer_of(path: &serde_path_to_error::Path) -> String {
         .collect()
 }
 
-pub(super) fn check<W: Work>(args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
+pub(crate) fn check<W: Work>(args: &RawValue) -> Result<Option<UploadArg>, CheckError> {
     let work = parse::<W>(args).map_err(|error| CheckError { errors: vec![error] })?;
     work.check().map_err(|errors| CheckError { errors })?;
     Ok(work.upload())
@@ -445,7 +432,7 @@ fn validate<W: Work>(args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validatio
 }
 
 /// The work, checked once more: a job that came in by SQL, or was written by another version, has been checked by nobody.
-pub(super) fn read<W: Work>(args: &RawValue) -> Result<W, WorkError> {
+pub(crate) fn read<W: Work>(args: &RawValue) -> Result<W, WorkError> {
     let work = parse::<W>(args).map_err(unreadable)?;
     work.check().map_err(|errors| WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, listed(&errors))))?;
     Ok(work)

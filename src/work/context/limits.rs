@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use crate::db::prologue::names_time_zone;
 use crate::db::targets::{LOCK_TIMEOUT, OwnLimits, SessionAsks};
-use crate::kinds::WorkError;
-use crate::kinds::context::WorkContext;
 use crate::queue::{ErrorCode, JobError};
 use crate::statements::Statement;
+use crate::work::WorkError;
+use crate::work::context::WorkContext;
 
 /// A wait for a lock that may end sooner is looked at out of turn.
 const REGULAR_LOOK: Duration = Duration::from_secs(1);
 
 impl WorkContext<'_> {
     /// What a saved statement says of its sessions, where its caller says nothing.
-    pub(in crate::kinds) fn use_settings_of(&self, statement: &Statement) {
+    pub(crate) fn use_settings_of(&self, statement: &Statement) {
         let lock_timeout = statement.lock_timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
         *self.of_statement.borrow_mut() = SessionAsks { time_zone: statement.time_zone.clone(), lock_timeout };
     }
@@ -45,28 +45,28 @@ impl WorkContext<'_> {
 
     /// A statement may take `wanted`, or less where the target's login allows less: in milliseconds, as
     /// `statement_timeout` takes it.
-    pub(in crate::kinds) fn statement_ms(&self, wanted: Duration) -> u64 {
+    pub(crate) fn statement_ms(&self, wanted: Duration) -> u64 {
         self.said.waits().own().statement_ms(wanted)
     }
 
     /// As [`WorkContext::statement_ms`], of all that is left of the attempt's time.
-    pub(in crate::kinds) fn statement_ms_left(&self) -> u64 {
+    pub(crate) fn statement_ms_left(&self) -> u64 {
         self.statement_ms(self.remaining())
     }
 
     /// A statement may wait for a lock for `wanted`, or less where the target's login allows less: in milliseconds, as
     /// `lock_timeout` takes it, where 0 is no limit.
-    pub(in crate::kinds) fn lock_ms(&self, wanted: Option<Duration>) -> u64 {
+    pub(crate) fn lock_ms(&self, wanted: Option<Duration>) -> u64 {
         self.said.waits().own().lock_ms(wanted)
     }
 
     /// How long a statement waits for a lock by the job, its target and the login.
-    pub(in crate::kinds) fn lock_timeout(&self) -> Duration {
+    pub(crate) fn lock_timeout(&self) -> Duration {
         self.said.waits().own().waits_for_locks.unwrap_or(LOCK_TIMEOUT)
     }
 
     /// From now on a statement of the attempt waits for locks so long: known so that the error can name who had them.
-    pub(in crate::kinds) fn waits_for_locks(&self, limit: Option<Duration>) {
+    pub(crate) fn waits_for_locks(&self, limit: Option<Duration>) {
         let mut waits = self.said.waits();
         let changed = waits.limit(limit);
         let short = waits.look_every().is_some_and(|(pause, _)| pause < REGULAR_LOOK);

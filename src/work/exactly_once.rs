@@ -12,11 +12,11 @@ use diesel::sql_types::Text;
 use serde::Serialize;
 
 use crate::db::fate::{MARK_SQL, SAFE_COMMIT_SQL, ServerLife, TransactionMark};
-use crate::kinds::WorkError;
-use crate::kinds::context::{CommitState, WorkContext};
 use crate::pq::{PqErrorKind, Session, TransactionStatus};
 use crate::queue::checkpoint::Effect;
 use crate::queue::{ErrorCode, JobError, RawJson};
+use crate::work::WorkError;
+use crate::work::context::{CommitState, WorkContext};
 
 /// Commits the transaction that `session` is in as the end of the job, whose output is `output`. Rolls it back when it
 /// may not be committed.
@@ -134,7 +134,7 @@ struct Marked {
 }
 
 /// As [`commit`], around a transaction on a Diesel connection. See [`WorkContext::exactly_once`].
-pub(super) fn transaction<T: Serialize>(
+pub(crate) fn transaction<T: Serialize>(
     ctx: &WorkContext<'_>,
     connection: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,
@@ -144,7 +144,7 @@ pub(super) fn transaction<T: Serialize>(
 }
 
 /// As [`commit_batch`], around a transaction on a Diesel connection. See [`WorkContext::commit_batch`].
-pub(super) fn batch<T: Serialize>(
+pub(crate) fn batch<T: Serialize>(
     ctx: &WorkContext<'_>,
     connection: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> Result<T, WorkError>,

@@ -3,17 +3,17 @@
 use std::time::Instant;
 
 use crate::db::targets::reset_session;
-use crate::kinds::WorkError;
-use crate::kinds::context::WorkContext;
-use crate::kinds::control::StopReason;
 use crate::pq::Session;
 use crate::queue::claim::Noted;
 use crate::queue::{ErrorCode, JobError};
+use crate::work::WorkError;
+use crate::work::context::WorkContext;
+use crate::work::control::StopReason;
 
 impl WorkContext<'_> {
     /// Does what must not be left undone when an attempt ends, also one that is to end, or whose session is lost. The
     /// session is one that no cancel reaches; the attempt's others are ended before, so they have to be dropped. `work`
-    /// is given the time at which it has to be done: [`CLEAN_UP_WITHIN`](crate::kinds::control::CLEAN_UP_WITHIN) after
+    /// is given the time at which it has to be done: [`CLEAN_UP_WITHIN`](crate::work::control::CLEAN_UP_WITHIN) after
     /// the attempt was asked to end, or from now.
     ///
     /// # Errors

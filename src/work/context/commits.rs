@@ -9,11 +9,11 @@ use serde::de::DeserializeOwned;
 
 use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::targets::FlushError;
-use crate::kinds::context::{CommitState, QUEUE_PAUSE, WorkContext};
-use crate::kinds::{WorkError, exactly_once};
 use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome, Says};
 use crate::queue::model::has_nul;
 use crate::queue::{ErrorCode, JobError, RawJson};
+use crate::work::context::{CommitState, QUEUE_PAUSE, WorkContext};
+use crate::work::{WorkError, exactly_once};
 
 /// How long a transaction that holds its locks waits for a connection to be opened.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(10);
@@ -33,7 +33,7 @@ impl WorkContext<'_> {
 
     /// As [`WorkContext::save_checkpoint`], for work that is about to make what must not stay on its target: where
     /// the job ends without another word, however that comes,
-    /// [`Work::clean_up_after`](crate::kinds::Work::clean_up_after) is given this checkpoint.
+    /// [`Work::clean_up_after`](crate::work::Work::clean_up_after) is given this checkpoint.
     /// [`WorkContext::nothing_left`] takes it back.
     ///
     /// # Errors
@@ -66,7 +66,7 @@ impl WorkContext<'_> {
     }
 
     /// A cursor with what has been counted up to it.
-    pub(in crate::kinds) fn checkpoint_at<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<Checkpoint, WorkError> {
+    pub(crate) fn checkpoint_at<T: Serialize + ?Sized>(&self, cursor: &T) -> Result<Checkpoint, WorkError> {
         let cursor = RawJson::of(cursor).map_err(|error| {
             WorkError::Fail(JobError::new(
                 ErrorCode::InvalidCheckpoint,
@@ -164,7 +164,7 @@ impl WorkContext<'_> {
     }
 
     /// What ends the job is committed once. What is committed after it, or while it is in doubt, would have no record.
-    pub(in crate::kinds) fn may_commit(&self) -> Result<(), WorkError> {
+    pub(crate) fn may_commit(&self) -> Result<(), WorkError> {
         if self.record_failed.get() {
             let error =
                 JobError::new(ErrorCode::CommitUnknown, "whether the last transaction was recorded isn't known");
@@ -187,7 +187,7 @@ impl WorkContext<'_> {
     }
 
     /// How far the transaction has come since it was recorded.
-    pub(in crate::kinds) fn commit_is(&self, state: impl FnOnce(String) -> CommitState) {
+    pub(crate) fn commit_is(&self, state: impl FnOnce(String) -> CommitState) {
         let mut commit = self.commit.borrow_mut();
         if let CommitState::InDoubt(xid) = &*commit {
             let xid = xid.clone();
@@ -196,7 +196,7 @@ impl WorkContext<'_> {
     }
 
     /// A commit that was answered may have to be flushed once more: its wait for a standby may have been cut short.
-    pub(in crate::kinds) fn settle_commit(
+    pub(crate) fn settle_commit(
         &self,
         server: &ServerLife,
         state: impl FnOnce(String) -> CommitState,
@@ -210,7 +210,7 @@ impl WorkContext<'_> {
 
     /// Makes what was written on this server so far safe. A standby that is away is waited for, for as long as the attempt
     /// may run. A connection isn't: the transaction holds its locks meanwhile.
-    pub(in crate::kinds) fn flush(&self, server: &ServerLife) -> Result<(), WorkError> {
+    pub(crate) fn flush(&self, server: &ServerLife) -> Result<(), WorkError> {
         let mut without_session = None;
         loop {
             let flushed = self.target.flush(server);
@@ -231,13 +231,13 @@ impl WorkContext<'_> {
     }
 
     /// The end of the job with this output, as it is recorded.
-    pub(in crate::kinds) fn end_with(&self, output: RawJson) -> Effect {
+    pub(crate) fn end_with(&self, output: RawJson) -> Effect {
         let result = self.result.borrow().clone();
         Effect::End(Outcome { output, statistics: *self.statistics.borrow(), result })
     }
 
     /// Records the transaction that is about to be committed, and what it comes to.
-    pub(in crate::kinds) fn record(&self, mark: &TransactionMark, effect: &Effect) -> Result<(), WorkError> {
+    pub(crate) fn record(&self, mark: &TransactionMark, effect: &Effect) -> Result<(), WorkError> {
         let advanced = self.advanced();
         // Before it is sent: an answer that is lost leaves it recorded.
         let seq = self.said.recorded.fetch_add(1, Ordering::SeqCst).saturating_add(1);

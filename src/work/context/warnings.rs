@@ -4,9 +4,9 @@ use std::sync::PoisonError;
 
 use serde::Serialize;
 
-use crate::kinds::context::{Said, WorkContext};
 use crate::pq::Notice;
 use crate::queue::log::cut;
+use crate::work::context::{Said, WorkContext};
 
 /// The most that are kept; more are counted.
 const KEPT: usize = 100;
@@ -26,7 +26,7 @@ pub struct Warning {
 
 /// Warnings of one or more statements, in the order in which they came.
 #[derive(Clone, Debug, Default)]
-pub(in crate::kinds) struct Warnings {
+pub(crate) struct Warnings {
     /// The first hundred.
     pub kept: Vec<Warning>,
     /// How many there were.
@@ -65,7 +65,7 @@ impl Said {
 
 impl WorkContext<'_> {
     /// The server's warnings since the last call.
-    pub(in crate::kinds) fn take_warnings(&self) -> Warnings {
+    pub(crate) fn take_warnings(&self) -> Warnings {
         std::mem::take(&mut *self.said.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use diesel::pg::PgConnection;
 
 use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
-use crate::kinds::control::{Interrupt, JobControl};
 use crate::pq::{Canceller, Session};
+use crate::work::control::{Interrupt, JobControl};
 
 /// A Diesel connection on loan. Dereferences to [`PgConnection`].
 pub struct DieselWork<'c> {

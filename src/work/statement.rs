@@ -1,14 +1,11 @@
 //! `statement`: an operator's saved statement, by its name and with a caller's values. What runs is the kind that the
 //! statement's file names, with the arguments that the file makes of the values.
 //!
-//! No [`Work`] of its own: the [`Registry`](crate::kinds::Registry) looks a statement up where it asks
+//! No [`Work`](crate::work::Work) of its own: the [`Registry`](crate::work::Registry) looks a statement up where it asks
 //! for any other kind. A worker looks it up in its own folder when it begins, whatever the process that accepted the job
 //! had in its own.
 
-pub mod check;
-
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::IgnoredAny;
@@ -16,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::kinds::context::WorkContext;
-use crate::kinds::{ArgError, CheckError, Work, WorkError, backfill, execute, query, refresh, registry};
 use crate::queue::{ErrorCode, JobError};
-use crate::statements::{InnerKind, Statement, Statements, UnreadableFolder, ValueError};
+use crate::statements::{Statement, Statements, ValueError};
+use crate::work::context::WorkContext;
+use crate::work::{ArgError, CheckError, WorkError, registry};
 
 /// The kind of saved statements.
 pub const STATEMENT: &str = "statement";
@@ -36,30 +33,9 @@ pub struct SavedStatement {
     pub params: BTreeMap<String, Box<RawValue>>,
 }
 
-// Nothing that a lost lease leaves behind, and nothing that can't be repeated: that holds for every kind that a file can
-// name, so nobody needs to look a statement up to know.
-const _: () = assert!(query::Query::REPEATABLE && query::Query::FENCED);
-const _: () = assert!(execute::Execute::REPEATABLE && execute::Execute::FENCED);
-const _: () = assert!(refresh::Refresh::REPEATABLE && refresh::Refresh::FENCED);
-const _: () = assert!(backfill::Backfill::REPEATABLE && backfill::Backfill::FENCED);
-
-/// The saved statements of a folder, each checked by the kind that it names.
-///
-/// # Errors
-/// When the folder can't be read at all.
-pub fn open(folder: &Path) -> Result<Statements, UnreadableFolder> {
-    Statements::open(folder, check_args)
-}
-
-fn check_args(kind: InnerKind, args: &RawValue) -> Result<(), Vec<(String, String)>> {
-    let outcome = match kind {
-        InnerKind::Query => registry::check::<query::Query>(args),
-        InnerKind::Execute => registry::check::<execute::Execute>(args),
-        InnerKind::Refresh => registry::check::<refresh::Refresh>(args),
-        InnerKind::Backfill => registry::check::<backfill::Backfill>(args),
-    };
-    let pairs = |refused: CheckError| refused.errors.into_iter().map(|error| (error.pointer, error.detail)).collect();
-    outcome.map(drop).map_err(pairs)
+/// What a kind refuses, as pairs of a pointer and what was expected.
+pub(super) fn pairs(refused: CheckError) -> Vec<(String, String)> {
+    refused.errors.into_iter().map(|error| (error.pointer, error.detail)).collect()
 }
 
 /// A saved statement, and its kind's arguments for a job's values.

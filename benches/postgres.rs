@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use slowlane::db::cluster::{Cluster, ClusterOptions};
+use slowlane::cluster::{Cluster, ClusterOptions};
 use slowlane::db::pool::Manager;
 use slowlane::db::roles::{self, Passwords};
 use slowlane::dsn::Dsn;

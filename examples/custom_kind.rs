@@ -18,7 +18,7 @@ use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 use slowlane::queue::log::LogLevel;
 use slowlane::queue::model::ProgressBasis;
-use slowlane::queue::progress::Report;
+use slowlane::work::progress::Report;
 use slowlane::{ArgError, DatabaseUrl, Server, Work, WorkContext, WorkError};
 
 diesel::table! {

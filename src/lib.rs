@@ -9,7 +9,7 @@
 //! 5. `results` keeps what it produced; `http` serves status and result. [`uploads`] keeps what it reads.
 //!
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
-//! [`db`] holds pools, the async doorway, the schema and the private development cluster,
+//! [`db`] holds pools, the async doorway and the schema, [`target`] the databases that work runs on, [`cluster`] a private Postgres,
 //! [`doctor`] looks at databases and says what is wrong, [`statements`] is what an operator lets callers run by name, `config` the settings, [`app`] puts processes together, `cli`
 //! has the subcommands. [`testing`] runs jobs of your kinds in your own tests.
 //!
@@ -35,6 +35,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod db;
 pub mod doctor;
@@ -47,6 +48,7 @@ pub mod pq;
 pub mod queue;
 pub mod results;
 pub mod statements;
+pub mod target;
 pub mod testing;
 pub mod uploads;
 pub mod work;

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::app::private::Logins;
 use crate::app::{AppError, Running, Target, Workers};
+use crate::cluster::{Cluster, ClusterError, ClusterOptions};
 use crate::db::DbError;
-use crate::db::cluster::{Cluster, ClusterError, ClusterOptions};
 use crate::db::pool::Manager;
 use crate::queue::accept::Accept;
 use crate::queue::cancel;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use slowlane::db::cluster::StopMode;
+use slowlane::cluster::StopMode;
 use slowlane::db::pool::{Manager, Purpose};
 use slowlane::queue::accept::{Accept, AcceptError, Accepted, Writer};
 use slowlane::queue::signals::Signals;

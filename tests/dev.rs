@@ -144,7 +144,7 @@ fn a_chosen_server_that_is_none_is_told_and_no_other_one_is_taken() {
 #[test]
 fn the_server_is_the_one_that_was_chosen() {
     let folder = folder();
-    let installed = slowlane::db::cluster::find_binaries().unwrap();
+    let installed = slowlane::cluster::find_binaries().unwrap();
     let chosen = folder.path().join("chosen");
     fs::create_dir(&chosen).unwrap();
     // By links: a server finds its own folder behind them.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use slowlane::db::cluster::StopMode;
+use slowlane::cluster::StopMode;
 
 use crate::support::child::Server;
 use crate::support::client::Client;

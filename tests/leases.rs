@@ -12,10 +12,11 @@ use slowlane::queue::finish::{self, Became, Ending, Finished, FinishedResult};
 use slowlane::queue::interruptions::{Interruption, interrupted};
 use slowlane::queue::liveness::{self, Identity, Orphan};
 use slowlane::queue::model::JobStatistics;
-use slowlane::queue::progress::{self, Progress, Report};
+use slowlane::queue::progress;
 use slowlane::queue::sightings::Sighted;
 use slowlane::queue::{JobError, JobState, RawJson};
 use slowlane::results::store;
+use slowlane::work::progress::{Progress, Report};
 use uuid::Uuid;
 
 use crate::support::app::TestApp;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use slowlane::db::activity::CommandProgress;
-use slowlane::db::targets::{Target, TargetBackend, TargetSettings};
 use slowlane::metrics::Metrics;
+use slowlane::target::activity::CommandProgress;
+use slowlane::target::{Target, TargetBackend, TargetSettings};
 
 use crate::support::app::TestApp;
 use crate::support::postgres::{Database, Postgres};

@@ -14,10 +14,10 @@ use crate::app::AppError;
 use crate::app::process::{CONTROL_STATEMENT_TIMEOUT, DIED, manager};
 use crate::config::{Config, TargetConfig};
 use crate::db::migrations::{self, MigrateError};
-use crate::db::targets::{Target, TargetSettings, Targets};
 use crate::db::{DbError, Source, preflight, roles, slots};
 use crate::metrics::Metrics;
 use crate::pq::{PqError, PqErrorKind, quote};
+use crate::target::{Target, TargetSettings, Targets};
 use crate::worker::threads::Stop;
 
 /// Between two tries to reach the queue.
@@ -154,7 +154,7 @@ fn named(name: &str) -> std::thread::Builder {
 /// `regardless`: the start goes on whatever is wrong with one.
 ///
 /// # Errors
-/// [`TargetError`](crate::db::targets::TargetError) of one that is wrong for good, or when no thread can be started.
+/// [`TargetError`](crate::target::TargetError) of one that is wrong for good, or when no thread can be started.
 pub(super) fn open_targets(
     targets: BTreeMap<String, TargetConfig>,
     workers: u32,

@@ -6,9 +6,9 @@ use crate::config::ConfigError;
 use crate::db::DbError;
 use crate::db::migrations::MigrateError;
 use crate::db::roles;
-use crate::db::targets::TargetError;
 use crate::http::ListenError;
 use crate::statements::UnreadableFolder;
+use crate::target::TargetError;
 
 /// Why a server or workers can't be started, or ended otherwise than by being asked to stop.
 #[derive(Debug, thiserror::Error)]

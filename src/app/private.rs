@@ -1,7 +1,7 @@
 //! The roles and databases of a private cluster, as a program that starts one needs them: those of `slowlane dev` and of tests.
 
 use crate::app;
-use crate::db::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster};
 use crate::db::pool::Manager;
 use crate::db::roles::{self, Passwords};
 use crate::dsn::Dsn;

@@ -7,8 +7,8 @@ use crate::app::process::{self, Addresses, Listeners};
 use crate::app::{AppError, Server};
 use crate::cli::private::{Databases, Slot};
 use crate::cli::{Failure, Sources, demo, folder, warn_of_unknown_variables};
+use crate::cluster::{self, default_data_dir};
 use crate::config::{Config, Connections};
-use crate::db::cluster::{self, default_data_dir};
 use crate::kinds::carrier_report::CarrierReport;
 
 /// The arguments of `slowlane dev`.

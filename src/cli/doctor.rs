@@ -11,12 +11,12 @@ use serde_json::Value;
 use crate::cli::{Failure, Sources, counted, dsn_reader};
 use crate::config::{self, Config, ConfigError, File, TargetConfig};
 use crate::db::pool::{Manager, Purpose};
-use crate::db::targets::CONNECTIONS_BESIDE;
 use crate::doctor::connect;
 use crate::doctor::queue::QueueSettings;
 use crate::doctor::target::{Examined, FromQueue};
 use crate::doctor::{self, Connections, Finding, FindingCode, Report, Severity, Subject};
 use crate::dsn::{self, Dsn};
+use crate::target::CONNECTIONS_BESIDE;
 
 /// How long a statement may take.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::app::private::Logins;
 use crate::cli::{Failure, demo};
+use crate::cluster::{self, Cluster, ClusterOptions};
 use crate::config::DsnReader;
-use crate::db::cluster::{self, Cluster, ClusterOptions};
 use crate::dsn::Dsn;
 
 /// Between two looks whether the cluster still runs.

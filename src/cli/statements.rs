@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use crate::cli::{Failure, Sources, counted, dsn_reader, folder};
 use crate::config::{ConfigError, Connections, TargetConfig};
-use crate::db::sessions;
 use crate::dsn::path_or;
 use crate::kinds::{self, saved_statements as check};
 use crate::pq::Session;
 use crate::statements::{FileName, Loaded, Statement};
+use crate::target::sessions;
 use crate::work::WorkError;
 
 /// The subcommands of `slowlane statements`.

@@ -85,7 +85,7 @@ impl From<DieselError> for DbError {
 }
 
 /// The connection is gone, as far as an error of Diesel's shows it.
-pub(super) fn tells_of_loss(error: &DieselError) -> bool {
+pub(crate) fn tells_of_loss(error: &DieselError) -> bool {
     match error {
         DieselError::DatabaseError(DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand, _)
         | DieselError::BrokenTransactionManager => true,

@@ -101,7 +101,7 @@ struct Status {
 ///
 /// # Errors
 /// When the server can't be asked, or is a standby: that one takes what it doesn't know for what never was.
-pub(super) fn ask(
+pub(crate) fn ask(
     connection: &mut PgConnection,
     mark: &TransactionMark,
     synchronous: bool,

@@ -61,7 +61,7 @@ impl Instrumentation for Watch {
 ///
 /// # Errors
 /// The class of what is in the way.
-pub(super) fn establish(dsn: &Dsn, patience: Patience) -> Result<PgConnection, ConnectFailure> {
+pub(crate) fn establish(dsn: &Dsn, patience: Patience) -> Result<PgConnection, ConnectFailure> {
     let dsn = &pq::with_addresses(dsn)?;
     let name = dsn.get("application_name").unwrap_or("slowlane");
     let connecting = Patience::Within(connecting(dsn));
@@ -94,7 +94,7 @@ fn connect(dsn: &Dsn) -> Result<PgConnection, ConnectFailure> {
 
 /// From now on `connection` waits for answers so long. `false` when somebody put their own instrumentation in the
 /// place of ours: nobody watches it then.
-pub(super) fn allow(connection: &mut PgConnection, patience: Patience) -> bool {
+pub(crate) fn allow(connection: &mut PgConnection, patience: Patience) -> bool {
     let Some(watch) = connection.instrumentation().downcast_mut::<Watch>() else { return false };
     watch.rest();
     watch.line.allow(patience);
@@ -102,14 +102,14 @@ pub(super) fn allow(connection: &mut PgConnection, patience: Patience) -> bool {
 }
 
 /// The connection was given back: whatever it was told last is over.
-pub(super) fn rest(connection: &mut PgConnection) {
+pub(crate) fn rest(connection: &mut PgConnection) {
     if let Some(watch) = connection.instrumentation().downcast_mut::<Watch>() {
         watch.rest();
     }
 }
 
 /// A statement found the connection gone: it must not be used again.
-pub(super) fn is_lost(connection: &mut PgConnection) -> bool {
+pub(crate) fn is_lost(connection: &mut PgConnection) -> bool {
     connection.instrumentation().downcast_ref::<Watch>().is_some_and(|watch| watch.lost)
 }
 

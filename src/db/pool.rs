@@ -191,7 +191,7 @@ pub fn build(manager: Manager, size: u32, name: &str, wait: Duration, metrics: &
 }
 
 /// As [`build()`], of any connections; who asks says how long it waits.
-pub(super) fn build_any<M: r2d2::ManageConnection<Error: ConnectError>>(
+pub(crate) fn build_any<M: r2d2::ManageConnection<Error: ConnectError>>(
     manager: M,
     size: u32,
     name: &str,
@@ -254,7 +254,7 @@ pub fn usage(pool: &Pool) -> PoolUse {
 }
 
 /// As [`usage()`], of any connections. Who waits isn't known here: waits are counted when they end.
-pub(super) fn usage_of<M: r2d2::ManageConnection>(pool: &r2d2::Pool<M>) -> PoolUse {
+pub(crate) fn usage_of<M: r2d2::ManageConnection>(pool: &r2d2::Pool<M>) -> PoolUse {
     let state = pool.state();
     PoolUse {
         size: i64::from(pool.max_size()),

@@ -79,7 +79,7 @@ impl Source {
     ///
     /// # Errors
     /// What it fails with.
-    pub(super) fn once<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
+    pub(crate) fn once<E>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<(), E> {
         if !self.reach.vetted.load(Ordering::Relaxed) {
             work()?;
             self.reach.vetted.store(true, Ordering::Relaxed);

@@ -12,7 +12,7 @@ use crate::dsn::Dsn;
 use crate::pq::{ConnectFailure, Patience, PqError, PqErrorKind, Session};
 
 /// The oldest server that is supported.
-pub(super) const OLDEST_SERVER: i32 = 140_000;
+pub(crate) const OLDEST_SERVER: i32 = 140_000;
 /// How long an answer may take. A pooler of whole sessions that has none left holds a statement up: it breaks none.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often both are asked, in case others use the pooler meanwhile.
@@ -32,7 +32,7 @@ pub fn preflight(source: &Source) -> Result<(), PqError> {
 /// # Errors
 /// [`PqErrorKind::Connect`] with what to do about it: no session came about, the server is too old, or its sessions
 /// don't stay.
-pub(super) fn vet(dsn: &Dsn) -> Result<(), PqError> {
+pub(crate) fn vet(dsn: &Dsn) -> Result<(), PqError> {
     let refused = |failure: ConnectFailure| Err(PqError::refused(failure, dsn));
     let mut session = Session::connect(dsn)?;
     session.allow(Patience::Each(ANSWER));
@@ -69,7 +69,7 @@ pub enum InBetween {
 ///
 /// # Errors
 /// When that can't be found out.
-pub(super) fn in_between(dsn: &Dsn, session: &mut Session) -> Result<InBetween, PqError> {
+pub(crate) fn in_between(dsn: &Dsn, session: &mut Session) -> Result<InBetween, PqError> {
     let process = process(session)?;
     if process == session.backend_pid() {
         return Ok(InBetween::Nothing);

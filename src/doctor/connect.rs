@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use crate::db::sessions;
 use crate::doctor::look::{Look, MayGoOn};
 use crate::doctor::report::{Explained, Finding, FindingCode, Report, Severity, Step};
 use crate::dsn::Dsn;
 use crate::pq::{self, ConnectFailure, Patience, Session};
+use crate::target::sessions;
 
 /// How long an answer may take.
 const ANSWER: std::time::Duration = std::time::Duration::from_secs(10);

@@ -9,9 +9,8 @@ use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
+use crate::db::DbError;
 use crate::db::roles::DEMO_LOAD_LOCK;
-use crate::db::{DbError, targets};
 use crate::doctor::connect;
 use crate::doctor::look::{Look, MayGoOn};
 use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
@@ -19,6 +18,8 @@ use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
 use crate::pq::quote::{identifier, text_array};
 use crate::queue::liveness::DEAD_AFTER;
+use crate::target;
+use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 
 /// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than they are.
 const ORPHAN_AFTER: u64 = 60;
@@ -159,10 +160,10 @@ fn read_only(look: &mut Look<'_>, target: &Examined<'_>) {
 }
 
 fn too_strong(look: &mut Look<'_>, target: &Examined<'_>) {
-    let Some(answer) = look.ask("the role's rights", targets::ROLE_SQL, &[]) else { return };
+    let Some(answer) = look.ask("the role's rights", target::ROLE_SQL, &[]) else { return };
     let role = answer.text(0, 5).to_owned();
     look.fact("role", role.clone());
-    let rights = targets::RoleRights {
+    let rights = target::RoleRights {
         superuser: answer.is(0, 0),
         creates_roles: answer.is(0, 1),
         may_become_superuser: answer.is(0, 2),

@@ -25,9 +25,9 @@ use crate::kinds::{params, reads};
 use crate::pq::Session;
 use crate::queue::model::ProgressBasis;
 use crate::queue::pointer::step;
-use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::context::WorkContext;
+use crate::work::progress::Report;
 use crate::work::validation::Validation;
 use crate::work::{ArgError, Work, WorkError, exactly_once};
 

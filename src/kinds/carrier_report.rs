@@ -7,8 +7,8 @@ use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::queue::model::ProgressBasis;
-use crate::queue::progress::Report;
 use crate::work::context::WorkContext;
+use crate::work::progress::Report;
 use crate::work::{ArgError, Work, WorkError};
 
 /// As much of the demo's tables as the report reads.

@@ -6,9 +6,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::db::targets::CONNECTIONS_BESIDE;
 use crate::doctor::target::{Examined, FromQueue, examine};
 use crate::doctor::{Connections, Report};
+use crate::target::CONNECTIONS_BESIDE;
 use crate::work::context::WorkContext;
 use crate::work::{CHECK, Work, WorkError};
 

@@ -14,9 +14,9 @@ use crate::kinds::sql::first_words;
 use crate::kinds::{hints, params, reads};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
 use crate::queue::model::ProgressBasis;
-use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::context::{Warning, Warnings, WorkContext};
+use crate::work::progress::Report;
 use crate::work::validation::Validation;
 use crate::work::{ArgError, Work, WorkError, exactly_once};
 

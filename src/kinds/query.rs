@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::db::prologue::ROW_FORM_SQL;
 use crate::kinds::planning::{Looked, look_at};
 use crate::kinds::prepared::{Prepared, type_names};
 use crate::kinds::sql::first_word;
 use crate::kinds::{hints, params, reads};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
 use crate::queue::model::ProgressBasis;
-use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::results::{Column, Limits, Pushed, ResultWriter};
+use crate::target::prologue::ROW_FORM_SQL;
 use crate::work::context::WorkContext;
+use crate::work::progress::Report;
 use crate::work::validation::Validation;
 use crate::work::{ArgError, QUERY_CANCELED, Work, WorkError};
 

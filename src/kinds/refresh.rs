@@ -6,12 +6,12 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 use crate::kinds::names::Named;
 use crate::kinds::planning::look_at_target;
 use crate::kinds::reads;
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError};
+use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 use crate::work::context::{Warning, WorkContext};
 use crate::work::validation::Validation;
 use crate::work::{ArgError, Work, WorkError, exactly_once};

@@ -6,7 +6,6 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::db::prologue::{ROW_FORM_SQL, names_time_zone};
 use crate::kinds::planning::estimates;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
@@ -15,6 +14,7 @@ use crate::pq::{PqError, Session};
 use crate::queue::{JobError, RawJson};
 use crate::statements::file::Sql;
 use crate::statements::{InnerKind, Statement};
+use crate::target::prologue::{ROW_FORM_SQL, names_time_zone};
 use crate::work::context::unknown_time_zone;
 use crate::work::{self, WorkError};
 

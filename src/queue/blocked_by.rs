@@ -5,9 +5,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::db::activity::Blocker;
-use crate::queue::Lease;
-
 /// A session that held a lock which a job waited for in vain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockedBy {
@@ -17,13 +14,6 @@ pub struct BlockedBy {
     pub application_name: Option<String>,
     /// The job that it worked for, where its name is that of a session of a job.
     pub job_id: Option<Uuid>,
-}
-
-impl From<Blocker> for BlockedBy {
-    fn from(blocker: Blocker) -> BlockedBy {
-        let job_id = blocker.application_name.as_deref().and_then(Lease::job_of);
-        BlockedBy { pid: blocker.pid, application_name: blocker.application_name, job_id }
-    }
 }
 
 impl fmt::Display for BlockedBy {

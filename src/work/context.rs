@@ -19,20 +19,20 @@ use diesel::pg::PgConnection;
 use uuid::Uuid;
 
 use crate::db::pool::Pool;
-use crate::db::targets::{SessionAsks, Target, TargetBackend};
 use crate::db::{DbError, RetryingPool};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
 use crate::queue::claim::{self, ClaimedJob, Noted};
 use crate::queue::finish::FinishedResult;
 use crate::queue::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::model::JobStatistics;
-use crate::queue::progress::{Progress, Report};
 use crate::queue::{ErrorCode, JobError, Lease};
 use crate::results::{Column, Limits, ResultWriter};
 use crate::statements::Statement;
+use crate::target::{SessionAsks, Target, TargetBackend};
 use crate::uploads::{self, Upload};
 use crate::work::control::{Interrupt, JobControl, StopReason};
 use crate::work::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
+use crate::work::progress::{Progress, Report};
 use crate::work::{States, WorkError};
 
 pub use limits::unknown_time_zone;

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::db::targets::TargetBackend;
+use crate::target::TargetBackend;
 
 /// How long after an attempt was asked to end it may still clean up: less than it takes the worker to give up a thread
 /// that doesn't come back.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use diesel::pg::PgConnection;
 
-use crate::db::targets::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
 use crate::pq::{Canceller, Session};
+use crate::target::{DieselLoan, SessionLoan, Target, TargetBackend, reset_diesel, reset_session};
 use crate::work::control::{Interrupt, JobControl};
 
 /// A Diesel connection on loan. Dereferences to [`PgConnection`].

@@ -7,6 +7,7 @@ pub mod context;
 pub mod control;
 pub mod exactly_once;
 pub mod loan;
+pub mod progress;
 mod registry;
 pub mod statement;
 pub mod validation;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use diesel::pg::PgConnection;
 
 use crate::db::DbError;
-use crate::db::targets::{SessionAsks, reset_session};
 use crate::queue::leavings::{self, Left};
+use crate::target::{SessionAsks, reset_session};
 use crate::work::{CleanedUp, WorkError};
 
 use crate::worker::Shared;

@@ -2,8 +2,8 @@
 
 use chrono::Utc;
 
-use crate::db::targets::Targets;
 use crate::queue::overview::TargetHealth;
+use crate::target::Targets;
 
 /// Every target's health, in the order of their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

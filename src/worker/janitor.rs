@@ -7,7 +7,6 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::pg::PgConnection;
 
 use crate::db::DbError;
-use crate::db::targets::{Target, TargetBackend};
 use crate::queue::clock::CautiousClock;
 use crate::queue::finish::Ending;
 use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
@@ -15,6 +14,7 @@ use crate::queue::report::{self, Attempted};
 use crate::queue::sightings::{Sighted, Sightings};
 use crate::queue::{checkpoint, history, insert, leavings, partitions, progress};
 use crate::results::store;
+use crate::target::{Target, TargetBackend};
 use crate::uploads;
 use crate::worker::settle::{Obstacle, settle};
 use crate::worker::threads::{Threads, jittered};

@@ -41,12 +41,12 @@ use uuid::Uuid;
 
 use crate::db::Source;
 use crate::db::pool::{Manager, Pool, Purpose};
-use crate::db::targets::Targets;
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
 use crate::queue::claim::Scope;
 use crate::queue::liveness::{Health, Identity};
 use crate::queue::signals::Signals;
+use crate::target::Targets;
 use crate::work::control::CLEAN_UP_WITHIN;
 use crate::work::{Registry, Services, StopReason};
 use crate::worker::completer::Ended;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::db::activity::{Activity, Observer};
-use crate::db::targets::{Target, TargetBackend};
 use crate::queue::history::{self, Fingerprint};
+use crate::target::activity::{Activity, Observer};
+use crate::target::{Target, TargetBackend};
 use crate::worker::Shared;
 use crate::worker::running::Attempt;
 use crate::worker::threads::Threads;

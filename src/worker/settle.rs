@@ -6,9 +6,9 @@ use diesel::pg::PgConnection;
 
 use crate::db::DbError;
 use crate::db::fate::Fate;
-use crate::db::targets::Target;
 use crate::queue::Lease;
 use crate::queue::checkpoint::{self, Effect, Outcome, Recorded};
+use crate::target::Target;
 use crate::worker::Shared;
 
 /// What is known of a job's transaction.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use slowlane::db::cluster::StopMode;
+use slowlane::cluster::StopMode;
 use slowlane::pq::Session;
 
 use super::changed;

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use slowlane::db::cluster::StopMode;
+use slowlane::cluster::StopMode;
 use slowlane::pq::Session;
 
 use super::{

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use slowlane::db::cluster::{Cluster, ClusterOptions};
+use slowlane::cluster::{Cluster, ClusterOptions};
 use slowlane::db::pool::{Manager, Purpose};
 use slowlane::db::roles::{self, Passwords};
 use slowlane::dsn::Dsn;

@@ -19,8 +19,8 @@ use crate::cli::demo::kill::{self, Kill};
 use crate::cli::demo::measure::{Contestant, Environment, Measured, Run, Statement};
 use crate::cli::private::{Databases, Slot};
 use crate::cli::{Failure, folder, plain_dsn_reader};
+use crate::cluster::{self, ClusterError, default_data_dir};
 use crate::config::{DsnReader, File};
-use crate::db::cluster::{self, ClusterError, default_data_dir};
 use crate::db::pool::Manager;
 
 /// One demo at a time on a cluster.

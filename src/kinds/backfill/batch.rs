@@ -5,7 +5,6 @@
 
 use std::ffi::CString;
 
-use crate::db::prologue::ROW_FORM_SQL;
 use crate::kinds::backfill::table::{Form, Key, Table};
 use crate::kinds::backfill::{Backfill, InsertConflict, Misplaced};
 use crate::kinds::planning::plan_own;
@@ -14,6 +13,7 @@ use crate::pq::quote::{identifier, identifiers};
 use crate::pq::{PqError, Rows, Session, TransactionStatus};
 use crate::queue::pointer::step;
 use crate::queue::{ErrorCode, JobError};
+use crate::target::prologue::ROW_FORM_SQL;
 use crate::work::WorkError;
 use crate::work::validation::StatementPlan;
 

@@ -9,10 +9,10 @@ use crate::kinds::import::unreadable::{CONVERT, NOT_UTF8};
 use crate::kinds::import::{Imported, csv};
 use crate::pq::{PqError, Session};
 use crate::queue::model::ProgressBasis;
-use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::results::{Column, Limits, ResultWriter};
 use crate::work::context::WorkContext;
+use crate::work::progress::Report;
 use crate::work::{QUERY_CANCELED, WorkError};
 
 /// Rows of a block.

@@ -12,10 +12,10 @@ use super::skipped::Told;
 use super::{Action, Maintain, Maintained, partitions, statement};
 use crate::pq::Session;
 use crate::queue::log::LogLevel;
-use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::WorkError;
 use crate::work::context::WorkContext;
+use crate::work::progress::Report;
 
 /// An attempt at its indexes.
 pub(super) struct Steps<'s, 'c> {

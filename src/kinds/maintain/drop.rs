@@ -10,9 +10,9 @@ use super::statement::as_a_job;
 use super::{Action, Maintain, Maintained, MaintainedIndex};
 use crate::kinds::names::Named;
 use crate::pq::Session;
-use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::WorkError;
+use crate::work::progress::Report;
 
 impl Maintain {
     /// DROP INDEX. That it has taken effect is known by the index that was recorded before: a missing one alone may

@@ -21,9 +21,9 @@ use crate::pq::Session;
 use crate::pq::quote::identifier;
 use crate::queue::log::{LogLevel, cut};
 use crate::queue::model::ProgressBasis;
-use crate::queue::progress::Report;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::WorkError;
+use crate::work::progress::Report;
 
 /// How often the parts are put together, where partitions come and go meanwhile.
 const ROUNDS: u32 = 10;

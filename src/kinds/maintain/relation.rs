@@ -2,10 +2,10 @@
 
 use super::Action;
 use super::tables::not_allowed;
-use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 use crate::kinds::names::Named;
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError};
+use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 use crate::work::WorkError;
 
 /// A table, and one of its indexes where that is what was named.

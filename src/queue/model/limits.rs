@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use crate::db::targets::MAX_LOCK_TIMEOUT_MS;
+pub use crate::db::bounds::MAX_LOCK_TIMEOUT_MS;
 pub use crate::db::time_zone::{EXPECTED as TIME_ZONE_EXPECTED, MAX_TIME_ZONE_CHARS, is_name as is_time_zone};
 
 /// `timeout_ms` when the caller names none: 1 hour.

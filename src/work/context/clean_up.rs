@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use crate::db::targets::reset_session;
 use crate::pq::Session;
 use crate::queue::claim::Noted;
 use crate::queue::{ErrorCode, JobError};
+use crate::target::reset_session;
 use crate::work::WorkError;
 use crate::work::context::WorkContext;
 use crate::work::control::StopReason;

@@ -8,10 +8,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::db::fate::{ServerLife, TransactionMark};
-use crate::db::targets::FlushError;
 use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome, Says};
 use crate::queue::model::has_nul;
 use crate::queue::{ErrorCode, JobError, RawJson};
+use crate::target::FlushError;
 use crate::work::context::{CommitState, QUEUE_PAUSE, WorkContext};
 use crate::work::{WorkError, exactly_once};
 

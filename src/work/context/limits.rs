@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use crate::db::prologue::names_time_zone;
-use crate::db::targets::{LOCK_TIMEOUT, OwnLimits, SessionAsks};
 use crate::queue::{ErrorCode, JobError};
 use crate::statements::Statement;
+use crate::target::prologue::names_time_zone;
+use crate::target::{LOCK_TIMEOUT, OwnLimits, SessionAsks};
 use crate::work::WorkError;
 use crate::work::context::WorkContext;
 

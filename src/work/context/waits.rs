@@ -7,8 +7,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::db::activity::Blocker;
-use crate::db::targets::OwnLimits;
+use crate::target::OwnLimits;
+use crate::target::activity::Blocker;
 
 /// Looks within one wait, so that one comes late or fails and another one tells.
 const LOOKS_IN_A_WAIT: u32 = 3;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::db::cluster::ClusterError;
+use crate::cluster::ClusterError;
 
 /// The oldest server that is supported.
 const OLDEST_MAJOR: u32 = 14;

@@ -1,8 +1,8 @@
 //! What a target is told in the settings, and why one can't be used.
 
-use crate::db::targets::MAX_LOCK_TIMEOUT_MS;
 use crate::db::time_zone;
 use crate::dsn::{Dsn, MEMORY_EXPECTED, is_memory};
+use crate::target::MAX_LOCK_TIMEOUT_MS;
 
 /// What a target is told in the settings.
 #[derive(Clone, Debug)]

@@ -10,11 +10,11 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 
-use crate::db::prologue::names_time_zone;
-use crate::db::targets::{CONNECTIONS_BESIDE, ROLE_SQL, RoleRights, Target, TargetError, TargetSettings};
 use crate::db::vet::preflight;
 use crate::db::{DbError, slots, time_zone};
 use crate::pq::PqErrorKind;
+use crate::target::prologue::names_time_zone;
+use crate::target::{CONNECTIONS_BESIDE, ROLE_SQL, RoleRights, Target, TargetError, TargetSettings};
 
 /// How long a target that is unfit for work isn't looked at again.
 const UNFIT_FOR: Duration = Duration::from_secs(10);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 
-use crate::db::cluster::{Binaries, ClusterError, io};
+use crate::cluster::{Binaries, ClusterError, io};
 
 /// How long a server may take to become ready: recovery after a crash included.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);

@@ -16,8 +16,8 @@ use crate::db::error::DbError;
 use crate::db::line;
 use crate::db::pool::{ANSWER_SLACK, Manager};
 use crate::db::reach::Source;
-use crate::db::targets::TargetBackend;
 use crate::pq::Patience;
+use crate::target::TargetBackend;
 
 /// The longest statement, in milliseconds.
 const TIMEOUT_MS: u64 = 10_000;

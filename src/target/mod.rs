@@ -1,4 +1,4 @@
-//! The databases that work runs on: their pools, and what is set on a session before it is lent (`db/prologue.rs`).
+//! The databases that work runs on: their pools, and what is set on a session before it is lent.
 //!
 //! Knows no job: it is told an `application_name` and what is asked of a session, and hands out sessions that carry it.
 //!
@@ -7,10 +7,23 @@
 //! | `settings` | what a target is told, and why one can't be used |
 //! | `fitness` | whether its server and its role are fit for work |
 //! | `loans` | connections on loan |
+//! | [`prologue`] | what is set on a session first |
+//! | [`sessions`] | libpq sessions in a pool |
+//! | `supervisor` | the sessions from which others are ended |
+//! | `flusher` | making sure that commits are on disk |
+//! | [`activity`] | what sessions are doing |
+//! | `work_role`, [`rights`] | what a role may do, and the SQL by which it may do more |
 
+pub mod activity;
 mod fitness;
+mod flusher;
 mod loans;
+pub mod prologue;
+pub mod rights;
+pub mod sessions;
 mod settings;
+mod supervisor;
+mod work_role;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -23,20 +36,20 @@ use diesel::r2d2::R2D2Connection;
 use diesel::sql_types::{Integer, Timestamptz};
 
 use crate::db::DbError;
-use crate::db::activity::Observer;
 use crate::db::fate::{self, Fate, ServerLife, TransactionMark};
-pub use crate::db::flusher::FlushError;
-use crate::db::flusher::{self, Flusher};
 use crate::db::line;
 use crate::db::pool::{Manager, build_any, usage_of};
-use crate::db::prologue::{Begun, Prologue};
-pub use crate::db::prologue::{OwnLimits, SessionAsks};
 use crate::db::reach::Source;
-use crate::db::sessions::SessionManager;
-use crate::db::supervisor::Supervisor;
-pub use crate::db::work_role::{ROLE_SQL, RoleRights};
 use crate::metrics::{Metrics, PoolUse};
 use crate::pq::{Patience, PqError};
+use crate::target::activity::Observer;
+pub use crate::target::flusher::FlushError;
+use crate::target::flusher::Flusher;
+use crate::target::prologue::{Begun, Prologue};
+pub use crate::target::prologue::{OwnLimits, SessionAsks};
+use crate::target::sessions::SessionManager;
+use crate::target::supervisor::Supervisor;
+pub use crate::target::work_role::{ROLE_SQL, RoleRights};
 
 use loans::WorkManager;
 pub use loans::{DieselLoan, SessionLoan, Work, reset_diesel, reset_session};
@@ -44,9 +57,7 @@ pub use settings::{TargetError, TargetSettings};
 
 /// How long a statement waits for a lock where nobody says it: 5 s.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest that a job or a target can have a statement wait for a lock: an hour. Who waits keeps out whoever comes
-/// behind.
-pub const MAX_LOCK_TIMEOUT_MS: i64 = 3_600_000;
+pub use crate::db::bounds::MAX_LOCK_TIMEOUT_MS;
 /// How long a job waits for a session of its target.
 const CHECKOUT_WAIT: Duration = Duration::from_secs(10);
 /// How long an answer may take to what is asked of a session before and after a job: there is nothing to wait for.

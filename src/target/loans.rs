@@ -4,10 +4,10 @@ use diesel::connection::SimpleConnection;
 
 use crate::db::line;
 use crate::db::pool::Manager;
-use crate::db::prologue::{Begun, OwnLimits};
-use crate::db::sessions::SessionManager;
-use crate::db::targets::{HOUSEKEEPING, TargetBackend};
 use crate::pq::Patience;
+use crate::target::prologue::{Begun, OwnLimits};
+use crate::target::sessions::SessionManager;
+use crate::target::{HOUSEKEEPING, TargetBackend};
 
 /// A connection on loan that is closed instead of returned when something was left behind on it.
 pub struct Work<C> {

@@ -16,8 +16,8 @@ use diesel::connection::SimpleConnection;
 use diesel::dsl::{count, count_star, sum};
 use diesel::prelude::*;
 use serde::{Deserialize, Serialize};
-use slowlane::queue::log::LogLevel;
 use slowlane::queue::model::ProgressBasis;
+use slowlane::queue::record::log::LogLevel;
 use slowlane::work::progress::Report;
 use slowlane::{ArgError, DatabaseUrl, Server, Work, WorkContext, WorkError};
 

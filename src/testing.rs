@@ -15,12 +15,14 @@ use crate::app::{AppError, Running, Target, Workers};
 use crate::cluster::{Cluster, ClusterError, ClusterOptions};
 use crate::db::DbError;
 use crate::db::pool::Manager;
-use crate::queue::accept::Accept;
-use crate::queue::cancel;
-use crate::queue::insert::{self, Inserted};
+use crate::queue::InsertError;
+use crate::queue::fleet::workers::{self};
+use crate::queue::intake::insert::{self, Inserted};
+use crate::queue::intake::request::Accept;
+use crate::queue::intake::retry::{self, RetryOf};
+use crate::queue::lifecycle::cancel;
 use crate::queue::model::{Job, JobSpec, Lease};
-use crate::queue::retry::{self, RetryOf};
-use crate::queue::{InsertError, liveness, read};
+use crate::queue::record::read;
 use crate::work::{CheckError, Registry, Work};
 
 /// How long anything is waited for.
@@ -239,7 +241,7 @@ impl Bench {
         // A beat in between is seen by the next try.
         loop {
             let beat = beat_of(&mut queue, lease.worker_id)?;
-            if liveness::bury(&mut queue, lease.worker_id, beat)? {
+            if workers::bury(&mut queue, lease.worker_id, beat)? {
                 break;
             }
         }

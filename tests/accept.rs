@@ -6,8 +6,9 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::cluster::StopMode;
 use slowlane::db::pool::{Manager, Purpose};
-use slowlane::queue::accept::{Accept, AcceptError, Accepted, Writer};
-use slowlane::queue::signals::Signals;
+use slowlane::queue::fleet::signals::Signals;
+use slowlane::queue::intake::request::{Accept, AcceptError, Accepted};
+use slowlane::queue::intake::writer::Writer;
 use slowlane::queue::{JobSpec, RawJson};
 use uuid::Uuid;
 

@@ -92,14 +92,14 @@ fn a_cancel_between_claim_and_dispatch_starts_nothing() {
 
 #[test]
 fn the_flag_is_read_after_the_claim() {
-    use slowlane::queue::claim::{self, Noted, Positions, Scope};
-    use slowlane::queue::liveness::{self, Identity};
+    use slowlane::queue::fleet::workers::{self, Identity};
+    use slowlane::queue::lifecycle::claim::{self, Noted, Positions, Scope};
     let app = TestApp::with(|config| config.queues = vec!["default".to_owned(), "idle".to_owned()]);
     let queue = Postgres::shared().queue();
     let mut connection = queue.service();
     let worker_id = uuid::Uuid::now_v7();
     let identity = Identity { id: worker_id, hostname: "h".into(), threads: 1, ..Identity::default() };
-    liveness::register(&mut connection, &identity).unwrap();
+    workers::register(&mut connection, &identity).unwrap();
     queue.run("INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, queued_xid, timeout_ms, max_attempts, result_ttl_ms)
                SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '7000800000000000000a')::uuid, 'query', 'default', 'default', 5, 'queued', '{}', '{}', now(), now(), pg_current_xact_id(), 60000, 3, 60000");
     let scope = Scope {
@@ -110,7 +110,7 @@ fn the_flag_is_read_after_the_claim() {
     };
     let claimed = claim::claim(&mut connection, &scope, "default", &mut Positions::default(), 5).unwrap();
     assert_eq!(claimed.len(), 1);
-    slowlane::queue::cancel::request(&mut connection, claimed[0].lease.job_id).unwrap();
+    slowlane::queue::lifecycle::cancel::request(&mut connection, claimed[0].lease.job_id).unwrap();
     let noted = claim::note_backend(&mut connection, &claimed[0].lease, 1, chrono::Utc::now()).unwrap();
     assert_eq!(noted, Noted::CancelRequested);
     drop(app);

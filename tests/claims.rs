@@ -4,8 +4,8 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Json, SmallInt, Text, Timestamptz};
 use serde_json::{Value, json};
 use slowlane::queue::RawJson;
-use slowlane::queue::claim::{self, CLAIM_SQL, Positions, Scope};
-use slowlane::queue::liveness::{self, Identity};
+use slowlane::queue::fleet::workers::{self, Identity};
+use slowlane::queue::lifecycle::claim::{self, CLAIM_SQL, Positions, Scope};
 use uuid::Uuid;
 
 use crate::leases::insert;
@@ -16,7 +16,7 @@ use crate::support::postgres::Postgres;
 fn scope(connection: &mut PgConnection) -> Scope {
     let worker_id = Uuid::now_v7();
     let identity = Identity { id: worker_id, hostname: "test".into(), threads: 1, ..Identity::default() };
-    liveness::register(connection, &identity).unwrap();
+    workers::register(connection, &identity).unwrap();
     Scope { worker_id, kinds: vec!["query".into()], targets: vec!["default".into()], queues: vec!["default".into()] }
 }
 

@@ -3,8 +3,9 @@
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use slowlane::queue::clock::CautiousClock;
-use slowlane::queue::{insert, partitions};
+use slowlane::queue::fleet::clock::CautiousClock;
+use slowlane::queue::intake::insert;
+use slowlane::queue::record::partitions;
 use slowlane::results::store;
 use slowlane::uploads;
 

@@ -408,7 +408,7 @@ fn days_and_migrations_that_are_missing_or_too_many() {
     // What it says mends both.
     let back = said.finding("queue", "partitions_left")["sql"][0].as_str().unwrap().to_owned();
     queue.run(&back);
-    slowlane::queue::partitions::ensure(&mut queue.service()).unwrap();
+    slowlane::queue::record::partitions::ensure(&mut queue.service()).unwrap();
     let said = of_queue(&queue.dsn, &[]);
     said.has_not("queue", "partitions_missing");
     said.has_not("queue", "partitions_left");

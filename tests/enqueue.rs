@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use slowlane::kinds::import::Import;
 use slowlane::kinds::query::Query;
 use slowlane::pq::{PqError, Session};
+use slowlane::queue::fleet::signals::Envelope;
 use slowlane::queue::model::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, MAX_ARGS_BYTES, MAX_ARGS_DEPTH,
     MAX_LABEL_CHARS, MAX_LABELS, MAX_MAX_ATTEMPTS, MAX_NAME_CHARS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS,
 };
-use slowlane::queue::signals::Envelope;
 use slowlane::queue::{self, InsertError, JobSpec, RawJson};
 use slowlane::work::Work;
 use uuid::Uuid;

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use diesel::connection::SimpleConnection;
 use serde_json::{Value, json};
-use slowlane::queue::accept::Accept;
-use slowlane::queue::insert::{self, Inserted};
+use slowlane::queue::intake::insert::{self, Inserted};
+use slowlane::queue::intake::request::Accept;
+use slowlane::queue::lifecycle::cancel;
 use slowlane::queue::model::{Labels, SPEC, carried};
-use slowlane::queue::{self, Job, JobSpec, RawJson, cancel, read};
+use slowlane::queue::record::read;
+use slowlane::queue::{self, Job, JobSpec, RawJson};
 use uuid::Uuid;
 
 use crate::support::postgres::{Database, Postgres};

@@ -162,10 +162,10 @@ fn a_key_is_forgotten_after_a_day() {
     let post = || app.post_with("/v1/jobs", &[("idempotency-key", "daily")], &body).json()["id"].clone();
     let first = post();
     app.queue.run("UPDATE idempotency_keys SET created_at = now() - interval '23 hours'");
-    slowlane::queue::insert::forget_old_keys(&mut app.queue.service(), chrono::Utc::now()).unwrap();
+    slowlane::queue::intake::insert::forget_old_keys(&mut app.queue.service(), chrono::Utc::now()).unwrap();
     assert_eq!(post(), first);
     app.queue.run("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'");
-    slowlane::queue::insert::forget_old_keys(&mut app.queue.service(), chrono::Utc::now()).unwrap();
+    slowlane::queue::intake::insert::forget_old_keys(&mut app.queue.service(), chrono::Utc::now()).unwrap();
     assert_ne!(post(), first);
 }
 

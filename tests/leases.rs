@@ -6,14 +6,15 @@ use diesel::PgConnection;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use slowlane::db::fate::{ServerLife, TransactionMark};
-use slowlane::queue::checkpoint::{self, Checkpoint, Effect, Says};
-use slowlane::queue::claim::{self, ClaimedJob, Noted, Positions, Scope};
-use slowlane::queue::finish::{self, Became, Ending, Finished, FinishedResult};
-use slowlane::queue::interruptions::{Interruption, interrupted};
-use slowlane::queue::liveness::{self, Identity, Orphan};
+use slowlane::queue::fleet::orphans::{self, Orphan};
+use slowlane::queue::fleet::workers::Sighted;
+use slowlane::queue::fleet::workers::{self, Identity};
+use slowlane::queue::lifecycle::checkpoint::{self, Checkpoint, Effect, Says};
+use slowlane::queue::lifecycle::claim::{self, ClaimedJob, Noted, Positions, Scope};
+use slowlane::queue::lifecycle::finish::{self, Became, Ending, Finished, FinishedResult};
+use slowlane::queue::lifecycle::interruptions::{Interruption, interrupted};
 use slowlane::queue::model::JobStatistics;
-use slowlane::queue::progress;
-use slowlane::queue::sightings::Sighted;
+use slowlane::queue::record::progress;
 use slowlane::queue::{JobError, JobState, RawJson};
 use slowlane::results::store;
 use slowlane::work::progress::{Progress, Report};
@@ -29,7 +30,7 @@ use crate::support::postgres::{Database, Postgres};
 fn worker(connection: &mut PgConnection) -> Scope {
     let worker_id = Uuid::now_v7();
     let identity = Identity { id: worker_id, hostname: "test".into(), threads: 1, ..Identity::default() };
-    liveness::register(connection, &identity).unwrap();
+    workers::register(connection, &identity).unwrap();
     let kinds = vec!["query".to_owned(), "gated_once".to_owned()];
     Scope { worker_id, kinds, targets: vec!["default".into()], queues: vec!["default".into()] }
 }
@@ -50,21 +51,21 @@ fn claim_one(connection: &mut PgConnection, scope: &Scope) -> Option<ClaimedJob>
 
 /// A process as somebody sees it who finds it dead.
 fn dead(connection: &mut PgConnection, worker: Uuid) -> Vec<Sighted> {
-    liveness::beats(connection).unwrap().into_iter().filter(|sighted| sighted.id == worker).collect()
+    workers::beats(connection).unwrap().into_iter().filter(|sighted| sighted.id == worker).collect()
 }
 
 fn orphans(connection: &mut PgConnection, dead: &[Sighted]) -> Vec<Orphan> {
     let kinds = ["query".to_owned(), "gated_once".to_owned()];
-    liveness::orphans(connection, &kinds, &["default".to_owned()], dead, 10).unwrap()
+    orphans::orphans(connection, &kinds, &["default".to_owned()], dead, 10).unwrap()
 }
 
 /// Rescues what a process left that is dead, or on no list; how many jobs.
 fn rescue(connection: &mut PgConnection, worker: Uuid, repeatable: bool) -> usize {
     let dead = dead(connection, worker);
     let rescued = orphans(connection, &dead).into_iter().filter(|orphan| {
-        assert!(liveness::bury(connection, orphan.lease.worker_id, orphan.beat).unwrap());
-        let ending = liveness::ending_of(orphan, repeatable);
-        liveness::rescue(connection, orphan, ending).unwrap().is_some()
+        assert!(workers::bury(connection, orphan.lease.worker_id, orphan.beat).unwrap());
+        let ending = orphans::ending_of(orphan, repeatable);
+        orphans::rescue(connection, orphan, ending).unwrap().is_some()
     });
     rescued.count()
 }
@@ -103,13 +104,13 @@ fn a_worker_that_lost_its_lease_changes_nothing() {
     assert!(store::write_part(&mut connection, &old.lease, 0, b"old").unwrap());
     let seen = dead(&mut connection, stale.worker_id)[0];
     // Buried, it can't even end what is still its own.
-    assert!(liveness::bury(&mut connection, stale.worker_id, Some(seen.beat)).unwrap());
+    assert!(workers::bury(&mut connection, stale.worker_id, Some(seen.beat)).unwrap());
     assert!(finish::end(&mut connection, &[(old.lease, succeeded())]).unwrap().is_empty());
     assert_eq!(claim::note_backend(&mut connection, &old.lease, 1, chrono::Utc::now()).unwrap(), Noted::LeaseLost);
     assert_eq!(rescue(&mut connection, stale.worker_id, true), 1);
     // A process that was declared dead gets nothing, and learns it at its next beat.
     assert!(claim_one(&mut connection, &stale).is_none());
-    assert!(!liveness::beat(&mut connection, stale.worker_id, None, false).unwrap());
+    assert!(!workers::beat(&mut connection, stale.worker_id, None, false).unwrap());
     let fresh = worker(&mut connection);
     let new = claim_one(&mut connection, &fresh).unwrap();
     assert_eq!((new.attempt, new.lease.number), (1, old.lease.number + 1));
@@ -148,11 +149,11 @@ fn a_worker_that_came_back_in_time_keeps_its_jobs() {
     let found = orphans(&mut connection, &seen);
     assert_eq!(found.len(), 1);
     // It beats in the same moment as the last time, by a clock that was set back.
-    assert!(liveness::beat(&mut connection, alive.worker_id, None, false).unwrap());
+    assert!(workers::beat(&mut connection, alive.worker_id, None, false).unwrap());
     queue.run("UPDATE workers SET beat_at = started_at");
-    assert!(!liveness::bury(&mut connection, alive.worker_id, found[0].beat).unwrap());
-    let ending = liveness::ending_of(&found[0], true);
-    assert!(liveness::rescue(&mut connection, &found[0], ending).unwrap().is_none());
+    assert!(!workers::bury(&mut connection, alive.worker_id, found[0].beat).unwrap());
+    let ending = orphans::ending_of(&found[0], true);
+    assert!(orphans::rescue(&mut connection, &found[0], ending).unwrap().is_none());
     assert_eq!(queue.text("SELECT state FROM jobs"), "running");
     // What was seen before says nothing any more.
     assert!(orphans(&mut connection, &seen).is_empty());
@@ -234,7 +235,7 @@ fn workers_that_die_are_counted_in_a_row() {
     ends(&mut connection, Ending::Pause);
     ends(&mut connection, interrupted(Interruption::HandedBack, true, "x"));
     lose(&mut connection, |connection, job| {
-        assert!(liveness::beat(connection, job.lease.worker_id, None, true).unwrap());
+        assert!(workers::beat(connection, job.lease.worker_id, None, true).unwrap());
     });
     waits(&queue);
     lose(&mut connection, |_, _| {});
@@ -369,19 +370,19 @@ fn a_worker_that_was_shutting_down_is_remembered_as_such_when_it_is_buried() {
         for _ in 0..2 {
             claim_one(&mut connection, &scope).unwrap();
         }
-        assert!(liveness::beat(&mut connection, scope.worker_id, None, says_so).unwrap());
+        assert!(workers::beat(&mut connection, scope.worker_id, None, says_so).unwrap());
         let seen = dead(&mut connection, scope.worker_id);
         let found = orphans(&mut connection, &seen);
-        assert!(liveness::bury(&mut connection, scope.worker_id, found[0].beat).unwrap());
+        assert!(workers::bury(&mut connection, scope.worker_id, found[0].beat).unwrap());
         let later = orphans(&mut connection, &[]);
         assert!(later.len() == 2 && later.iter().all(|orphan| orphan.stopping == says_so), "{later:?}");
-        liveness::forget_the_dead(&mut connection, &[]).unwrap();
+        workers::forget_the_dead(&mut connection, &[]).unwrap();
         queue.run("UPDATE stopped_workers SET stopped_at = stopped_at - interval '2 hours'");
-        liveness::forget_the_dead(&mut connection, &[]).unwrap();
+        workers::forget_the_dead(&mut connection, &[]).unwrap();
         assert_eq!(queue.count("SELECT count(*) FROM stopped_workers"), i64::from(says_so), "it holds something");
         assert_eq!(rescue(&mut connection, scope.worker_id, true), 2);
         assert_eq!(queue.count("SELECT sum(lost_in_a_row)::bigint FROM jobs"), if says_so { 0 } else { 2 });
-        liveness::forget_the_dead(&mut connection, &[]).unwrap();
+        workers::forget_the_dead(&mut connection, &[]).unwrap();
         assert_eq!(queue.count("SELECT count(*) FROM stopped_workers"), 0);
         queue.run("DELETE FROM jobs");
     }
@@ -400,7 +401,7 @@ fn a_job_that_was_to_be_cancelled_does_not_come_back() {
     ];
     for ending in endings {
         let job = claim_one(&mut connection, &scope).unwrap();
-        slowlane::queue::cancel::request(&mut connection, job.lease.job_id).unwrap();
+        slowlane::queue::lifecycle::cancel::request(&mut connection, job.lease.job_id).unwrap();
         assert_eq!(finish::end(&mut connection, &[(job.lease, ending)]).unwrap().len(), 1);
     }
     assert_eq!(queue.text("SELECT string_agg(state, ' ') FROM finished_jobs"), "cancelled cancelled cancelled");

@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 use slowlane::db::DbError;
 use slowlane::db::pool::{self, Manager, Purpose};
 use slowlane::pq::{Patience, PqErrorKind, Session};
-use slowlane::queue::accept::{Accept, AcceptError, Accepted, Writer};
-use slowlane::queue::liveness::DEAD_AFTER;
-use slowlane::queue::signals::Signals;
+use slowlane::queue::fleet::signals::Signals;
+use slowlane::queue::fleet::workers::DEAD_AFTER;
+use slowlane::queue::intake::request::{Accept, AcceptError, Accepted};
+use slowlane::queue::intake::writer::Writer;
 use slowlane::queue::{JobSpec, RawJson};
 use uuid::Uuid;
 

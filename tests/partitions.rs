@@ -2,7 +2,7 @@
 
 use chrono::{NaiveDate, TimeDelta, Utc};
 use serde_json::json;
-use slowlane::queue::partitions;
+use slowlane::queue::record::partitions;
 
 use crate::support::app::TestApp;
 use crate::support::postgres::{Database, Postgres};

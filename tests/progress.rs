@@ -134,7 +134,7 @@ fn work_that_was_done_before_says_how_long_it_takes() {
     assert_eq!(app.job(&second)["progress"]["percent"], Value::Null, "time is no percentage");
     app.queue.run("INSERT INTO run_history SELECT '\\x00', now() - n * interval '1 s', 'query', 't', n FROM generate_series(1, 30) n");
     let mut connection = app.queue.service();
-    slowlane::queue::history::sweep(&mut connection, 180).unwrap();
+    slowlane::queue::record::history::sweep(&mut connection, 180).unwrap();
     assert_eq!(app.queue.text("SELECT string_agg(duration_ms::text, ',' ORDER BY duration_ms) FROM run_history WHERE fingerprint = '\\x00'"),
         (1..=20).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
 }

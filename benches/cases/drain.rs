@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use slowlane::db::pool::{Manager, Purpose};
 use slowlane::pq::Session;
-use slowlane::queue::claim::{self, Positions, Scope};
-use slowlane::queue::finish::{self, Ending, Finished};
-use slowlane::queue::liveness::{self, Identity};
+use slowlane::queue::fleet::workers::{self, Identity};
+use slowlane::queue::lifecycle::claim::{self, Positions, Scope};
+use slowlane::queue::lifecycle::finish::{self, Ending, Finished};
 use slowlane::queue::model::JobState;
 use uuid::Uuid;
 
@@ -123,7 +123,7 @@ fn by_sql(queue: &Database) -> f64 {
     let mut connection = Manager::queue(&queue.dsn, &purpose).open().unwrap();
     let worker_id = Uuid::now_v7();
     let identity = Identity { id: worker_id, hostname: "limit".into(), threads: 1, ..Identity::default() };
-    liveness::register(&mut connection, &identity).unwrap();
+    workers::register(&mut connection, &identity).unwrap();
     let names = |name: &str| vec![name.to_owned()];
     let scope = Scope { worker_id, kinds: names("noop"), targets: names("default"), queues: names("default") };
     let mut positions = Positions::default();
@@ -139,6 +139,6 @@ fn by_sql(queue: &Database) -> f64 {
     }
     let per_second = FEW as f64 / began.elapsed().as_secs_f64();
     check(queue, FEW);
-    liveness::unregister(&mut connection, worker_id).unwrap();
+    workers::unregister(&mut connection, worker_id).unwrap();
     per_second
 }

@@ -10,7 +10,7 @@ use crate::db::pool::{Manager, Purpose};
 use crate::db::roles::{self, Standing};
 use crate::dsn::{Dsn, plain_or};
 use crate::pq::quote;
-use crate::queue::partitions;
+use crate::queue::record::partitions;
 
 /// A migration may rewrite a table.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3_600);

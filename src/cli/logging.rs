@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 use crate::cli::Failure;
 use crate::config::{Config, LogFormat, LogJobs};
 use crate::dsn::may_be_a_connection_string;
-use crate::queue::report;
+use crate::queue::record::report;
 
 /// Starts to log as the settings say. Panics are logged too.
 ///

@@ -99,7 +99,7 @@ pub fn compared(applied: Vec<String>) -> Result<Status, MigrateError> {
 }
 
 /// Brings the schema up to this build's, one process at a time. Says what it applied. Days of history are made
-/// apart, by `queue::partitions::ensure`.
+/// apart, by `queue::record::partitions::ensure`.
 ///
 /// # Errors
 /// [`MigrateError::Newer`] when the database is ahead of this build; nothing is changed then.

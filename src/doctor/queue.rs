@@ -9,8 +9,8 @@ use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
 use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
 use crate::pq::quote::identifier;
-use crate::queue::liveness::DEAD_AFTER;
-use crate::queue::partitions;
+use crate::queue::fleet::workers::DEAD_AFTER;
+use crate::queue::record::partitions;
 
 /// Days of history that should be ready beyond today: fewer are worth a word.
 const DAYS_AHEAD: i64 = 3;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::queue::codes::codes;
+use crate::queue::model::codes;
 
 /// How bad a finding is. The exit status of `slowlane doctor` follows the worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -17,7 +17,7 @@ use crate::doctor::report::{Finding, FindingCode, Report, Severity, Subject};
 use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
 use crate::pq::quote::{identifier, text_array};
-use crate::queue::liveness::DEAD_AFTER;
+use crate::queue::fleet::workers::DEAD_AFTER;
 use crate::target;
 use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 

@@ -7,7 +7,9 @@ use tokio::sync::Mutex;
 
 use crate::http::Common;
 use crate::metrics::PoolUse;
-use crate::queue::{JobState, queues, read};
+use crate::queue::JobState;
+use crate::queue::fleet::queues;
+use crate::queue::record::read;
 use crate::results::store;
 use crate::uploads;
 

@@ -6,7 +6,7 @@ use actix_web::HttpRequest;
 use actix_web::http::header::{self, HeaderName};
 
 use crate::http::problem::{Code, Problem};
-use crate::queue::accept::Idempotency;
+use crate::queue::intake::request::Idempotency;
 
 /// The longest `Prefer: wait`.
 pub const MAX_WAIT: Duration = Duration::from_secs(30);

@@ -14,10 +14,10 @@ use crate::http::submit::{self, Asked, fingerprint};
 use crate::http::wire::{self, Time};
 use crate::http::{Shared, State, no_fields};
 use crate::queue::RawJson;
-use crate::queue::accept::Accept;
-use crate::queue::attempts::{self, Attempt};
-use crate::queue::log::{self, StoredLine};
-use crate::queue::retry::{self, RetryOf};
+use crate::queue::intake::request::Accept;
+use crate::queue::intake::retry::{self, RetryOf};
+use crate::queue::record::attempts::{self, Attempt};
+use crate::queue::record::log::{self, StoredLine};
 
 #[derive(Serialize)]
 struct AttemptsPage<'a> {

@@ -11,9 +11,13 @@ use crate::http::headers::{if_none_match, prefer_wait};
 use crate::http::problem::{Code, Problem};
 use crate::http::wire::{self, JobResource};
 use crate::http::{Shared, State, no_fields};
-use crate::queue::cancel::CancelOutcome;
-use crate::queue::pause::{PauseOutcome, ResumeOutcome};
-use crate::queue::{Job, JobState, cancel, pause, read, report};
+use crate::queue::lifecycle::cancel;
+use crate::queue::lifecycle::cancel::CancelOutcome;
+use crate::queue::lifecycle::pause;
+use crate::queue::lifecycle::pause::{PauseOutcome, ResumeOutcome};
+use crate::queue::record::read;
+use crate::queue::record::report;
+use crate::queue::{Job, JobState};
 
 /// The id in a path.
 pub(super) fn parse_id(text: &str) -> Result<Uuid, Problem> {

@@ -8,8 +8,9 @@ use crate::http::paging::{Paging, invalid};
 use crate::http::problem::Problem;
 use crate::http::wire::JobResource;
 use crate::http::{State, jobs};
-use crate::queue::read::ListFilter;
-use crate::queue::{JobState, read};
+use crate::queue::JobState;
+use crate::queue::record::read;
+use crate::queue::record::read::ListFilter;
 
 #[derive(Serialize)]
 struct Page<'j> {

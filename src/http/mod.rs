@@ -47,10 +47,10 @@ use problem::Problem;
 use crate::db::Doorway;
 use crate::http::waiters::Waiters;
 use crate::metrics::Metrics;
-use crate::queue::accept::Writer;
-use crate::queue::liveness::Health;
-use crate::queue::pointer::step;
-use crate::queue::signals::Signals;
+use crate::queue::fleet::health::Health;
+use crate::queue::fleet::signals::Signals;
+use crate::queue::intake::writer::Writer;
+use crate::queue::model::pointer::step;
 use crate::statements::Reloader;
 use crate::work::Registry;
 

@@ -16,8 +16,9 @@ use uuid::Uuid;
 use crate::http::problem::{Code, Problem};
 use crate::http::wire::Time;
 use crate::http::{Shared, State, TargetFacts, jobs, no_parameters, submit};
-use crate::queue::overview::{self, Group, Overview, TargetHealth, Worker, WorkerState};
-use crate::queue::queues::{self, MAX_REASON_CHARS};
+use crate::queue::fleet::overview::{self, Group, Overview, Worker, WorkerState};
+use crate::queue::fleet::queues::{self, MAX_REASON_CHARS};
+use crate::queue::fleet::workers::TargetHealth;
 use crate::queue::{JobState, model};
 
 /// How old a look may be that answers a request.

@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::http::problem::{Code, Problem};
-use crate::queue::pointer::step;
+use crate::queue::model::pointer::step;
 
 /// How deep objects and arrays may be nested.
 pub const MAX_DEPTH: usize = 64;

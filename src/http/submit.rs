@@ -15,12 +15,12 @@ use crate::http::problem::{Code, FieldError, Problem, warn_of_outage};
 use crate::http::strict_json::{self, Kind, Members};
 use crate::http::wire::{self, JobResource};
 use crate::http::{MAX_BODY_BYTES, Shared, State};
-use crate::queue::accept::{Accept, AcceptError, Accepted};
+use crate::queue::intake::request::{Accept, AcceptError, Accepted};
+use crate::queue::model::pointer::step;
 use crate::queue::model::{
     DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_RESULT_TTL_MS, DEFAULT_TIMEOUT_MS, Labels, MAX_LABEL_CHARS,
     MAX_LABELS, MAX_LOCK_TIMEOUT_MS, MAX_MAX_ATTEMPTS, MAX_PRIORITY, MAX_RESULT_TTL_MS, MAX_TIMEOUT_MS, SPEC,
 };
-use crate::queue::pointer::step;
 use crate::queue::{Job, JobSpec, RawJson};
 use crate::uploads::store;
 use crate::work::{ON_STATEMENTS_ONLY, Registry, Resolution, UploadArg};

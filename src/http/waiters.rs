@@ -10,9 +10,9 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::db::Doorway;
-use crate::queue::liveness::Health;
-use crate::queue::read::{self, JobMark};
-use crate::queue::signals::{ANY_JOB, Signals};
+use crate::queue::fleet::health::Health;
+use crate::queue::fleet::signals::{ANY_JOB, Signals};
+use crate::queue::record::read::{self, JobMark};
 
 /// Requests that may wait at a time; one more is answered at once.
 pub const MAX_WAITERS: usize = 1_000;

@@ -24,7 +24,7 @@ use crate::kinds::planning::{self};
 use crate::kinds::{params, reads};
 use crate::pq::Session;
 use crate::queue::model::ProgressBasis;
-use crate::queue::pointer::step;
+use crate::queue::model::pointer::step;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::context::WorkContext;
 use crate::work::progress::Report;

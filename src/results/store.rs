@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use crate::db::schema::{result_parts, results};
 use crate::db::{DbError, prepared};
+use crate::queue::Lease;
 use crate::queue::model::{RawJson, ResultState};
-use crate::queue::{Lease, partitions};
+use crate::queue::record::partitions;
 use crate::results::Manifest;
 
 /// Writes a part, again if need be: who lost the answer may repeat it. `false`, and nothing is written, when the lease

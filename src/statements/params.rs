@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::queue::pointer::step;
+use crate::queue::model::pointer::step;
 use crate::statements::bounds::{Bound, Bounds, Capacity, Values, compiled, outside};
 use crate::statements::decimal::Decimal;
 use crate::statements::literal::Literal;

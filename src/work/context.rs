@@ -21,10 +21,10 @@ use uuid::Uuid;
 use crate::db::pool::Pool;
 use crate::db::{DbError, RetryingPool};
 use crate::pq::{Notice, NoticeSink, PqErrorKind};
-use crate::queue::claim::{self, ClaimedJob, Noted};
-use crate::queue::finish::FinishedResult;
-use crate::queue::log::{LogBuffer, LogLevel, LogSource};
+use crate::queue::lifecycle::claim::{self, ClaimedJob, Noted};
+use crate::queue::lifecycle::finish::FinishedResult;
 use crate::queue::model::JobStatistics;
+use crate::queue::record::log::{LogBuffer, LogLevel, LogSource};
 use crate::queue::{ErrorCode, JobError, Lease};
 use crate::results::{Column, Limits, ResultWriter};
 use crate::statements::Statement;
@@ -149,7 +149,7 @@ pub enum CommitState {
 ///
 /// ```
 /// use diesel::prelude::*;
-/// use slowlane::queue::log::LogLevel;
+/// use slowlane::queue::record::log::LogLevel;
 /// use slowlane::{WorkContext, WorkError};
 ///
 /// fn refresh(ctx: &WorkContext<'_>, views: &[String]) -> Result<(), WorkError> {

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::db::fate::{MARK_SQL, SAFE_COMMIT_SQL, ServerLife, TransactionMark};
 use crate::pq::{PqErrorKind, Session, TransactionStatus};
-use crate::queue::checkpoint::Effect;
+use crate::queue::lifecycle::checkpoint::Effect;
 use crate::queue::{ErrorCode, JobError, RawJson};
 use crate::work::WorkError;
 use crate::work::context::{CommitState, WorkContext};

@@ -28,7 +28,7 @@ pub use validation::Validation;
 
 use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind, Session};
-use crate::queue::log::LogLevel;
+use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError, JobSpec, RawJson};
 use crate::results::ResultError;
 use crate::uploads::{self, ContentType};

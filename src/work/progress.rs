@@ -1,14 +1,14 @@
 //! How far an attempt is: what the work says of itself, what its target's server says of its session, and both together.
 //!
-//! Knows no thread and no statement: it is told what was seen, and `queue/progress.rs` stores what it comes to.
+//! Knows no thread and no statement: it is told what was seen, and `queue/record/progress.rs` stores what it comes to.
 
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
 
 use crate::queue::Lease;
-use crate::queue::log::cut;
 use crate::queue::model::{BlockedBy, JobProgress, ProgressBasis};
+use crate::queue::record::log::cut;
 use crate::target::activity::{Activity, Blocker, CommandProgress};
 
 /// What is shown of an attempt whose work has said nothing.

@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::pq::Session;
-use crate::queue::pointer::step;
+use crate::queue::model::pointer::step;
 use crate::queue::{ErrorCode, JobError, JobSpec, RawJson};
 use crate::statements::{InnerKind, Loaded, Statement, Statements, UnreadableFolder};
 use crate::work::context::WorkContext;

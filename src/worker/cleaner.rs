@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use diesel::pg::PgConnection;
 
 use crate::db::DbError;
-use crate::queue::leavings::{self, Left};
+use crate::queue::lifecycle::leavings::{self, Left};
 use crate::target::{SessionAsks, reset_session};
 use crate::work::{CleanedUp, WorkError};
 

@@ -6,11 +6,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::db::DbError;
-use crate::queue::finish::{self, Became, Ending, Finished, Held};
-use crate::queue::history::{self, Run};
-use crate::queue::log::LogLine;
+use crate::queue::lifecycle::finish::{self, Became, Ending, Finished, Held};
 use crate::queue::model::JobState;
-use crate::queue::report::{self, Attempted};
+use crate::queue::record::history::{self, Run};
+use crate::queue::record::log::LogLine;
+use crate::queue::record::report::{self, Attempted};
 use crate::queue::{ErrorCode, JobError, Lease};
 use crate::worker::Shared;
 use crate::worker::threads::{Growing, Threads};

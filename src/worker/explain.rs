@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use crate::queue::log::{LogLevel, LogSource};
 use crate::queue::model::BlockedBy;
+use crate::queue::record::log::{LogLevel, LogSource};
 use crate::queue::{ErrorCode, JobError};
 use crate::work::{QUERY_CANCELED, WorkError};
 use crate::worker::running::Attempt;

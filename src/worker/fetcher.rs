@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::db::DbError;
-use crate::queue::claim::{self, ClaimedJob, Positions};
-use crate::queue::interruptions::{Interruption, interrupted};
-use crate::queue::signals::Message;
+use crate::queue::fleet::signals::Message;
+use crate::queue::lifecycle::claim::{self, ClaimedJob, Positions};
+use crate::queue::lifecycle::interruptions::{Interruption, interrupted};
 use crate::work::{JobControl, Registry};
 use crate::worker::completer::MAX_WAITING;
 use crate::worker::running::Attempt;

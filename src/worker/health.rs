@@ -2,7 +2,7 @@
 
 use chrono::Utc;
 
-use crate::queue::overview::TargetHealth;
+use crate::queue::fleet::workers::TargetHealth;
 use crate::target::Targets;
 
 /// Every target's health, in the order of their names.

@@ -12,14 +12,19 @@ use diesel::pg::PgConnection;
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::queue::cancel::Asked;
-use crate::queue::finish::{Became, Ending};
-use crate::queue::interruptions::{Interruption, interrupted};
-use crate::queue::liveness::{self, BEAT_EVERY, Held};
-use crate::queue::log::{self as job_log, LogLine};
-use crate::queue::report::{self, Attempted};
-use crate::queue::signals::Message;
-use crate::queue::{Lease, cancel, checkpoint, finish, progress};
+use crate::queue::Lease;
+use crate::queue::fleet::orphans::{self, Held};
+use crate::queue::fleet::signals::Message;
+use crate::queue::fleet::workers::{self, BEAT_EVERY};
+use crate::queue::lifecycle::cancel;
+use crate::queue::lifecycle::cancel::Asked;
+use crate::queue::lifecycle::checkpoint;
+use crate::queue::lifecycle::finish;
+use crate::queue::lifecycle::finish::{Became, Ending};
+use crate::queue::lifecycle::interruptions::{Interruption, interrupted};
+use crate::queue::record::log::{self as job_log, LogLine};
+use crate::queue::record::progress;
+use crate::queue::record::report::{self, Attempted};
 use crate::work::StopReason;
 use crate::worker::Shared;
 use crate::worker::health::Healths;
@@ -50,7 +55,7 @@ pub(super) fn start(shared: &Arc<Shared>, threads: &mut Threads) -> std::io::Res
 
 /// Takes this process off the list of the living. What it still holds is rescued at once.
 pub(super) fn say_goodbye(shared: &Shared) {
-    let goodbye = shared.manager("goodbye").open().and_then(|mut c| liveness::unregister(&mut c, shared.worker_id()));
+    let goodbye = shared.manager("goodbye").open().and_then(|mut c| workers::unregister(&mut c, shared.worker_id()));
     if let Err(error) = goodbye {
         log::info!("this process could not sign off, and will be declared dead: {error}");
     }
@@ -194,7 +199,7 @@ impl<'s> Heartbeat<'s> {
         let beating = now >= self.due || stopping != self.said_stopping;
         if !*self.registered {
             let id = self.shared.worker_id();
-            liveness::register(&mut connection, &self.shared.identity(id))?;
+            workers::register(&mut connection, &self.shared.identity(id))?;
             *self.registered = true;
         } else if beating && !self.beat(&mut connection, stopping)? {
             self.declared_dead(&mut connection)?;
@@ -211,7 +216,7 @@ impl<'s> Heartbeat<'s> {
     fn beat(&mut self, connection: &mut PgConnection, stopping: bool) -> Result<bool, DbError> {
         let mut healths = self.healths.clone();
         let changed = healths.update(self.shared.healths());
-        let alive = liveness::beat(connection, self.shared.worker_id(), changed.then(|| healths.all()), stopping)?;
+        let alive = workers::beat(connection, self.shared.worker_id(), changed.then(|| healths.all()), stopping)?;
         // Only what was written isn't written again.
         self.healths = healths;
         self.said_stopping = stopping;
@@ -243,7 +248,7 @@ impl<'s> Heartbeat<'s> {
     /// works on: they are put back, as if this process had died.
     fn put_back_what_is_not_run(&mut self, connection: &mut PgConnection) -> Result<(), DbError> {
         let shared = self.shared;
-        let held = liveness::held(connection, shared.worker_id())?;
+        let held = orphans::held(connection, shared.worker_id())?;
         for held in self.without_work(held, Instant::now()) {
             // A claim whose answer was lost has begun nothing.
             let began = shared.running.take_unwritten(&held.lease);
@@ -287,7 +292,7 @@ impl<'s> Heartbeat<'s> {
         log::warn!("this process was declared dead: it stops what it runs, and goes on under a new id");
         self.shared.running.stop_all(StopReason::LeaseLost);
         let id = Uuid::now_v7();
-        liveness::register(connection, &self.shared.identity(id))?;
+        workers::register(connection, &self.shared.identity(id))?;
         self.shared.set_worker_id(id);
         // What the fetcher looked for under the old id, it didn't get.
         self.shared.slots.wake(&[]);

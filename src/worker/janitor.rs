@@ -7,12 +7,18 @@ use chrono::{DateTime, TimeDelta, Utc};
 use diesel::pg::PgConnection;
 
 use crate::db::DbError;
-use crate::queue::clock::CautiousClock;
-use crate::queue::finish::Ending;
-use crate::queue::liveness::{self, DEAD_AFTER, Orphan};
-use crate::queue::report::{self, Attempted};
-use crate::queue::sightings::{Sighted, Sightings};
-use crate::queue::{checkpoint, history, insert, leavings, partitions, progress};
+use crate::queue::fleet::clock::CautiousClock;
+use crate::queue::fleet::orphans::{self, Orphan};
+use crate::queue::fleet::sightings::Sightings;
+use crate::queue::fleet::workers::{self, DEAD_AFTER, Sighted};
+use crate::queue::intake::insert;
+use crate::queue::lifecycle::checkpoint;
+use crate::queue::lifecycle::finish::Ending;
+use crate::queue::lifecycle::leavings;
+use crate::queue::record::history;
+use crate::queue::record::partitions;
+use crate::queue::record::progress;
+use crate::queue::record::report::{self, Attempted};
 use crate::results::store;
 use crate::target::{Target, TargetBackend};
 use crate::uploads;
@@ -125,7 +131,7 @@ fn rescue_on(
     mut targets: Vec<String>,
 ) -> Result<(), DbError> {
     while !targets.is_empty() {
-        let orphans = liveness::orphans(connection, &shared.kinds(), &targets, dead, BATCH)?;
+        let orphans = orphans::orphans(connection, &shared.kinds(), &targets, dead, BATCH)?;
         let mut unreachable = None;
         for orphan in &orphans {
             // What was read may have been on its way for long.
@@ -161,7 +167,7 @@ fn rescue_on(
 /// The owner is buried first: from then on it begins nothing. Then its sessions are ended, and what became of its
 /// transaction is found out; only then the job is free.
 fn rescue(shared: &Shared, connection: &mut PgConnection, orphan: &Orphan) -> Result<(), Obstacle> {
-    if !liveness::bury(connection, orphan.lease.worker_id, orphan.beat).map_err(Obstacle::Queue)? {
+    if !workers::bury(connection, orphan.lease.worker_id, orphan.beat).map_err(Obstacle::Queue)? {
         return Ok(());
     }
     let Some(target) = shared.config.targets.get(&orphan.target) else {
@@ -169,11 +175,11 @@ fn rescue(shared: &Shared, connection: &mut PgConnection, orphan: &Orphan) -> Re
     };
     end_sessions(target, orphan).map_err(Obstacle::Target)?;
     let settled = executor::end_of(settle(connection, target, &orphan.lease)?);
-    let mut ending = settled.unwrap_or_else(|| liveness::ending_of(orphan, shared.config.repeatable(&orphan.kind)));
+    let mut ending = settled.unwrap_or_else(|| orphans::ending_of(orphan, shared.config.repeatable(&orphan.kind)));
     if let Ending::Finished(finished) = &mut ending {
         finished.interrupted = true;
     }
-    if let Some(became) = liveness::rescue(connection, orphan, ending.clone()).map_err(Obstacle::Queue)? {
+    if let Some(became) = orphans::rescue(connection, orphan, ending.clone()).map_err(Obstacle::Queue)? {
         let job = orphan.lease.job_id.to_string();
         log::warn!(job = job, worker = orphan.lease.worker_id.to_string(); "took a job from a dead worker");
         report::ended(&attempted(orphan), &ending, became);
@@ -216,7 +222,7 @@ fn keep_house(
     history::sweep(connection, HISTORY_DAYS)?;
     checkpoint::sweep(connection)?;
     leavings::sweep(connection)?;
-    liveness::forget_the_dead(connection, dead)?;
+    workers::forget_the_dead(connection, dead)?;
     let retention = TimeDelta::from_std(shared.config.retention).unwrap_or(TimeDelta::MAX);
     if let Some(keep_from) = now.checked_sub_signed(retention) {
         let days = partitions::retire(connection, keep_from)?;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::db::pool::Pool;
 use crate::db::{Source, prepared};
 use crate::pq::{Notification, Patience, PqError, Session};
-use crate::queue::signals::{CHANNEL, Envelope, Message, ReadyHint, Signals};
+use crate::queue::fleet::signals::{CHANNEL, Envelope, Message, ReadyHint, Signals};
 use crate::worker::threads::{Growing, Stop, Threads};
 
 /// Under load, at most one NOTIFY in this time: it takes a lock of the whole database at commit.

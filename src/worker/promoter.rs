@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use diesel::pg::PgConnection;
 
 use crate::db::DbError;
-use crate::queue::promote::{self, StepsBack};
-use crate::queue::signals::Message;
+use crate::queue::fleet::signals::Message;
+use crate::queue::lifecycle::promote::{self, StepsBack};
 use crate::worker::Shared;
 use crate::worker::threads::{Threads, jittered};
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::queue::Lease;
-use crate::queue::claim::ClaimedJob;
-use crate::queue::log::LogLine;
+use crate::queue::lifecycle::claim::ClaimedJob;
 use crate::queue::model::JobProgress;
+use crate::queue::record::log::LogLine;
 use crate::work::{JobControl, Resolution, Said, StopReason};
 
 /// One running attempt.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::queue::history::{self, Fingerprint};
+use crate::queue::record::history::{self, Fingerprint};
 use crate::target::activity::{Activity, Observer};
 use crate::target::{Target, TargetBackend};
 use crate::worker::Shared;

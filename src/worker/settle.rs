@@ -7,7 +7,7 @@ use diesel::pg::PgConnection;
 use crate::db::DbError;
 use crate::db::fate::Fate;
 use crate::queue::Lease;
-use crate::queue::checkpoint::{self, Effect, Outcome, Recorded};
+use crate::queue::lifecycle::checkpoint::{self, Effect, Outcome, Recorded};
 use crate::target::Target;
 use crate::worker::Shared;
 

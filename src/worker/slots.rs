@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::queue::signals::ReadyHint;
+use crate::queue::fleet::signals::ReadyHint;
 use crate::worker::running::Attempt;
 
 #[derive(Default)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::queue::liveness::STOP_WORK_AFTER;
+use crate::queue::fleet::workers::STOP_WORK_AFTER;
 use crate::work::{JobControl, StopReason};
 use crate::worker::Shared;
 use crate::worker::running::Attempt;

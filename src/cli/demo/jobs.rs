@@ -20,10 +20,11 @@ use crate::db::pool::{Manager, Purpose};
 use crate::db::roles::DEMO_LOAD_LOCK;
 use crate::dsn::Dsn;
 use crate::kinds::import;
-use crate::queue::accept::Accept;
-use crate::queue::insert::{self, Inserted};
-use crate::queue::signals::{ReadyHint, Signals};
-use crate::queue::{Job, JobSpec, JobState, RawJson, read};
+use crate::queue::fleet::signals::{ReadyHint, Signals};
+use crate::queue::intake::insert::{self, Inserted};
+use crate::queue::intake::request::Accept;
+use crate::queue::record::read;
+use crate::queue::{Job, JobSpec, JobState, RawJson};
 use crate::uploads::{ContentEncoding, ContentType, NewUpload, PART_BYTES, store};
 use crate::work::Registry;
 

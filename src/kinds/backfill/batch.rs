@@ -11,7 +11,7 @@ use crate::kinds::planning::plan_own;
 use crate::kinds::prepared::{PrepareError, Prepared, named_types};
 use crate::pq::quote::{identifier, identifiers};
 use crate::pq::{PqError, Rows, Session, TransactionStatus};
-use crate::queue::pointer::step;
+use crate::queue::model::pointer::step;
 use crate::queue::{ErrorCode, JobError};
 use crate::target::prologue::ROW_FORM_SQL;
 use crate::work::WorkError;

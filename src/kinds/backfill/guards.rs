@@ -11,7 +11,7 @@ use crate::kinds::backfill::Misplaced;
 use crate::kinds::backfill::batch::{Params, try_expression, without_position};
 use crate::kinds::backfill::table::Table;
 use crate::pq::Session;
-use crate::queue::log::LogLevel;
+use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::context::WorkContext;
 use crate::work::{ArgError, WorkError};

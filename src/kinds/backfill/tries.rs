@@ -6,7 +6,7 @@ use crate::kinds::backfill::batch::{Batch, Statements, without_position};
 use crate::kinds::backfill::size::BatchSize;
 use crate::kinds::backfill::{Cursor, Progress};
 use crate::pq::{PqError, Session};
-use crate::queue::log::LogLevel;
+use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::context::WorkContext;
 use crate::work::{QUERY_CANCELED, WorkError};

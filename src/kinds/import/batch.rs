@@ -1,7 +1,7 @@
 //! Some rows on their way into COPY, and those that can't be.
 
 use crate::queue::ErrorCode;
-use crate::queue::log::cut;
+use crate::queue::record::log::cut;
 
 /// The longest text of a row, and the longest message, that are kept with a refusal, in bytes.
 const MAX_TEXT_BYTES: usize = 1024;

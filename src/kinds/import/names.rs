@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use icu_normalizer::ComposingNormalizerBorrowed;
 use regex::Regex;
 
-use crate::queue::log::cut;
+use crate::queue::record::log::cut;
 
 /// So many of the names are told, and of each so many bytes.
 const MAX_SHOWN_NAMES: usize = 10;

@@ -11,7 +11,7 @@ use crate::kinds::import::members::members;
 use crate::kinds::import::records::{Record, Records};
 use crate::kinds::import::shape::{Refusal, Shape};
 use crate::kinds::import::unreadable::{self, INVALID_JSON, NOT_UTF8};
-use crate::queue::log::cut;
+use crate::queue::record::log::cut;
 use crate::work::WorkError;
 
 /// SQLSTATEs of what isn't even sent.

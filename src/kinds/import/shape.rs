@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use crate::kinds::import::members::members;
 use crate::pq::{PqError, Rows, Session};
-use crate::queue::log::cut;
+use crate::queue::record::log::cut;
 
 /// SQLSTATEs of values that have no form.
 const NO_FORM: &str = "22P02";

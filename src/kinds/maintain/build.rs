@@ -11,7 +11,7 @@ use super::relation::Relation;
 use super::skipped::Told;
 use super::{Action, Maintain, Maintained, partitions, statement};
 use crate::pq::Session;
-use crate::queue::log::LogLevel;
+use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::WorkError;
 use crate::work::context::WorkContext;

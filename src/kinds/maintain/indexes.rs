@@ -16,7 +16,7 @@ use super::relation::Relation;
 use super::statement::as_a_job;
 use super::{MaintainedIndex, parents};
 use crate::pq::Session;
-use crate::queue::log::LogLevel;
+use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError, RawJson};
 use crate::work::context::WorkContext;
 use crate::work::{CleanedUp, WorkError};

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::pq::Session;
-use crate::queue::log::LogLevel;
+use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
 use crate::work::WorkError;
 use crate::work::context::WorkContext;

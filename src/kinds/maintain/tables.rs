@@ -9,7 +9,7 @@ use super::relation::Relation;
 use super::skipped::{LOCK_NOT_AVAILABLE, NOT_ALLOWED, Outcome, Skipped, Told, WRONG_TYPE};
 use super::{Action, Maintain};
 use crate::pq::Session;
-use crate::queue::log::LogLevel;
+use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
 use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 use crate::work::WorkError;

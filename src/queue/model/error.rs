@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::queue::blocked_by::BlockedBy;
+use crate::queue::model::BlockedBy;
 use crate::queue::model::limits::MAX_ERROR_BYTES;
 
 /// Why a job or an attempt failed, as its caller sees it.

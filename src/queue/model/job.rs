@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::queue::blocked_by::BlockedBy;
+use crate::queue::model::BlockedBy;
 use crate::queue::model::{JobSpec, RawJson};
 
 /// A job as it is stored, finished or not.

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::pq::Session;
-use crate::queue::claim::Noted;
+use crate::queue::lifecycle::claim::Noted;
 use crate::queue::{ErrorCode, JobError};
 use crate::target::reset_session;
 use crate::work::WorkError;

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::db::fate::{ServerLife, TransactionMark};
-use crate::queue::checkpoint::{self, Checkpoint, Effect, Outcome, Says};
+use crate::queue::lifecycle::checkpoint::{self, Checkpoint, Effect, Outcome, Says};
 use crate::queue::model::has_nul;
 use crate::queue::{ErrorCode, JobError, RawJson};
 use crate::target::FlushError;

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use serde::Serialize;
 
 use crate::pq::Notice;
-use crate::queue::log::cut;
+use crate::queue::record::log::cut;
 use crate::work::context::{Said, WorkContext};
 
 /// The most that are kept; more are counted.

@@ -9,8 +9,10 @@ use diesel::sql_types::{Array, Bool, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
+use crate::queue::lifecycle::checkpoint;
 use crate::queue::model::{Job, JobState, carried, sql_list};
-use crate::queue::{checkpoint, partitions, read};
+use crate::queue::record::partitions;
+use crate::queue::record::read;
 
 /// What a request to cancel came to.
 #[derive(Clone, Debug)]

@@ -9,17 +9,17 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::db::pool::Manager;
-use crate::queue::insert::{self, Inserted};
-use crate::queue::model::{Job, JobOutcome, JobSpec, JobState, JobStatus};
-use crate::queue::retry;
-use crate::queue::signals::{ReadyHint, Signals};
+use crate::queue::fleet::signals::{ReadyHint, Signals};
+use crate::queue::intake::insert::{self, Inserted};
+use crate::queue::intake::request::{Accept, AcceptError, Accepted};
+use crate::queue::intake::retry;
+use crate::queue::model::JobState;
 
 /// Requests that may wait for the writer; one more is refused with [`AcceptError::Busy`].
 pub const MAX_WAITING: usize = 1_000;
@@ -35,89 +35,6 @@ pub const WITHDRAWN_AFTER: Duration = Duration::from_secs(5);
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(12);
 /// Between two tries to reconnect, at the most.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
-
-/// One request: a job, and the key that makes repeating it harmless.
-#[derive(Clone, Debug)]
-pub struct Accept {
-    /// The id that the job gets: a UUIDv7 made in this process, so that a lost commit can be looked up.
-    pub id: Uuid,
-    /// The job, checked.
-    pub spec: JobSpec,
-    /// The job that this one is a retry of.
-    pub retry_of: Option<Uuid>,
-    /// The caller's key, where it gave one.
-    pub idempotency: Option<Idempotency>,
-}
-
-impl Accept {
-    /// A job that is asked for once.
-    pub fn new(spec: JobSpec) -> Accept {
-        Accept { id: Uuid::now_v7(), spec, retry_of: None, idempotency: None }
-    }
-
-    /// What the job is when its row has just been written.
-    pub(super) fn written(&self, state: JobState, created_at: DateTime<Utc>, run_at: DateTime<Utc>) -> Job {
-        Job {
-            id: self.id,
-            spec: JobSpec { run_at: Some(run_at), ..self.spec.clone() },
-            retry_of: self.retry_of,
-            status: JobStatus::new(state, created_at, run_at),
-            outcome: JobOutcome::default(),
-        }
-    }
-}
-
-/// An `Idempotency-Key` in its scope, and what it was used for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Idempotency {
-    /// Who uses it: nobody is handed another's job.
-    pub principal: String,
-    /// Method and path.
-    pub route: String,
-    /// The key, unquoted.
-    pub key: String,
-    /// A digest of the request: the same key with another one is refused.
-    pub fingerprint: Vec<u8>,
-}
-
-/// What became of a request. The row is committed.
-#[derive(Clone, Debug)]
-pub enum Accepted {
-    /// A new job.
-    Created(Job),
-    /// The job that the same key made before, as it is now.
-    Replayed(Job),
-}
-
-/// Why there is no job.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum AcceptError {
-    /// Too many requests wait already.
-    #[error("too many requests wait to be written")]
-    Busy,
-    /// The database can't be reached. Nothing was written.
-    #[error("the database is unavailable: {0}")]
-    Unavailable(String),
-    /// The connection was lost in the commit, and what became of it couldn't be learned in time. The same
-    /// idempotency key, or the job's id, settles it later.
-    #[error("the outcome is unknown: the connection was lost in the commit")]
-    OutcomeUnknown(Uuid),
-    /// The key was used before, for another request.
-    #[error("the idempotency key was used for another request")]
-    KeyReused,
-    /// The job that this is a retry of has an unfinished one.
-    #[error("the job has an unfinished retry")]
-    RetryUnfinished,
-    /// The upload that it names isn't there, or not ready.
-    #[error("there is no such upload")]
-    NoUpload,
-    /// Its id, made by this process' clock, is more than a day off the database's.
-    #[error("this process' clock is more than a day off the database's")]
-    ClockDifference,
-    /// The statement failed in a way that no caller can mend.
-    #[error("the statement failed: {0}")]
-    Failed(String),
-}
 
 /// Whether a request is written is decided once: by the writer that takes it up, or by the caller that withdraws it.
 struct Ticket(AtomicU8);

@@ -3,10 +3,10 @@
 //! A worker that dies may have died of the job: three in a row, and the job ends as `poison`. An orderly shutdown is nobody's
 //! fault, and counts only towards a bound that keeps a job from being begun for ever. Both counts begin anew when the work
 //! got further, or when an attempt ended by itself (an error that is tried again, a snooze). A pause, and a target that is
-//! away, say nothing either way. The counts are columns of `jobs`; `queue/finish.rs` keeps them.
+//! away, say nothing either way. The counts are columns of `jobs`; `queue/lifecycle/finish.rs` keeps them.
 
-use crate::queue::codes::ErrorCode;
-use crate::queue::finish::{Ending, Finished};
+use crate::queue::lifecycle::finish::{Ending, Finished};
+use crate::queue::model::ErrorCode;
 use crate::queue::model::{JobError, MAX_INTERRUPTED_IN_A_ROW, MAX_LOST_IN_A_ROW};
 
 /// How an attempt was interrupted.

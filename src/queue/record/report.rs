@@ -8,8 +8,8 @@ use std::time::Duration;
 use log::Level;
 use uuid::Uuid;
 
-use crate::queue::codes::ErrorCode;
-use crate::queue::finish::{Became, Ending};
+use crate::queue::lifecycle::finish::{Became, Ending};
+use crate::queue::model::ErrorCode;
 use crate::queue::model::{BlockedBy, Job, JobState};
 
 /// The name under which these lines are logged: filters choose by it.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::queue::model::Lease;
-use crate::queue::partitions;
+use crate::queue::record::partitions;
 
 /// The most lines of one attempt. What comes after them is counted, not kept.
 pub const MAX_LINES: usize = 1_000;
@@ -183,7 +183,10 @@ pub fn write(connection: &mut PgConnection, lines: &[(Lease, Vec<LogLine>)]) -> 
 }
 
 /// Stores the last lines of attempts that end in this transaction, their leases checked by whoever ends them.
-pub(super) fn write_last(connection: &mut PgConnection, mut lines: Vec<(Lease, Vec<LogLine>)>) -> Result<(), DbError> {
+pub(in crate::queue) fn write_last(
+    connection: &mut PgConnection,
+    mut lines: Vec<(Lease, Vec<LogLine>)>,
+) -> Result<(), DbError> {
     // Across statements too, in the order in which each of them stores its lines.
     lines.sort_by_key(|(lease, _)| (lease.job_id, lease.number));
     portions(&lines).iter().try_for_each(|portion| insert(connection, portion, ""))

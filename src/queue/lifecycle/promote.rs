@@ -9,7 +9,7 @@ use diesel::sql_types::{BigInt, Double, Nullable, SmallInt, Text, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::signals::ReadyHint;
+use crate::queue::fleet::signals::ReadyHint;
 
 /// Rows moved by one statement.
 pub const BATCH: i64 = 1_000;

@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use crate::db::prepared::Statement;
 use crate::db::{DbError, prepared};
-use crate::queue::accept::{Accept, Idempotency};
+use crate::queue::intake::request::{Accept, Idempotency};
 use crate::queue::model::{Job, JobState, SPEC, bind_specs, sql_list, sql_parameters};
-use crate::queue::read;
+use crate::queue::record::read;
 
 /// How long an idempotency key is kept, as an SQL interval.
 pub const IDEMPOTENCY_KEY_KEPT: &str = "24 hours";

@@ -7,26 +7,13 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer, Json, SmallInt, Text, Timestamptz};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::queue::liveness::{BEAT_EVERY, DEAD_AFTER};
+use crate::queue::fleet::queues::{self, QueueRow};
+use crate::queue::fleet::workers::{BEAT_EVERY, DEAD_AFTER, TargetHealth};
 use crate::queue::model::{JobState, RawJson};
-use crate::queue::queues::{self, QueueRow};
-
-/// How a process says that a target of its is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TargetHealth {
-    /// The target.
-    pub name: String,
-    /// It can be reached, as far as is known.
-    pub available: bool,
-    /// Why it can't.
-    pub trouble: Option<String>,
-    /// Since when that is so, by the process' clock.
-    pub since: DateTime<Utc>,
-}
 
 /// How a process does, by its beats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -15,8 +15,8 @@ use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, SmallInt, Text, 
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
+use crate::queue::fleet::signals::ReadyHint;
 use crate::queue::model::{JobSpec, Lease, MAX_PRIORITY, SPEC, sql_list};
-use crate::queue::signals::ReadyHint;
 
 /// A row's place in its queue and priority.
 pub type Place = (DateTime<Utc>, Uuid);

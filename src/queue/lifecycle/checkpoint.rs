@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::{DbError, prepared};
-use crate::queue::finish::{Finished, FinishedResult};
+use crate::queue::lifecycle::finish::{Finished, FinishedResult};
 use crate::queue::model::{JobState, JobStatistics, Lease, RawJson};
 
 /// Rows of jobs that are over, removed by one statement.
@@ -238,7 +238,7 @@ pub enum Says {
     /// Where an attempt began, and what it may leave: it outlives its job, until [`leavings::done`] says that nothing is
     /// left of that.
     ///
-    /// [`leavings::done`]: crate::queue::leavings::done
+    /// [`leavings::done`]: crate::queue::lifecycle::leavings::done
     MayLeave,
     /// Nothing is left of what the last one told: an attempt that was interrupted is as if it had not begun.
     NothingLeft,

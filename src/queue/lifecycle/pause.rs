@@ -1,7 +1,7 @@
 //! What a caller asks of a job that can go on from where it was: that it be paused, and that it go on.
 //!
 //! A job that waits is paused at once, unless a transaction of it is in doubt. One that runs is only marked: its attempt
-//! stops, and what ends the attempt makes it `paused` (`queue/finish.rs`). Which kinds can do that is known to the caller.
+//! stops, and what ends the attempt makes it `paused` (`queue/lifecycle/finish.rs`). Which kinds can do that is known to the caller.
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
@@ -10,9 +10,10 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
+use crate::queue::fleet::signals::ReadyHint;
+use crate::queue::lifecycle::checkpoint;
 use crate::queue::model::{Job, JobState, RawJson};
-use crate::queue::signals::ReadyHint;
-use crate::queue::{checkpoint, read};
+use crate::queue::record::read;
 
 /// What a request to pause came to.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::queue::model::{Job, JobSpec, JobState, JobStatus};
-use crate::queue::read;
+use crate::queue::record::read;
 
 /// The unique index that lets a job have one unfinished retry at a time.
 pub const ONE_AT_A_TIME: &str = "jobs_retry_of";

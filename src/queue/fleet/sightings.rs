@@ -10,16 +10,7 @@ use diesel::pg::PgConnection;
 use uuid::Uuid;
 
 use crate::db::DbError;
-use crate::queue::liveness::{self, DEAD_AFTER};
-
-/// A process, as it was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sighted {
-    /// The process.
-    pub id: Uuid,
-    /// How often it had beaten.
-    pub beat: i64,
-}
+use crate::queue::fleet::workers::{self, DEAD_AFTER, Sighted};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -34,7 +25,7 @@ impl Sightings {
     /// When the database fails.
     pub fn look(&mut self, connection: &mut PgConnection) -> Result<Vec<Sighted>, DbError> {
         let asked = Instant::now();
-        let beats = liveness::beats(connection)?;
+        let beats = workers::beats(connection)?;
         Ok(self.judge(&beats, asked, Instant::now()))
     }
 

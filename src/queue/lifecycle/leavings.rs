@@ -10,8 +10,8 @@ use diesel::sql_types::{Array, BigInt, Integer, Json, Text};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::log::{LogLevel, LogSource};
 use crate::queue::model::RawJson;
+use crate::queue::record::log::{LogLevel, LogSource};
 
 /// Between two looks at what a job has left, in seconds.
 const LOOK_AGAIN_AFTER_S: i64 = 30;

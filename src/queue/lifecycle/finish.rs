@@ -16,11 +16,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::checkpoint;
-use crate::queue::interruptions::{self, InARow, Interruption};
-use crate::queue::log::{self, LogLine};
+use crate::queue::lifecycle::checkpoint;
+use crate::queue::lifecycle::interruptions::{self, InARow, Interruption};
 use crate::queue::model::{JobError, JobProgress, JobState, JobStatistics, Lease, RawJson, carried, sql_list};
-use crate::queue::partitions;
+use crate::queue::record::log::{self, LogLine};
+use crate::queue::record::partitions;
 
 /// How an attempt ended.
 #[derive(Clone, Debug)]

@@ -1,13 +1,15 @@
 //! The database's clock is set an hour ahead or back: nobody loses a job by it, nobody who is dead hides, and nothing that is
 //! to be kept goes.
 
+use diesel::connection::SimpleConnection;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::queue::clock::CautiousClock;
-use slowlane::queue::{insert, partitions};
+use slowlane::queue::{insert, partitions, promote};
 use slowlane::results::store;
 use slowlane::uploads;
 
+use crate::leases::insert as insert_jobs;
 use crate::support::app::TestApp;
 use crate::support::child::Server;
 use crate::support::clock::{make_settable, step};
@@ -94,6 +96,41 @@ fn what_was_put_off_waits_no_longer_when_the_clock_is_set_back() {
     gate.arrived();
     gate.go(Step::Succeed);
     assert_eq!(app.ended(&id)["state"], "succeeded");
+}
+
+#[test]
+fn a_delay_stays_as_long_as_it_was_when_two_processes_notice_a_step_back() {
+    let queue = Postgres::shared().queue();
+    make_settable(&queue);
+    insert_jobs(&queue, 1);
+    queue.run(
+        "UPDATE jobs SET state = 'scheduled', queued_xid = NULL, put_off_ms = 3600000,
+                         run_at = clock_timestamp() + interval '1 hour'",
+    );
+    step(&queue, "-3 hours");
+    let left = "SELECT round(extract(epoch FROM run_at - clock_timestamp()) / 60)::bigint FROM jobs";
+    assert_eq!(queue.count(left), 240);
+    let mut first = queue.service();
+    let mut second = queue.service();
+    first.batch_execute("BEGIN").unwrap();
+    assert_eq!(promote::after_a_step_back(&mut first).unwrap(), 1);
+    std::thread::scope(|scope| {
+        // It has begun before the first one's end, and sees the row as it was.
+        let asked = scope.spawn(|| promote::after_a_step_back(&mut second).unwrap());
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        eventually("the second one waits", || queue.count(waiting) == 1);
+        first.batch_execute("COMMIT").unwrap();
+        assert_eq!(asked.join().unwrap(), 0);
+    });
+    assert_eq!(queue.count(left), 60);
+    // One that notices later, and one that has just begun.
+    assert_eq!(promote::after_a_step_back(&mut second).unwrap(), 0);
+    assert_eq!(queue.count(left), 60);
+    // Set right again, the time is over.
+    step(&queue, "0");
+    assert_eq!(promote::due(&mut first).unwrap().len(), 1);
+    assert_eq!(promote::after_a_step_back(&mut second).unwrap(), 0);
 }
 
 #[test]

@@ -348,8 +348,12 @@ CREATE TABLE job_checkpoints (
     outcome     json,
     next_cursor json,
     updated_at  timestamptz NOT NULL,
-    -- The cursor moved since an attempt of the job ended.
+    -- A batch was committed since an attempt of the job ended.
     moved       boolean NOT NULL DEFAULT false,
+    -- A hash of the cursor that was saved last, and of those from which interruptions were last counted anew: a cursor that
+    -- goes to and fro between two places gets no further.
+    place        bigint,
+    counted_from bigint[] NOT NULL DEFAULT '{}',
     -- The work may have left something on its target that the cursor tells: kept after its job's end until that is seen to.
     leaves      boolean NOT NULL DEFAULT false,
     looked_at   timestamptz,

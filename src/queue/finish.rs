@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::checkpoint;
+use crate::queue::checkpoint::{self, COUNTED_ANEW};
 use crate::queue::interruptions::{self, InARow, Interruption};
 use crate::queue::job::{JobState, JobStatistics, Lease, RawJson};
 use crate::queue::log::{self, LogLine};
@@ -245,7 +245,7 @@ fn overruled(
             dsl::cancel_requested_at,
             dsl::lost_in_a_row,
             dsl::interrupted_in_a_row,
-            diesel::dsl::sql::<Bool>(checkpoint::MOVED),
+            diesel::dsl::sql::<Bool>(&checkpoint::moved("jobs.id")),
         ))
         .for_update()
         .load(connection)?;
@@ -361,6 +361,7 @@ fn finish(
 /// that paused while its caller changed his mind can be claimed at once.
 fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Vec<Uuid>, DbError> {
     let parts: Vec<PutBack<'_>> = endings.iter().map(|(lease, ending)| PutBack::of(lease, ending)).collect();
+    let moved = checkpoint::moved("j.id");
     let rows = prepared(format!(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
@@ -368,7 +369,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
         old AS (
             SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, j.statement_version, e.outcome,
                    e.delay_ms, e.error, e.lost, e.anew,
-                   EXISTS (SELECT FROM job_checkpoints c WHERE c.job_id = j.id AND c.moved) AS moved,
+                   {moved} AS moved,
                    CASE WHEN j.pause_requested_at IS NOT NULL AND NOT EXISTS (
                             SELECT FROM job_checkpoints c WHERE c.job_id = j.id AND c.xid IS NOT NULL) THEN 'paused'
                         WHEN e.delay_ms > 0 THEN 'scheduled' ELSE 'queued' END AS state
@@ -391,7 +392,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
                    backend_pid = NULL, backend_start = NULL
               FROM old o WHERE j.id = o.id
             RETURNING j.id),
-        m AS (UPDATE job_checkpoints c SET moved = false FROM old o WHERE c.job_id = o.id AND o.moved),
+        m AS (UPDATE job_checkpoints c SET {COUNTED_ANEW} FROM old o WHERE c.job_id = o.id AND o.moved),
         a AS (
             INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error,
                                   statement_version)

@@ -33,6 +33,7 @@ use crate::db::prologue::{Begun, Prologue};
 pub use crate::db::prologue::{OwnLimits, SessionAsks};
 use crate::db::reach::Source;
 use crate::db::sessions::SessionManager;
+pub use crate::db::supervisor::END_SESSIONS_SQL;
 use crate::db::supervisor::Supervisor;
 pub use crate::db::work_role::{ROLE_SQL, RoleRights};
 use crate::metrics::{Metrics, PoolUse};
@@ -198,7 +199,7 @@ impl Target {
         let backend_start = match begun.backend_start {
             Some(start) => start,
             None => self.supervisor.supervise(|connection| {
-                let sql = format!("{BACKEND_SQL} pg_stat_get_activity($1)");
+                let sql = format!("{BACKEND_SQL} pg_catalog.pg_stat_get_activity($1)");
                 Ok(diesel::sql_query(sql)
                     .bind::<Integer, _>(begun.pid)
                     .get_result::<BackendRow>(connection)?

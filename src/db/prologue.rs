@@ -192,14 +192,35 @@ impl Prologue<'_> {
     }
 }
 
-/// The server refused a value of `TimeZone`: the name of a setting is in no language.
-pub fn names_time_zone(message: &str) -> bool {
+/// The server refused a time zone that was asked for, by its SQLSTATE (a driver may pass none on) and its words. Of those
+/// only names of settings are in no language. A zone with leap seconds is refused without any.
+pub fn refuses_time_zone(sqlstate: Option<&str>, message: &str) -> bool {
+    const INVALID_PARAMETER_VALUE: &str = "22023";
     message.contains("TimeZone")
+        || match sqlstate {
+            Some(state) => state == INVALID_PARAMETER_VALUE && !message.contains("work_mem"),
+            None => message.contains("leap seconds"),
+        }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_zone_that_a_server_refuses_is_known_by_its_sqlstate_or_the_settings_name() {
+        for (sqlstate, message, refused) in [
+            (Some("22023"), "ungültiger Wert für Parameter »TimeZone«: »x«", true),
+            (None, "invalid value for parameter \"TimeZone\": \"x\"", true),
+            (Some("22023"), "Zeitzone »x« verwendet anscheinend Schaltsekunden", true),
+            (None, "time zone \"x\" appears to use leap seconds", true),
+            (Some("22023"), "invalid value for parameter \"work_mem\": \"x\"", false),
+            (Some("57014"), "canceling statement due to statement timeout", false),
+            (None, "canceling statement due to statement timeout", false),
+        ] {
+            assert_eq!(refuses_time_zone(sqlstate, message), refused, "{sqlstate:?} {message}");
+        }
+    }
 
     #[test]
     fn of_two_limits_the_smaller_one_counts_and_none_is_none() {

@@ -150,7 +150,14 @@ impl Work for Validate {
                 ..Validation::default()
             });
         }
-        registry.validate(&self.kind, &self.args, ctx)
+        match registry.validate(&self.kind, &self.args, ctx) {
+            Err(WorkError::Fail(error)) if error.code == ErrorCode::UnknownTimeZone => {
+                let mut validation = Validation::default();
+                validation.stands_in_the_way(ctx.time_zone_pointer().to_owned(), WorkError::Fail(error))?;
+                Ok(validation)
+            }
+            outcome => outcome,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 
-use crate::db::prologue::names_time_zone;
+use crate::db::prologue::refuses_time_zone;
 use crate::db::targets::{CONNECTIONS_BESIDE, ROLE_SQL, RoleRights, Target, TargetError, TargetSettings};
 use crate::db::vet::preflight;
 use crate::db::{DbError, slots, time_zone};
@@ -63,7 +63,7 @@ impl Target {
         });
         match set {
             Ok(_) => Ok(()),
-            Err(error) if names_time_zone(&error.to_string()) => Err(TargetError::Invalid {
+            Err(error) if refuses_time_zone(None, &error.to_string()) => Err(TargetError::Invalid {
                 name: self.name.clone(),
                 setting: "time_zone",
                 expected: format!("{}; its server knows none called {zone}", time_zone::EXPECTED),

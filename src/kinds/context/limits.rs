@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::db::prologue::names_time_zone;
+use crate::db::prologue::refuses_time_zone;
 use crate::db::targets::{LOCK_TIMEOUT, OwnLimits, SessionAsks};
 use crate::kinds::WorkError;
 use crate::kinds::context::WorkContext;
@@ -31,9 +31,14 @@ impl WorkContext<'_> {
     }
 
     /// The job's time zone is why a session could not be set up.
-    pub(super) fn not_lent(&self, message: &str) -> Option<WorkError> {
-        let zone = self.asks().time_zone.filter(|_| names_time_zone(message))?;
+    pub(super) fn not_lent(&self, sqlstate: Option<&str>, message: &str) -> Option<WorkError> {
+        let zone = self.asks().time_zone.filter(|_| refuses_time_zone(sqlstate, message))?;
         Some(unknown_time_zone(&zone))
+    }
+
+    /// Where the time zone that it asks for was written, as a JSON pointer from the job.
+    pub(in crate::kinds) fn time_zone_pointer(&self) -> &'static str {
+        if self.job.time_zone.is_some() { "/time_zone" } else { "/args/name" }
     }
 
     /// A session was lent: what its login is limited to is known by now.

@@ -6,7 +6,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::db::prologue::{ROW_FORM_SQL, names_time_zone};
+use crate::db::prologue::{ROW_FORM_SQL, refuses_time_zone};
 use crate::kinds::context::unknown_time_zone;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
@@ -101,7 +101,7 @@ fn set_time_zone(session: &mut Session, statement: &Statement) -> Result<(), Wor
     session.execute_batch("RESET TimeZone")?;
     let Some(zone) = &statement.time_zone else { return Ok(()) };
     match session.query("SELECT pg_catalog.set_config('TimeZone', $1, false)", &[Some(zone)]) {
-        Err(error) if names_time_zone(&error.message) => Err(unknown_time_zone(zone)),
+        Err(error) if refuses_time_zone(error.sqlstate.as_deref(), &error.message) => Err(unknown_time_zone(zone)),
         outcome => Ok(outcome.map(drop)?),
     }
 }

@@ -61,6 +61,8 @@ pub enum Became {
     AsSaid,
     /// Its job was to be cancelled, and is.
     Cancelled,
+    /// Its job was to be paused, and is, however the attempt ended.
+    Paused,
     /// The interruption was one too many: its job ended as failed, `poison`.
     Poison,
 }
@@ -208,7 +210,7 @@ fn write(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<H
         held.extend(ended.into_iter().filter_map(|id| Some((id, overruled.get(&id)?.0))));
     }
     if !others.is_empty() {
-        held.extend(as_said(put_back(connection, &others)?.into_iter().collect()));
+        held.extend(put_back(connection, &others)?);
     }
     Ok(held)
 }
@@ -357,9 +359,17 @@ fn finish(
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
+#[derive(QueryableByName)]
+struct PutBackRow {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = Bool)]
+    paused: bool,
+}
+
 /// One that is to be paused is, unless a transaction of it is in doubt: the next attempt finds out, and is paused then. One
 /// that paused while its caller changed his mind can be claimed at once.
-fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Vec<Uuid>, DbError> {
+fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Held, DbError> {
     let parts: Vec<PutBack<'_>> = endings.iter().map(|(lease, ending)| PutBack::of(lease, ending)).collect();
     let moved = checkpoint::moved("j.id");
     let rows = prepared(format!(
@@ -391,7 +401,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
                    error = o.error::json, version = j.version + 1, worker_id = NULL, deadline_at = NULL,
                    backend_pid = NULL, backend_start = NULL
               FROM old o WHERE j.id = o.id
-            RETURNING j.id),
+            RETURNING j.id, j.state = 'paused' AS paused),
         m AS (UPDATE job_checkpoints c SET {COUNTED_ANEW} FROM old o WHERE c.job_id = o.id AND o.moved),
         a AS (
             INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error,
@@ -399,7 +409,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
             SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error::json,
                    statement_version
               FROM old)
-        SELECT id FROM u",
+        SELECT id, paused FROM u",
     ))
     .bind::<Array<diesel::sql_types::Uuid>, _>(column(&parts, |p| p.lease.job_id))
     .bind::<Array<BigInt>, _>(column(&parts, |p| p.lease.number))
@@ -409,8 +419,9 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
     .bind::<Array<Nullable<Text>>, _>(column(&parts, |p| p.error.map(RawJson::text)))
     .bind::<Array<Bool>, _>(column(&parts, |p| p.lost))
     .bind::<Array<Bool>, _>(column(&parts, |p| p.anew))
-    .load::<Touched>(connection)?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
+    .load::<PutBackRow>(connection)?;
+    let became = |paused| if paused { Became::Paused } else { Became::AsSaid };
+    Ok(rows.into_iter().map(|row| (row.id, became(row.paused))).collect())
 }
 
 struct PutBack<'e> {

@@ -191,7 +191,7 @@ fn attempted(orphan: &Orphan) -> Attempted<'_> {
         kind: &orphan.kind,
         target: &orphan.target,
         attempt: orphan.attempt,
-        took: Duration::from_millis(u64::try_from(orphan.age_ms).unwrap_or(0)),
+        took: u64::try_from(orphan.age_ms).ok().map(Duration::from_millis),
     }
 }
 

@@ -5,7 +5,7 @@ use diesel::connection::SimpleConnection;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::queue::clock::CautiousClock;
-use slowlane::queue::{insert, partitions, promote};
+use slowlane::queue::{insert, leavings, partitions, promote};
 use slowlane::results::store;
 use slowlane::uploads;
 
@@ -159,4 +159,44 @@ fn nothing_expires_by_a_clock_that_is_ahead() {
     let now = CautiousClock::default().now(&mut janitor).unwrap();
     assert_eq!(store::expire(&mut janitor, now, 10).unwrap().len(), 1);
     assert_eq!(insert::forget_old_keys(&mut janitor, now).unwrap(), 1);
+}
+
+#[test]
+fn what_jobs_have_left_is_looked_at_again_after_a_step_back_and_kept_through_one_ahead() {
+    let queue = Postgres::shared().queue();
+    make_settable(&queue);
+    insert_jobs(&queue, 1);
+    queue.run(
+        "INSERT INTO finished_jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, timeout_ms,
+                                    max_attempts, attempt, interruptions, lease, version, finished_at, result_ttl_ms)
+         SELECT id, kind, queue, target, priority, 'cancelled', args, labels, created_at, run_at, timeout_ms, max_attempts, 1, 0,
+                7, 1, now(), result_ttl_ms FROM jobs;
+         INSERT INTO job_checkpoints (job_id, lease, cursor, updated_at, leaves)
+         SELECT id, 7, '{\"cursor\": 1}', now(), true FROM jobs;
+         DELETE FROM jobs",
+    );
+    let mut cleaner = queue.service();
+    let mut clock = CautiousClock::default();
+    let mut take = |cleaner: &mut diesel::PgConnection| {
+        let now = clock.now(cleaner).unwrap();
+        leavings::take(cleaner, now, &["query".to_owned()], &["default".to_owned()]).unwrap()
+    };
+    let left = take(&mut cleaner).unwrap();
+    assert_eq!(left.application_name(), format!("slowlane:{}:7", left.job_id));
+    assert!(take(&mut cleaner).is_none(), "it was looked at just now");
+    step(&queue, "-3 hours");
+    assert!(take(&mut cleaner).is_some() && take(&mut cleaner).is_none());
+    queue.run("UPDATE job_checkpoints SET looked_at = looked_at - interval '31 seconds'");
+    assert!(take(&mut cleaner).is_some());
+    // Nothing is given up by a clock that is ahead.
+    step(&queue, "0");
+    let mut clock = CautiousClock::default();
+    clock.now(&mut cleaner).unwrap();
+    step(&queue, "8 days");
+    let now = clock.now(&mut cleaner).unwrap();
+    leavings::sweep(&mut cleaner, now).unwrap();
+    assert_eq!(queue.count("SELECT count(*) FROM job_checkpoints"), 1);
+    let now = CautiousClock::default().now(&mut cleaner).unwrap();
+    leavings::sweep(&mut cleaner, now).unwrap();
+    assert_eq!(queue.count("SELECT count(*) FROM job_checkpoints"), 0);
 }

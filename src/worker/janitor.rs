@@ -216,7 +216,7 @@ fn keep_house(
     progress::sweep(connection)?;
     history::sweep(connection, HISTORY_DAYS)?;
     checkpoint::sweep(connection)?;
-    leavings::sweep(connection)?;
+    leavings::sweep(connection, now)?;
     liveness::forget_the_dead(connection, dead)?;
     let retention = TimeDelta::from_std(shared.config.retention).unwrap_or(TimeDelta::MAX);
     if let Some(keep_from) = now.checked_sub_signed(retention) {

@@ -71,11 +71,21 @@ impl WorkContext<'_> {
 
     /// From now on a statement of the attempt waits for locks so long: known so that the error can name who had them.
     pub(in crate::kinds) fn waits_for_locks(&self, limit: Option<Duration>) {
-        let mut waits = self.said.waits();
-        let changed = waits.limit(limit);
-        let short = waits.look_every().is_some_and(|(pause, _)| pause < REGULAR_LOOK);
-        drop(waits);
-        if changed && short {
+        if self.said.waits().limit(limit) {
+            self.hurry();
+        }
+    }
+
+    /// What has waited for a lock in vain is tried again now.
+    pub(in crate::kinds) fn waits_again(&self) {
+        self.said.waits().again();
+        self.hurry();
+    }
+
+    /// Has whoever looks at sessions come early, where the next regular look would be too late.
+    fn hurry(&self) {
+        let early = self.said.waits().early_look();
+        if early.is_some_and(|pause| pause < REGULAR_LOOK) {
             self.services.looks.hurry();
         }
     }

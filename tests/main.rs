@@ -30,6 +30,7 @@ mod import_tables;
 mod imports;
 mod jobs_api;
 mod kind_docs;
+mod kinds;
 mod layers;
 mod leases;
 mod log_lines;

@@ -167,10 +167,11 @@ fn what_jobs_have_left_is_looked_at_again_after_a_step_back_and_kept_through_one
     make_settable(&queue);
     insert_jobs(&queue, 1);
     queue.run(
-        "INSERT INTO finished_jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, timeout_ms,
-                                    max_attempts, attempt, interruptions, lease, version, finished_at, result_ttl_ms)
-         SELECT id, kind, queue, target, priority, 'cancelled', args, labels, created_at, run_at, timeout_ms, max_attempts, 1, 0,
-                7, 1, now(), result_ttl_ms FROM jobs;
+        "INSERT INTO finished_jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at,
+                                    timeout_ms, max_attempts, attempt, interruptions, lease, version, finished_at,
+                                    result_ttl_ms)
+         SELECT id, kind, queue, target, priority, 'cancelled', args, labels, created_at, run_at, timeout_ms,
+                max_attempts, 1, 0, 7, 1, now(), result_ttl_ms FROM jobs;
          INSERT INTO job_checkpoints (job_id, lease, cursor, updated_at, leaves)
          SELECT id, 7, '{\"cursor\": 1}', now(), true FROM jobs;
          DELETE FROM jobs",

@@ -155,9 +155,11 @@ fn a_job_that_nobody_ran_has_no_duration() {
     let queue = Postgres::shared().queue();
     let server = Server::serve(&queue, &Postgres::shared().work(), &["--log-format", "json"]);
     queue.run(
-        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, lease, attempt, worker_id, started_at, deadline_at, timeout_ms, max_attempts, result_ttl_ms)
-         SELECT (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint), 12, '0') || '70008000000000000001')::uuid, 'query', 'default', 'default', 5, 'running',
-                '{\"sql\": \"SELECT 1\"}', '{}', now(), now(), 1, 1, (SELECT id FROM workers), now() - interval '1 minute', now() + interval '1 hour', 60000, 3, 60000",
+        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, lease, attempt,
+                           worker_id, started_at, deadline_at, timeout_ms, max_attempts, result_ttl_ms)
+         SELECT (left(first_id_of(current_date)::text, 23) || right(gen_random_uuid()::text, 13))::uuid, 'query',
+                'default', 'default', 5, 'running', '{\"sql\": \"SELECT 1\"}', '{}', now(), now(), 1, 1,
+                (SELECT id FROM workers), now() - interval '1 minute', now() + interval '1 hour', 60000, 3, 60000",
     );
     eventually("it is put back, and runs", || lines(&server).len() == 2);
     let told = lines(&server);

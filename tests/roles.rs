@@ -298,7 +298,8 @@ fn sessions_are_ended_whatever_the_search_path_has() {
     target.run(
         "CREATE SCHEMA shadows;
          CREATE FUNCTION shadows.unnest(int[]) RETURNS SETOF int LANGUAGE sql AS 'SELECT 0 WHERE false';
-         CREATE FUNCTION shadows.unnest(timestamptz[]) RETURNS SETOF timestamptz LANGUAGE sql AS 'SELECT now() WHERE false';
+         CREATE FUNCTION shadows.unnest(timestamptz[]) RETURNS SETOF timestamptz LANGUAGE sql
+             AS 'SELECT now() WHERE false';
          CREATE FUNCTION shadows.pg_terminate_backend(int, bigint) RETURNS bool LANGUAGE sql AS 'SELECT true';
          CREATE FUNCTION shadows.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT 0';
          CREATE FUNCTION shadows.starts_with(text, text) RETURNS bool LANGUAGE sql AS 'SELECT true';

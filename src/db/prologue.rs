@@ -223,8 +223,8 @@ impl Prologue<'_> {
     }
 }
 
-/// The server refused a time zone that was asked for, by its SQLSTATE (a driver may pass none on) and its words. Of those
-/// only names of settings are in no language. A zone with leap seconds is refused without any.
+/// The server refused a time zone that was asked for, by its SQLSTATE (a driver may pass none on) and its words. Of
+/// those only names of settings are in no language. A zone with leap seconds is refused without any.
 pub fn refuses_time_zone(sqlstate: Option<&str>, message: &str) -> bool {
     const INVALID_PARAMETER_VALUE: &str = "22023";
     message.contains("TimeZone")

@@ -35,14 +35,15 @@ const MOMENT: Duration = Duration::from_millis(100);
 const TURN: Duration = Duration::from_secs(3);
 
 /// Ends sessions of this login, by `$1`, their `application_name`, and by process and begin of each (`$3`, `$4`), and
-/// waits for each for `$2` milliseconds. It takes no name and no operator from the `search_path`: who was to be ended and is
-/// taken for ended would work beside the next attempt.
+/// waits for each for `$2` milliseconds. It takes no name and no operator from the `search_path`: who was to be ended
+/// and is taken for ended would work beside the next attempt.
 pub const END_SESSIONS_SQL: &str = "
     SELECT pg_catalog.pg_terminate_backend(a.pid, $2) AS ended FROM pg_catalog.pg_stat_activity a
      WHERE a.usename OPERATOR(pg_catalog.=) session_user AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
        AND (a.application_name OPERATOR(pg_catalog.=) $1
         OR (EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest($3), pg_catalog.unnest($4)) AS b(pid, backend_start)
-                     WHERE b.pid OPERATOR(pg_catalog.=) a.pid AND b.backend_start OPERATOR(pg_catalog.=) a.backend_start)
+                     WHERE b.pid OPERATOR(pg_catalog.=) a.pid
+                       AND b.backend_start OPERATOR(pg_catalog.=) a.backend_start)
             AND NOT pg_catalog.starts_with(a.application_name, 'slowlane:')))";
 
 /// See the module.

@@ -1,8 +1,8 @@
 //! Which texts are the name of a time zone, as far as that is known without a server.
 //!
 //! A server takes more than names: `UTC+2` is two hours *west* of Greenwich to it, and a typo with a digit in it is a zone
-//! that nobody meant. So only names of the time zone database pass. Whether there is such a zone, the server says. What the
-//! database's folder has beside the zones is none: `localtime` is the machine's, `Factory` one that nobody set, and
+//! that nobody meant. So only names of the time zone database pass. Whether there is such a zone, the server says. What
+//! the database's folder has beside the zones is none: `localtime` is the machine's, `Factory` one that nobody set, and
 //! `posix/…` and `right/…` have every zone once more, the latter with leap seconds, which a server refuses.
 
 /// The longest name, in characters. The longest one that there is has 32.

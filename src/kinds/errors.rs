@@ -1,7 +1,7 @@
 //! What a target's errors mean for a job: one table for both drivers, by SQLSTATE.
 //!
-//! libpq passes on the server's. Diesel passes none on, but tells some classes apart; the others are known by the server's
-//! words, where these begin a message: what a caller's function raises stands behind no such beginning of ours.
+//! libpq passes on the server's. Diesel passes none on, but tells some classes apart. The others are known by the words
+//! with which a server's message begins.
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 
@@ -71,8 +71,8 @@ fn sqlstate_of(error: &DieselError) -> Option<&'static str> {
     })
 }
 
-/// What to do about a limit of the role's that ended the session, by the server's SQLSTATE or, where none arrives, by its
-/// words.
+/// What to do about a limit of the role's that ended the session, by the server's SQLSTATE or, where none arrives, by
+/// its words.
 fn hint_at_limit(sqlstate: Option<&str>, message: &str) -> Option<&'static str> {
     let is = |state: &str, words: &str| sqlstate == Some(state) || (sqlstate.is_none() && message.contains(words));
     if is("25P04", "due to transaction timeout") {

@@ -110,7 +110,10 @@ impl<'s> Cleaner<'s> {
                         WorkError::Cancelled | WorkError::Snooze(_) => "it was put off".to_owned(),
                     };
                     if self.said.is_new(left.job_id, &error) {
-                        log::warn!(job = job.as_str(), target = left.target.as_str(); "what a job has left can't be seen to yet, and is looked at again: {error}");
+                        log::warn!(
+                            job = job.as_str(), target = left.target.as_str();
+                            "what a job has left can't be seen to yet, and is looked at again: {error}"
+                        );
                     }
                 }
             }

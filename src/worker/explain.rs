@@ -38,8 +38,8 @@ fn name_own_lock_timeout(attempt: &Attempt, error: &mut JobError) {
     }
     let message =
         format!("{}: the lock_timeout of the target's own login, {} ms, is over", error.message, own.as_millis());
-    let hint = "raise it where it is set (ALTER ROLE … SET lock_timeout, the database or the connection string): a job's \
-                lock_timeout_ms can only be shorter";
+    let hint = "raise it where it is set (ALTER ROLE … SET lock_timeout, the database or the connection string): \
+                lock_timeout_ms of a job can only be shorter";
     *error = JobError { message, ..error.clone() }.with_hint(hint).bounded();
 }
 

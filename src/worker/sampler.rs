@@ -1,9 +1,10 @@
 //! Looks at the sessions of running attempts on their target, and says what the server knows of them.
 //!
 //! One thread for each target, whatever runs there. An attempt is looked at from its second second on, every second at
-//! first and more rarely as it grows older: the longer something takes, the less a second tells. But a wait for a lock that
-//! may end is looked at out of turn (`kinds/context/waits.rs`): afterwards nobody knows who was in the way. What is seen is
-//! stored with the attempt's own reports, by the heartbeat. Nothing depends on it: where a server can't be asked, the work goes on and shows less.
+//! first and more rarely as it grows older: the longer something takes, the less a second tells. But a wait for a lock
+//! that may end is looked at out of turn (`kinds/context/waits.rs`): afterwards nobody knows who was in the way. What is
+//! seen is stored with the attempt's own reports, by the heartbeat. Nothing depends on it: where a server can't be asked,
+//! the work goes on and shows less.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -87,7 +87,8 @@ fn a_job_that_the_logins_own_lock_timeout_ended_says_so() {
     holder.execute_batch("BEGIN; LOCK TABLE public.t").unwrap();
     let ends = |lock_timeout_ms: u32, sql: &str| {
         let statements = json!([{"sql": sql}]);
-        let job = json!({"kind": "execute", "args": {"statements": statements}, "lock_timeout_ms": lock_timeout_ms, "max_attempts": 1});
+        let mut job = json!({"kind": "execute", "args": {"statements": statements}, "max_attempts": 1});
+        job["lock_timeout_ms"] = json!(lock_timeout_ms);
         let error = app.ended(&app.submit(&job))["error"].clone();
         assert_eq!((&error["code"], &error["sqlstate"]), (&json!("lock_timeout"), &json!("55P03")), "{error}");
         (error["message"].as_str().unwrap().to_owned(), error["hint"].as_str().unwrap_or_default().to_owned())

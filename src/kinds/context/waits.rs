@@ -2,8 +2,8 @@
 //! wait is over.
 //!
 //! A server says of a lock that wasn't to be had in time neither which one it was nor who has it. So whoever looks at
-//! sessions looks once, early, after each change of that time, is woken for a short one, and looks several times within a wait
-//! that it has seen.
+//! sessions looks once, early, after each change of that time, is woken for a short one, and looks several times within
+//! a wait that it has seen.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

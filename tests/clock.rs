@@ -1,14 +1,17 @@
 //! The database's clock is set an hour ahead or back: nobody loses a job by it, nobody who is dead hides, and nothing that is
 //! to be kept goes.
 
+use diesel::connection::SimpleConnection;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::queue::fleet::clock::CautiousClock;
 use slowlane::queue::intake::insert;
+use slowlane::queue::lifecycle::{leavings, promote};
 use slowlane::queue::record::partitions;
 use slowlane::results::store;
 use slowlane::uploads;
 
+use crate::leases::insert as insert_jobs;
 use crate::support::app::TestApp;
 use crate::support::child::Server;
 use crate::support::clock::{make_settable, step};
@@ -98,6 +101,41 @@ fn what_was_put_off_waits_no_longer_when_the_clock_is_set_back() {
 }
 
 #[test]
+fn a_delay_stays_as_long_as_it_was_when_two_processes_notice_a_step_back() {
+    let queue = Postgres::shared().queue();
+    make_settable(&queue);
+    insert_jobs(&queue, 1);
+    queue.run(
+        "UPDATE jobs SET state = 'scheduled', queued_xid = NULL, put_off_ms = 3600000,
+                         run_at = clock_timestamp() + interval '1 hour'",
+    );
+    step(&queue, "-3 hours");
+    let left = "SELECT round(extract(epoch FROM run_at - clock_timestamp()) / 60)::bigint FROM jobs";
+    assert_eq!(queue.count(left), 240);
+    let mut first = queue.service();
+    let mut second = queue.service();
+    first.batch_execute("BEGIN").unwrap();
+    assert_eq!(promote::after_a_step_back(&mut first).unwrap(), 1);
+    std::thread::scope(|scope| {
+        // It has begun before the first one's end, and sees the row as it was.
+        let asked = scope.spawn(|| promote::after_a_step_back(&mut second).unwrap());
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        eventually("the second one waits", || queue.count(waiting) == 1);
+        first.batch_execute("COMMIT").unwrap();
+        assert_eq!(asked.join().unwrap(), 0);
+    });
+    assert_eq!(queue.count(left), 60);
+    // One that notices later, and one that has just begun.
+    assert_eq!(promote::after_a_step_back(&mut second).unwrap(), 0);
+    assert_eq!(queue.count(left), 60);
+    // Set right again, the time is over.
+    step(&queue, "0");
+    assert_eq!(promote::due(&mut first).unwrap().len(), 1);
+    assert_eq!(promote::after_a_step_back(&mut second).unwrap(), 0);
+}
+
+#[test]
 fn nothing_expires_by_a_clock_that_is_ahead() {
     let queue = Postgres::shared().queue();
     make_settable(&queue);
@@ -123,4 +161,45 @@ fn nothing_expires_by_a_clock_that_is_ahead() {
     let now = CautiousClock::default().now(&mut janitor).unwrap();
     assert_eq!(store::expire(&mut janitor, now, 10).unwrap().len(), 1);
     assert_eq!(insert::forget_old_keys(&mut janitor, now).unwrap(), 1);
+}
+
+#[test]
+fn what_jobs_have_left_is_looked_at_again_after_a_step_back_and_kept_through_one_ahead() {
+    let queue = Postgres::shared().queue();
+    make_settable(&queue);
+    insert_jobs(&queue, 1);
+    queue.run(
+        "INSERT INTO finished_jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at,
+                                    timeout_ms, max_attempts, attempt, interruptions, lease, version, finished_at,
+                                    result_ttl_ms)
+         SELECT id, kind, queue, target, priority, 'cancelled', args, labels, created_at, run_at, timeout_ms,
+                max_attempts, 1, 0, 7, 1, now(), result_ttl_ms FROM jobs;
+         INSERT INTO job_checkpoints (job_id, lease, cursor, updated_at, leaves)
+         SELECT id, 7, '{\"cursor\": 1}', now(), true FROM jobs;
+         DELETE FROM jobs",
+    );
+    let mut cleaner = queue.service();
+    let mut clock = CautiousClock::default();
+    let mut take = |cleaner: &mut diesel::PgConnection| {
+        let now = clock.now(cleaner).unwrap();
+        leavings::take(cleaner, now, &["query".to_owned()], &["default".to_owned()]).unwrap()
+    };
+    let left = take(&mut cleaner).unwrap();
+    assert_eq!(left.application_name(), format!("slowlane:{}:7", left.job_id));
+    assert!(take(&mut cleaner).is_none(), "it was looked at just now");
+    step(&queue, "-3 hours");
+    assert!(take(&mut cleaner).is_some() && take(&mut cleaner).is_none());
+    queue.run("UPDATE job_checkpoints SET looked_at = looked_at - interval '31 seconds'");
+    assert!(take(&mut cleaner).is_some());
+    // Nothing is given up by a clock that is ahead.
+    step(&queue, "0");
+    let mut clock = CautiousClock::default();
+    clock.now(&mut cleaner).unwrap();
+    step(&queue, "8 days");
+    let now = clock.now(&mut cleaner).unwrap();
+    leavings::sweep(&mut cleaner, now).unwrap();
+    assert_eq!(queue.count("SELECT count(*) FROM job_checkpoints"), 1);
+    let now = CautiousClock::default().now(&mut cleaner).unwrap();
+    leavings::sweep(&mut cleaner, now).unwrap();
+    assert_eq!(queue.count("SELECT count(*) FROM job_checkpoints"), 0);
 }

@@ -1,19 +1,18 @@
 //! P3 and P4: one owner at a time, and what becomes of jobs whose owner is gone.
 
+mod further;
+
 use std::time::Duration;
 
 use diesel::PgConnection;
 use nix::sys::signal::Signal;
 use serde_json::json;
-use slowlane::db::fate::{ServerLife, TransactionMark};
 use slowlane::queue::fleet::orphans::{self, Orphan};
 use slowlane::queue::fleet::workers::Sighted;
 use slowlane::queue::fleet::workers::{self, Identity};
-use slowlane::queue::lifecycle::checkpoint::{self, Checkpoint, Effect, Says};
 use slowlane::queue::lifecycle::claim::{self, ClaimedJob, Noted, Positions, Scope};
 use slowlane::queue::lifecycle::finish::{self, Became, Ending, Finished, FinishedResult};
 use slowlane::queue::lifecycle::interruptions::{Interruption, interrupted};
-use slowlane::queue::model::JobStatistics;
 use slowlane::queue::record::progress;
 use slowlane::queue::{JobError, JobState, RawJson};
 use slowlane::results::store;
@@ -240,63 +239,6 @@ fn workers_that_die_are_counted_in_a_row() {
     waits(&queue);
     lose(&mut connection, |_, _| {});
     assert_eq!(queue.text("SELECT error->>'message' FROM finished_jobs"), "3 workers in a row died while they ran it");
-}
-
-#[test]
-fn work_that_gets_further_between_deaths_is_never_poison() {
-    let queue = Postgres::shared().queue();
-    let mut connection = queue.service();
-    insert(&queue, 2);
-    let checkpoint_at = |place: u32, rows: i64| Checkpoint {
-        cursor: RawJson::of(&json!({"place": place})).unwrap(),
-        statistics: JobStatistics { rows_affected: rows, ..JobStatistics::default() },
-    };
-    // A cursor that is kept.
-    for place in 0..5 {
-        lose(&mut connection, |connection, job| {
-            assert!(checkpoint::save(connection, &job.lease, &checkpoint_at(place, 0), None, Says::Further).unwrap());
-        });
-    }
-    // The same one again is no progress, whatever was counted.
-    for rows in 1..=2 {
-        assert_eq!(queue.count("SELECT count(*) FROM finished_jobs"), 0);
-        lose(&mut connection, |connection, job| {
-            assert!(checkpoint::save(connection, &job.lease, &checkpoint_at(4, rows), None, Says::Further).unwrap());
-        });
-    }
-    assert_eq!(queue.text("SELECT error->>'code' || ' ' || interruptions FROM finished_jobs"), "poison 7");
-    // A batch that was recorded is progress once it is known to be committed.
-    let server = ServerLife { system: "s".into(), timeline: "1".into() };
-    let mark = |xid: u32| TransactionMark { xid: xid.to_string(), server: server.clone() };
-    for n in 0..5 {
-        lose(&mut connection, |connection, job| {
-            let batch = |place| Effect::Batch(checkpoint_at(place, 0));
-            let first = (2 * n + 100).to_string();
-            assert!(checkpoint::record(connection, &job.lease, 1, &mark(2 * n + 100), &batch(n), None).unwrap());
-            if n % 2 == 0 {
-                checkpoint::advance(connection, job.lease.job_id, job.lease.number, &first).unwrap();
-            } else {
-                let second = mark(2 * n + 101);
-                assert!(checkpoint::record(connection, &job.lease, 2, &second, &batch(n), Some(&first)).unwrap());
-                let recorded = checkpoint::recorded(connection, job.lease.job_id).unwrap().unwrap();
-                checkpoint::forget(connection, job.lease.job_id, &recorded).unwrap();
-            }
-        });
-    }
-    assert_eq!(queue.text("SELECT state || ' ' || interruptions || ' ' || lost_in_a_row FROM jobs"), "queued 5 1");
-    // One that was rolled back is none.
-    for n in 200..202 {
-        lose(&mut connection, |connection, job| {
-            let effect = Effect::Batch(checkpoint_at(n, 0));
-            assert!(checkpoint::record(connection, &job.lease, 1, &mark(n), &effect, None).unwrap());
-            let recorded = checkpoint::recorded(connection, job.lease.job_id).unwrap().unwrap();
-            checkpoint::forget(connection, job.lease.job_id, &recorded).unwrap();
-        });
-    }
-    assert_eq!(
-        queue.text("SELECT string_agg(error->>'code' || ' ' || interruptions, ', ' ORDER BY id) FROM finished_jobs"),
-        "poison 7, poison 7"
-    );
 }
 
 #[test]

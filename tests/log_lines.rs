@@ -62,7 +62,11 @@ fn each_end_is_one_line_with_names_and_numbers_alone() {
         assert_eq!((&line["level"], &line["code"]), (&json!(level), code), "{line}");
         assert_eq!(line["target"], "default", "{line}");
         assert!(["query", "execute"].contains(&line["kind"].as_str().unwrap()), "{line}");
-        assert!(line["attempt"].is_i64() && line["duration_ms"].as_i64().is_some_and(|ms| ms < 60_000), "{line}");
+        assert!(line["attempt"].is_i64(), "{line}");
+        // What no attempt ran of took no time.
+        let ran = *id != expected[expected.len() - 1].0;
+        assert_eq!(line["duration_ms"].as_i64().is_some_and(|ms| ms < 60_000), ran, "{line}");
+        assert_eq!(line.get("duration_ms").is_some(), ran, "{line}");
     }
     let of_the_second = said.iter().filter(|line| line["job"] == expected[3].0 && line["attempt"] == 2);
     assert_eq!(of_the_second.count(), 1, "{said:?}");
@@ -112,4 +116,53 @@ fn who_held_a_lock_stands_in_the_one_line_of_its_job() {
         0,
         "{others}"
     );
+}
+
+#[test]
+fn a_job_that_was_to_be_paused_is_paused_however_its_attempt_ended() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let server = Server::serve(&queue, &target, &["--log-format", "json"]);
+    let mut gate = target.session();
+    gate.execute_batch("SELECT pg_advisory_lock(1)").unwrap();
+    let sql = "DO $$ BEGIN PERFORM pg_advisory_lock(1); RAISE 'again' USING ERRCODE = '40P01'; END $$";
+    let id = server.client.submit(&json!({"kind": "execute", "args": {"statements": [{"sql": sql}]}}));
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    eventually("it waits", || target.count(waits) == 1);
+    // Asked between the end of the attempt and its being written: the attempt never hears of it.
+    let mut asked = queue.session();
+    let ask = format!("BEGIN; UPDATE slowlane.jobs SET pause_requested_at = clock_timestamp() WHERE id = '{id}'");
+    asked.execute_batch(&ask).unwrap();
+    drop(gate);
+    eventually("its end waits to be written", || queue.count(waits) == 1);
+    asked.execute_batch("COMMIT").unwrap();
+    eventually("it has its line", || !lines(&server).is_empty());
+    let told = lines(&server);
+    assert_eq!(
+        (told.len(), &told[0]["message"], &told[0]["code"]),
+        (1, &json!("a job is paused"), &json!("sql_error")),
+        "{told:?}"
+    );
+    assert_eq!(server.client.job(&id)["state"], "paused");
+    let metrics = server.client.get("/metrics").text();
+    let paused = |line: &&str| line.contains("outcome=\"paused\"") && line.ends_with(" 1");
+    assert_eq!(metrics.lines().filter(paused).count(), 1, "{metrics}");
+    assert!(!metrics.contains("outcome=\"retried\""), "{metrics}");
+}
+
+#[test]
+fn a_job_that_nobody_ran_has_no_duration() {
+    let queue = Postgres::shared().queue();
+    let server = Server::serve(&queue, &Postgres::shared().work(), &["--log-format", "json"]);
+    queue.run(
+        "INSERT INTO jobs (id, kind, queue, target, priority, state, args, labels, created_at, run_at, lease, attempt,
+                           worker_id, started_at, deadline_at, timeout_ms, max_attempts, result_ttl_ms)
+         SELECT (left(first_id_of(current_date)::text, 23) || right(gen_random_uuid()::text, 13))::uuid, 'query',
+                'default', 'default', 5, 'running', '{\"sql\": \"SELECT 1\"}', '{}', now(), now(), 1, 1,
+                (SELECT id FROM workers), now() - interval '1 minute', now() + interval '1 hour', 60000, 3, 60000",
+    );
+    eventually("it is put back, and runs", || lines(&server).len() == 2);
+    let told = lines(&server);
+    assert_eq!((&told[0]["message"], told[0].get("duration_ms")), (&json!("a job is handed back"), None), "{told:?}");
+    assert!(told[1]["message"] == "a job succeeded" && told[1]["duration_ms"].is_i64(), "{told:?}");
 }

@@ -31,6 +31,7 @@ mod imports;
 mod job_spec;
 mod jobs_api;
 mod kind_docs;
+mod kinds;
 mod layers;
 mod leases;
 mod log_lines;

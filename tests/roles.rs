@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use diesel::prelude::*;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use slowlane::db::pool::Manager;
 use slowlane::dsn::Dsn;
 use slowlane::pq::Session;
 
@@ -281,4 +283,55 @@ fn roles_of_other_names_work_and_are_told_what_they_lack() {
 
 fn day_ahead(database: &Database) -> String {
     database.text("SELECT to_char((clock_timestamp() AT TIME ZONE 'UTC')::date + 3, 'YYYYMMDD')")
+}
+
+#[test]
+fn sessions_are_ended_whatever_the_search_path_has() {
+    use diesel::sql_types::{Array, BigInt, Bool, Integer, Text, Timestamptz};
+    use slowlane::target::END_SESSIONS_SQL;
+    #[derive(QueryableByName)]
+    struct Ended {
+        #[diesel(sql_type = Bool)]
+        ended: bool,
+    }
+    let target = Postgres::shared().work();
+    target.run(
+        "CREATE SCHEMA shadows;
+         CREATE FUNCTION shadows.unnest(int[]) RETURNS SETOF int LANGUAGE sql AS 'SELECT 0 WHERE false';
+         CREATE FUNCTION shadows.unnest(timestamptz[]) RETURNS SETOF timestamptz LANGUAGE sql
+             AS 'SELECT now() WHERE false';
+         CREATE FUNCTION shadows.pg_terminate_backend(int, bigint) RETURNS bool LANGUAGE sql AS 'SELECT true';
+         CREATE FUNCTION shadows.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT 0';
+         CREATE FUNCTION shadows.starts_with(text, text) RETURNS bool LANGUAGE sql AS 'SELECT true';
+         CREATE FUNCTION shadows.no(int, int) RETURNS bool LANGUAGE sql AS 'SELECT false';
+         CREATE FUNCTION shadows.no(timestamptz, timestamptz) RETURNS bool LANGUAGE sql AS 'SELECT false';
+         CREATE FUNCTION shadows.no(text, text) RETURNS bool LANGUAGE sql AS 'SELECT false';
+         CREATE FUNCTION shadows.no(name, name) RETURNS bool LANGUAGE sql AS 'SELECT false';
+         CREATE OPERATOR shadows.= (FUNCTION = shadows.no, LEFTARG = int, RIGHTARG = int);
+         CREATE OPERATOR shadows.<> (FUNCTION = shadows.no, LEFTARG = int, RIGHTARG = int);
+         CREATE OPERATOR shadows.= (FUNCTION = shadows.no, LEFTARG = timestamptz, RIGHTARG = timestamptz);
+         CREATE OPERATOR shadows.= (FUNCTION = shadows.no, LEFTARG = text, RIGHTARG = text);
+         CREATE OPERATOR shadows.= (FUNCTION = shadows.no, LEFTARG = name, RIGHTARG = name);
+         CREATE VIEW shadows.pg_stat_activity AS SELECT * FROM pg_catalog.pg_stat_activity WHERE false;
+         GRANT USAGE ON SCHEMA shadows TO PUBLIC; GRANT SELECT ON shadows.pg_stat_activity TO PUBLIC",
+    );
+    let mut by_name = Session::connect(&target.dsn.clone().with("application_name", "slowlane:one:1")).unwrap();
+    let mut by_process = Session::connect(&target.dsn.clone().with("application_name", "disguised")).unwrap();
+    let mut others = Session::connect(&target.dsn.clone().with("application_name", "slowlane:two:1")).unwrap();
+    let began = format!("SELECT backend_start FROM pg_stat_activity WHERE pid = {}", by_process.backend_pid());
+    let began: chrono::DateTime<chrono::Utc> = target
+        .text(&format!("SELECT to_char(({began}) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"))
+        .parse()
+        .unwrap();
+    let mut supervisor = Manager::work(&target.dsn, "SET search_path = shadows, pg_catalog").open().unwrap();
+    let ended: Vec<Ended> = diesel::sql_query(END_SESSIONS_SQL)
+        .bind::<Text, _>("slowlane:one:1")
+        .bind::<BigInt, _>(5_000)
+        .bind::<Array<Integer>, _>(vec![by_process.backend_pid()])
+        .bind::<Array<Timestamptz>, _>(vec![began])
+        .load(&mut supervisor)
+        .unwrap();
+    assert!(ended.len() == 2 && ended.iter().all(|row| row.ended));
+    assert!(by_name.ping().is_err() && by_process.ping().is_err());
+    others.ping().unwrap();
 }

@@ -90,6 +90,43 @@ fn a_role_that_is_too_strong_ends_the_start_unless_it_is_told_to_go_on() {
 }
 
 #[test]
+fn a_target_whose_place_is_not_known_ends_the_start_unless_it_is_told_to_go_on() {
+    let postgres = Postgres::shared();
+    let (queue, target) = (postgres.queue(), postgres.work());
+    let two_more = |extra: &[&str]| {
+        let mut command = serving(&queue, &ANYWHERE);
+        command.env("TARGET_URL", target.dsn.to_url().expose()).args(extra);
+        command.args(["--target", "second=SECOND_URL", "--target", "third=NOT_SET_URL"]).env_remove("NOT_SET_URL");
+        command.env("SECOND_URL", "mongodb://someone:hunter2@secret.example/app");
+        command
+    };
+    let ended = Running::start(&mut two_more(&[])).output();
+    let text = String::from_utf8(ended.stderr).unwrap();
+    assert!(!ended.status.success() && text.contains("SECOND_URL"), "{text}");
+
+    let server = Server::spawn(two_more(&["--start-without-targets"]));
+    let waiting = ["second", "third"].map(|name| server.client.submit(&on(name)));
+    assert_eq!(server.client.ended(&server.client.submit(&on("default")))["state"], "succeeded");
+    assert_eq!(server.client.get("/readyz").status, 200);
+    for (name, code) in [("second", "unsupported_scheme"), ("third", "dsn_missing")] {
+        assert_eq!(usable(&server, name), format!("refused: {code}"));
+        let mut shown = Value::Null;
+        eventually("the operators see it", || {
+            shown = server.client.get(&format!("/v1/targets/{name}")).json();
+            shown["troubles"][0]["trouble"].as_str().is_some_and(|trouble| trouble.starts_with(code))
+        });
+        for secret in ["hunter2", "someone", "secret.example"] {
+            assert!(!shown.to_string().contains(secret), "{shown}");
+        }
+    }
+    assert!(!server.log().contains("hunter2"), "{}", server.log());
+    for id in waiting {
+        assert_eq!(server.client.job(&id)["state"], "queued");
+        assert_eq!(server.client.job(&id)["attempt"], 0);
+    }
+}
+
+#[test]
 fn a_role_that_could_not_be_looked_at_at_the_start_is_looked_at_before_a_job_has_a_session() {
     let postgres = Postgres::shared();
     let (queue, target, other) = (postgres.queue(), postgres.work(), postgres.work());

@@ -143,7 +143,8 @@ BEGIN
         WHEN (result_ttl_ms BETWEEN 1 AND 2592000000) IS NOT TRUE
             THEN 'result_ttl_ms: expected an integer from 1 to 2592000000'
         -- As src/db/time_zone.rs has it: only names, for a server takes `UTC+2` for two hours west of Greenwich.
-        WHEN char_length(time_zone) > 64 OR time_zone !~*
+        WHEN char_length(time_zone) > 64 OR time_zone ~* '^((posix|right)/|(localtime|posixrules|factory)$)'
+            OR time_zone !~*
             '^([a-z][a-z_]*(-[a-z_]+)*(/[a-z][a-z_]*(-[a-z_]+)*)*|(etc/)?gmt[+-]?0|etc/gmt(\+([1-9]|1[0-2])|-([1-9]|1[0-4]))|(est5e|cst6c|mst7m|pst8p)dt)$'
             THEN 'time_zone: expected the name of a time zone, such as Europe/Berlin or UTC'
         WHEN NOT (lock_timeout_ms BETWEEN 1 AND 3600000)
@@ -349,8 +350,12 @@ CREATE TABLE job_checkpoints (
     outcome     json,
     next_cursor json,
     updated_at  timestamptz NOT NULL,
-    -- The cursor moved since an attempt of the job ended.
+    -- A batch was committed since an attempt of the job ended.
     moved       boolean NOT NULL DEFAULT false,
+    -- A hash of the cursor that was saved last, and of those from which interruptions were last counted anew: a cursor
+    -- that goes to and fro between two places gets no further.
+    place        bigint,
+    counted_from bigint[] NOT NULL DEFAULT '{}',
     -- The work may have left something on its target that the cursor tells: kept after its job's end until that is seen to.
     leaves      boolean NOT NULL DEFAULT false,
     looked_at   timestamptz,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::app::AppError;
 use crate::app::process::{Listeners, Parts};
 use crate::app::server::{Server, Workers};
-use crate::config::{self, Config, ConfigError, DsnReader, TargetConfig};
+use crate::config::{self, Config, ConfigError, DsnReader, RefusedTarget, TargetConfig};
 use crate::dsn::{Dsn, Secret};
 use crate::pq;
 use crate::work::{Registry, Work};
@@ -176,6 +176,8 @@ impl<U: Into<DatabaseUrl>> From<U> for Target {
 #[derive(Default)]
 struct GivenTarget {
     target: Option<Target>,
+    /// Why it isn't known where it is.
+    refused: Option<RefusedTarget>,
     statements_only: bool,
 }
 
@@ -212,6 +214,7 @@ impl Given {
             None => surrounding_queue()?.read("the queue", config.dsn_strict)?,
         };
         let mut targets = BTreeMap::new();
+        let mut refused = BTreeMap::new();
         let mut target_names = BTreeMap::new();
         for (name, given) in given {
             config::check_target_name(&name)?;
@@ -219,7 +222,14 @@ impl Given {
             match given.target {
                 // Who runs no jobs needs no way to where they run.
                 _ if !config.roles.workers => {}
-                Some(target) => drop(targets.insert(name.clone(), target.read(&name, config.dsn_strict)?)),
+                Some(target) => match target.read(&name, config.dsn_strict) {
+                    Ok(target) => drop(targets.insert(name.clone(), target)),
+                    Err(error) if config.start_without_targets => {
+                        drop(refused.insert(name.clone(), RefusedTarget::from(&error)));
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                None if given.refused.is_some() => drop(given.refused.map(|why| refused.insert(name.clone(), why))),
                 None => {
                     let why = format!("workers need to know where the target {name} is: call target(\"{name}\", …)");
                     return Err(ConfigError::Missing(why).into());
@@ -230,7 +240,10 @@ impl Given {
             let why = "no database is named that work runs on: call target(\"default\", …)";
             return Err(ConfigError::Missing(why.to_owned()).into());
         }
-        Ok(Parts { config, queue, target_names, targets, registry, listeners })
+        for (name, refused) in &refused {
+            log::error!("target {name}: {refused}; its jobs wait, and the others run");
+        }
+        Ok(Parts { config, queue, target_names, targets, refused, registry, listeners })
     }
 }
 
@@ -259,7 +272,9 @@ macro_rules! said_of_both {
         pub fn target(mut self, name: &str, target: impl Into<Target>) -> Self {
             let target = target.into();
             let statements_only = target.statements_only;
-            self.given.targets.insert(name.to_owned(), GivenTarget { target: Some(target), statements_only });
+            self.given
+                .targets
+                .insert(name.to_owned(), GivenTarget { target: Some(target), refused: None, statements_only });
             self
         }
 
@@ -375,6 +390,12 @@ impl ServerBuilder {
     /// Serves HTTP only: jobs are run by other processes. Of a target, its name is then all that is used.
     pub fn without_workers(mut self) -> Self {
         self.given.config.roles.workers = false;
+        self
+    }
+
+    /// A target of which isn't known where it is: the server starts, and its jobs wait.
+    pub(crate) fn refused_target(mut self, name: &str, why: RefusedTarget) -> Self {
+        self.given.targets.entry(name.to_owned()).or_default().refused = Some(why);
         self
     }
 

@@ -15,12 +15,12 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::app::{AppError, databases};
-use crate::config::{Config, TargetConfig};
+use crate::config::{Config, RefusedTarget, TargetConfig};
 use crate::db::doorway::DoorwayThreads;
 use crate::db::pool::{self, Manager, Pool, Purpose};
 use crate::db::{Doorway, Source, time_zone};
 use crate::dsn::{self, Dsn};
-use crate::http::{self, Api, ApiTarget, Common, DepthClock, HttpSettings, TargetFacts, Token};
+use crate::http::{self, Api, ApiTarget, Common, DepthClock, HttpSettings, TargetFacts, Token, Usability};
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
 use crate::queue::fleet::health::Health;
@@ -28,7 +28,7 @@ use crate::queue::fleet::queues::CLAIMERS;
 use crate::queue::fleet::signals::{Message, Signals};
 use crate::queue::intake::writer::Writer;
 use crate::statements::{self, Reloader};
-use crate::target::Targets;
+use crate::target::{Target, Targets};
 use crate::work::Registry;
 use crate::worker::listener::{Hints, HintsConfig};
 use crate::worker::threads::Stop;
@@ -60,11 +60,16 @@ pub struct Parts {
     pub target_names: BTreeMap<String, bool>,
     /// The databases that work runs on; none where no workers run.
     pub targets: BTreeMap<String, TargetConfig>,
+    /// Those of which isn't known where they are: their jobs wait.
+    pub refused: RefusedTargets,
     /// The kinds that it knows.
     pub registry: Registry,
     /// Where requests arrive.
     pub listeners: Listeners,
 }
+
+/// Targets that can't be used as they are set, by name.
+pub type RefusedTargets = BTreeMap<String, RefusedTarget>;
 
 /// Where requests arrive.
 pub struct Listeners {
@@ -260,7 +265,7 @@ struct Assembled {
 }
 
 fn assemble(parts: Parts, stopping: &Stop) -> Result<Assembled, AppError> {
-    let Parts { config, queue, target_names, targets, registry, listeners } = parts;
+    let Parts { config, queue, target_names, targets, refused, registry, listeners } = parts;
     let settings = http_settings(&config)?;
     // What one connection finds out about the queue, the others needn't find out again.
     let queue = Source::from(&queue);
@@ -277,7 +282,7 @@ fn assemble(parts: Parts, stopping: &Stop) -> Result<Assembled, AppError> {
         queues: config.queues.clone(),
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
-        targets: Box::new(troubles(targets.clone())),
+        targets: Box::new(usability(targets.clone(), refused.clone())),
         pools: Box::new(measure(pools.control.clone(), pools.results.clone(), targets.clone())),
         depths: DepthClock::default(),
         settings,
@@ -304,6 +309,7 @@ fn assemble(parts: Parts, stopping: &Stop) -> Result<Assembled, AppError> {
         control: pools.control,
         results: pools.results,
         targets,
+        refused: refused.into_iter().map(|(name, refused)| (name, refused.to_string())).collect(),
         registry,
         queues: config.queues,
         threads,
@@ -379,6 +385,7 @@ pub fn workers_before_serving(
         control: pools.control,
         results: pools.results,
         targets: databases::open_targets(targets, config.workers, false, &metrics)?,
+        refused: BTreeMap::new(),
         registry: Arc::new(registry),
         queues: vec![name.to_owned()],
         threads: 1,
@@ -425,9 +432,17 @@ fn measure(control: Pool, results: Pool, targets: Targets) -> impl Fn(&Metrics) 
     }
 }
 
-/// Which targets of this process can be used.
-fn troubles(targets: Targets) -> impl Fn() -> BTreeMap<String, bool> + Send + Sync {
-    move || targets.iter().map(|(name, target)| (name.clone(), target.trouble().is_none())).collect()
+/// Whether the targets of this process can be used.
+fn usability(targets: Targets, refused: RefusedTargets) -> impl Fn() -> BTreeMap<String, Usability> + Send + Sync {
+    let refused: BTreeMap<String, Usability> =
+        refused.into_iter().map(|(name, refused)| (name, Usability::Refused(refused.code))).collect();
+    move || {
+        let now = |(name, target): (&String, &Arc<Target>)| {
+            let usability = if target.trouble().is_none() { Usability::Usable } else { Usability::Unavailable };
+            (name.clone(), usability)
+        };
+        targets.iter().map(now).chain(refused.clone()).collect()
+    }
 }
 
 /// Who says that a process is to stop, and that it is to hurry.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::app::{Server, Target};
 use crate::cli::{Failure, Sources, dsn_reader, warn_of_unknown_variables};
-use crate::config::Connections;
+use crate::config::{Connections, RefusedTarget};
 
 /// The arguments of `slowlane serve`.
 #[derive(clap::Args)]
@@ -30,10 +30,20 @@ impl Serve {
         let queue = self.connections.queue(&file, reader)?;
         let target_names = self.connections.target_names(&file)?;
         // Who runs no jobs needs no way to where they run.
-        let targets = match config.roles.workers {
-            true => self.connections.targets(&file, reader)?,
+        let each = match config.roles.workers {
+            true => self.connections.each_target(&file, reader)?,
             false => BTreeMap::new(),
         };
+        let (mut targets, mut refused) = (BTreeMap::new(), BTreeMap::new());
+        for (name, target) in each {
+            match target {
+                Ok(target) => drop(targets.insert(name, target)),
+                Err(error) if config.start_without_targets => {
+                    drop(refused.insert(name, RefusedTarget::from(&error)));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         if self.print_config {
             print!("{}", config.print(&queue, &target_names, &targets));
             return Ok(());
@@ -47,6 +57,9 @@ impl Serve {
         }
         for (name, target) in targets {
             server = server.target(&name, Target::from(target));
+        }
+        for (name, why) in refused {
+            server = server.refused_target(&name, why);
         }
         Ok(server.run()?)
     }

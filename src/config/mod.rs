@@ -91,6 +91,35 @@ pub enum ConfigError {
     Missing(String),
 }
 
+/// A target whose place can't be told from the settings, where the process starts nevertheless.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedTarget {
+    /// The stable word for why.
+    pub code: &'static str,
+    /// Why, for everybody: it holds nothing of a connection string.
+    pub reason: String,
+}
+
+impl From<&ConfigError> for RefusedTarget {
+    fn from(error: &ConfigError) -> RefusedTarget {
+        let (code, reason) = match error {
+            ConfigError::Dsn(setting, error) => (error.code.as_str(), format!("{setting}: {}", error.message)),
+            ConfigError::Translated(setting, ..) => {
+                ("dsn_strict", format!("{setting}: it would be translated, and dsn_strict forbids that"))
+            }
+            ConfigError::Missing(reason) => ("dsn_missing", reason.clone()),
+            ConfigError::File(..) | ConfigError::Invalid(..) => ("invalid_setting", error.to_string()),
+        };
+        RefusedTarget { code, reason }
+    }
+}
+
+impl std::fmt::Display for RefusedTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}; mend that, and start the process again", self.code, self.reason)
+    }
+}
+
 /// What a variable holds. One that is set to nothing counts as unset.
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())

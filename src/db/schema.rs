@@ -132,6 +132,8 @@ diesel::table! {
         next_cursor -> Nullable<Json>,
         updated_at -> Timestamptz,
         moved -> Bool,
+        place -> Nullable<BigInt>,
+        counted_from -> Array<BigInt>,
         leaves -> Bool,
         looked_at -> Nullable<Timestamptz>,
     }

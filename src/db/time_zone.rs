@@ -1,7 +1,9 @@
 //! Which texts are the name of a time zone, as far as that is known without a server.
 //!
 //! A server takes more than names: `UTC+2` is two hours *west* of Greenwich to it, and a typo with a digit in it is a zone
-//! that nobody meant. So only names of the time zone database pass. Whether there is such a zone, the server says.
+//! that nobody meant. So only names of the time zone database pass. Whether there is such a zone, the server says. What
+//! the database's folder has beside the zones is none: `localtime` is the machine's, `Factory` one that nobody set, and
+//! `posix/…` and `right/…` have every zone once more, the latter with leap seconds, which a server refuses.
 
 /// The longest name, in characters. The longest one that there is has 32.
 pub const MAX_TIME_ZONE_CHARS: usize = 64;
@@ -15,13 +17,23 @@ const WITH_DIGITS: [&str; 4] = ["EST5EDT", "CST6CDT", "MST7MDT", "PST8PDT"];
 const GMT_WEST: u8 = 12;
 const GMT_EAST: u8 = 14;
 
-/// The text has the form of a name. `slowlane.enqueue` says the same by a pattern.
+/// What looks like a name and is no zone of anywhere: by the whole of it, and by its first part.
+const NO_ZONES: [&str; 3] = ["localtime", "posixrules", "Factory"];
+const NO_AREAS: [&str; 2] = ["posix", "right"];
+
+/// The text has the form of a name. `slowlane.enqueue` says the same by patterns.
 pub fn is_name(text: &str) -> bool {
-    if text.chars().count() > MAX_TIME_ZONE_CHARS {
+    if text.chars().count() > MAX_TIME_ZONE_CHARS || is_no_zone(text) {
         return false;
     }
     let is = |name: &str| text.eq_ignore_ascii_case(name);
     WITH_DIGITS.into_iter().any(is) || is_offset_of_gmt(text) || text.split('/').all(is_part)
+}
+
+fn is_no_zone(text: &str) -> bool {
+    let is_area = |area: &str| NO_AREAS.iter().any(|no| no.eq_ignore_ascii_case(area));
+    NO_ZONES.iter().any(|no| no.eq_ignore_ascii_case(text))
+        || text.split_once('/').is_some_and(|(area, _)| is_area(area))
 }
 
 /// Words of letters and `_`, with `-` between them.
@@ -68,6 +80,8 @@ mod tests {
             "GMT-0",
             "EST5EDT",
             "Antarctica/DumontDUrville",
+            "Localtimes",
+            "right",
         ] {
             assert!(is_name(name), "{name}");
         }
@@ -98,6 +112,13 @@ mod tests {
             "interval '1' hour",
             "Etc/GMT+",
             "Etc/GMT++1",
+            "localtime",
+            "LOCALTIME",
+            "posixrules",
+            "Factory",
+            "posix/Europe/Berlin",
+            "right/UTC",
+            "Right/Etc/GMT+1",
         ] {
             assert!(!is_name(text), "{text}");
         }

@@ -108,13 +108,24 @@ pub struct Common {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// The targets that this process runs jobs on, each with whether it can be used.
-    pub targets: Box<dyn Fn() -> BTreeMap<String, bool> + Send + Sync>,
+    pub targets: Box<dyn Fn() -> BTreeMap<String, Usability> + Send + Sync>,
     /// How pools beside the doorway are used, asked for when metrics are.
     pub pools: Box<dyn Fn(&Metrics) + Send + Sync>,
     /// When the depth of the queues was last looked at.
     pub depths: DepthClock,
     /// Settings.
     pub settings: HttpSettings,
+}
+
+/// Whether a target can be used, as far as this process knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usability {
+    /// Nothing is wrong with it.
+    Usable,
+    /// It is away, or unfit for work.
+    Unavailable,
+    /// Its connection string was refused, or there is none, with this code.
+    Refused(&'static str),
 }
 
 /// What the routes of jobs have besides.

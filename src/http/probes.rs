@@ -7,7 +7,7 @@ use actix_web::{HttpResponse, web};
 use serde::Serialize;
 
 use crate::db::{DbError, migrations};
-use crate::http::{Common, gauges};
+use crate::http::{Common, Usability, gauges};
 
 #[derive(Serialize)]
 struct Healthy {
@@ -32,7 +32,7 @@ struct Checks {
     workers: &'static str,
     /// The targets that this process runs jobs on. One that is away doesn't make the process unready: the jobs of the
     /// others run.
-    targets: BTreeMap<String, &'static str>,
+    targets: BTreeMap<String, String>,
     stopping: bool,
 }
 
@@ -57,10 +57,7 @@ pub(super) async fn readyz(common: web::Data<Common>) -> HttpResponse {
             Err(_) => "unknown",
         },
         workers: if common.health.workers_ready() { "ok" } else { "not beating" },
-        targets: (common.targets)()
-            .into_iter()
-            .map(|(name, usable)| (name, if usable { "ok" } else { "unavailable" }))
-            .collect(),
+        targets: (common.targets)().into_iter().map(|(name, usability)| (name, shown(usability))).collect(),
         stopping: common.health.is_stopping(),
     };
     let ready = checks.migrations == "ok" && checks.workers == "ok" && !checks.stopping;
@@ -69,6 +66,14 @@ pub(super) async fn readyz(common: web::Data<Common>) -> HttpResponse {
         response.insert_header((header::RETRY_AFTER, "1"));
     }
     response.json(Ready { status: if ready { "ready" } else { "not ready" }, checks })
+}
+
+fn shown(usability: Usability) -> String {
+    match usability {
+        Usability::Usable => "ok".to_owned(),
+        Usability::Unavailable => "unavailable".to_owned(),
+        Usability::Refused(code) => format!("refused: {code}"),
+    }
 }
 
 pub(super) async fn metrics(common: web::Data<Common>) -> HttpResponse {

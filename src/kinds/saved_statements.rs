@@ -14,7 +14,7 @@ use crate::pq::{PqError, Session};
 use crate::queue::{JobError, RawJson};
 use crate::statements::file::Sql;
 use crate::statements::{InnerKind, Statement};
-use crate::target::prologue::{ROW_FORM_SQL, names_time_zone};
+use crate::target::prologue::{ROW_FORM_SQL, refuses_time_zone};
 use crate::work::context::unknown_time_zone;
 use crate::work::{self, WorkError};
 
@@ -102,7 +102,7 @@ fn set_time_zone(session: &mut Session, statement: &Statement) -> Result<(), Wor
     session.execute_batch("RESET TimeZone")?;
     let Some(zone) = &statement.time_zone else { return Ok(()) };
     match session.query("SELECT pg_catalog.set_config('TimeZone', $1, false)", &[Some(zone)]) {
-        Err(error) if names_time_zone(&error.message) => Err(unknown_time_zone(zone)),
+        Err(error) if refuses_time_zone(error.sqlstate.as_deref(), &error.message) => Err(unknown_time_zone(zone)),
         outcome => Ok(outcome.map(drop)?),
     }
 }

@@ -84,14 +84,17 @@ impl PqError {
     pub fn retryable(&self) -> bool {
         match (&self.kind, self.sqlstate.as_deref()) {
             (PqErrorKind::Copy | PqErrorKind::Usage, _) => false,
-            (_, Some(state)) => {
-                let states = ["25P03", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "53300"];
-                states.contains(&state) || state.starts_with("08")
-            }
+            (_, Some(state)) => is_worth_another_try(state),
             (PqErrorKind::Connect(_) | PqErrorKind::ConnectionLost, None) => true,
             (PqErrorKind::Server, None) => false,
         }
     }
+}
+
+/// What failed with this SQLSTATE may well succeed on another try: see [`PqError::retryable`].
+pub fn is_worth_another_try(sqlstate: &str) -> bool {
+    let states = ["25P03", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "53300"];
+    states.contains(&sqlstate) || sqlstate.starts_with("08")
 }
 
 /// A message that the server sent beside a statement.

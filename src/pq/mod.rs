@@ -20,7 +20,7 @@ mod surroundings;
 mod trace;
 
 pub use copy::CopyIn;
-pub use error::{Notice, PqError, PqErrorKind};
+pub use error::{Notice, PqError, PqErrorKind, is_worth_another_try};
 pub use failure::ConnectFailure;
 pub use line::{Line, Patience};
 pub use raw::NoticeSink;

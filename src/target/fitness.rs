@@ -13,7 +13,7 @@ use diesel::sql_types::Text;
 use crate::db::vet::preflight;
 use crate::db::{DbError, slots, time_zone};
 use crate::pq::PqErrorKind;
-use crate::target::prologue::names_time_zone;
+use crate::target::prologue::refuses_time_zone;
 use crate::target::{CONNECTIONS_BESIDE, ROLE_SQL, RoleRights, Target, TargetError, TargetSettings};
 
 /// How long a target that is unfit for work isn't looked at again.
@@ -63,7 +63,7 @@ impl Target {
         });
         match set {
             Ok(_) => Ok(()),
-            Err(error) if names_time_zone(&error.to_string()) => Err(TargetError::Invalid {
+            Err(error) if refuses_time_zone(None, &error.to_string()) => Err(TargetError::Invalid {
                 name: self.name.clone(),
                 setting: "time_zone",
                 expected: format!("{}; its server knows none called {zone}", time_zone::EXPECTED),

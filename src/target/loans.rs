@@ -1,11 +1,12 @@
 //! Connections on loan: each is as its login made it when a job gets it, or is closed.
 
 use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
 
-use crate::db::line;
 use crate::db::pool::Manager;
-use crate::pq::Patience;
-use crate::target::prologue::{Begun, OwnLimits};
+use crate::db::{DbError, line};
+use crate::pq::{Patience, PqError, Session};
+use crate::target::prologue::{self, Begun, OwnLimits};
 use crate::target::sessions::SessionManager;
 use crate::target::{HOUSEKEEPING, TargetBackend};
 
@@ -17,8 +18,8 @@ pub struct Work<C> {
     pub(super) backend: Option<TargetBackend>,
     /// The server was a standby when it was last looked.
     pub on_standby: bool,
-    /// The settings of the login, as they were when it was lent first: known by a digest.
-    login: Option<i64>,
+    /// The settings of the login, as they were when it was opened: known by a digest.
+    login: i64,
     /// What the login is limited to, whatever a job asks for.
     pub limits: OwnLimits,
     /// It isn't as it was: a cancel may still be in flight, or its reset failed.
@@ -30,26 +31,43 @@ impl<C> Work<C> {
     /// of the role or the database have changed since it was opened.
     pub(super) fn begin(&mut self, begun: &Begun) -> bool {
         self.limits = begun.limits;
-        *self.login.get_or_insert(begun.login) == begun.login
+        self.login == begun.login
+    }
+}
+
+/// Opens connections for jobs.
+pub trait Opens: r2d2::ManageConnection {
+    /// A digest of the settings of the login, as they are now.
+    ///
+    /// # Errors
+    /// When the server can't be asked.
+    fn login(connection: &mut Self::Connection) -> Result<i64, Self::Error>;
+}
+
+impl Opens for Manager {
+    fn login(connection: &mut PgConnection) -> Result<i64, DbError> {
+        Ok(prologue::login_of_diesel(connection)?)
+    }
+}
+
+impl Opens for SessionManager {
+    fn login(session: &mut Session) -> Result<i64, PqError> {
+        prologue::login_of_session(session)
     }
 }
 
 /// Hands out [`Work`] connections of another manager.
 pub struct WorkManager<M>(pub(super) M);
 
-impl<M: r2d2::ManageConnection> r2d2::ManageConnection for WorkManager<M> {
+impl<M: Opens> r2d2::ManageConnection for WorkManager<M> {
     type Connection = Work<M::Connection>;
     type Error = M::Error;
 
     fn connect(&self) -> Result<Self::Connection, M::Error> {
-        Ok(Work {
-            inner: self.0.connect()?,
-            backend: None,
-            on_standby: false,
-            login: None,
-            limits: OwnLimits::default(),
-            tainted: false,
-        })
+        let mut inner = self.0.connect()?;
+        // At once: it may lie in the pool until long after the login's settings have changed.
+        let login = M::login(&mut inner)?;
+        Ok(Work { inner, backend: None, on_standby: false, login, limits: OwnLimits::default(), tainted: false })
     }
 
     fn is_valid(&self, connection: &mut Self::Connection) -> Result<(), M::Error> {

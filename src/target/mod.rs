@@ -48,6 +48,7 @@ use crate::target::flusher::Flusher;
 use crate::target::prologue::{Begun, Prologue};
 pub use crate::target::prologue::{OwnLimits, SessionAsks};
 use crate::target::sessions::SessionManager;
+pub use crate::target::supervisor::END_SESSIONS_SQL;
 use crate::target::supervisor::Supervisor;
 pub use crate::target::work_role::{ROLE_SQL, RoleRights};
 
@@ -209,7 +210,7 @@ impl Target {
         let backend_start = match begun.backend_start {
             Some(start) => start,
             None => self.supervisor.supervise(|connection| {
-                let sql = format!("{BACKEND_SQL} pg_stat_get_activity($1)");
+                let sql = format!("{BACKEND_SQL} pg_catalog.pg_stat_get_activity($1)");
                 Ok(diesel::sql_query(sql)
                     .bind::<Integer, _>(begun.pid)
                     .get_result::<BackendRow>(connection)?

@@ -85,9 +85,22 @@ pub(super) struct Begun {
     pub on_standby: bool,
 }
 
+/// What is said of the settings of the login of the server process `a`.
+macro_rules! login_sql {
+    () => {
+        "(SELECT pg_catalog.hashtextextended(coalesce(pg_catalog.string_agg(
+                           pg_catalog.concat_ws(' ', d.setdatabase, d.setrole, d.setconfig), ' '
+                           ORDER BY d.setdatabase, d.setrole), ''), 0)
+                  FROM pg_catalog.pg_db_role_setting d
+                 WHERE d.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, a.usesysid])
+                   AND d.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, a.datid]))"
+    };
+}
+
 /// Every name is qualified: the `search_path` is the login's. A limit is shown with its unit, and every unit is one of an
 /// interval. What is read comes first, in a part of its own.
-const SQL: &str = "
+const SQL: &str = concat!(
+    "
     WITH own AS MATERIALIZED (
         SELECT a.pid,
                pg_catalog.to_char(a.backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS backend_start,
@@ -97,12 +110,7 @@ const SQL: &str = "
                CASE WHEN l.lock OPERATOR(pg_catalog.<>) '0' THEN (pg_catalog.date_part('epoch',
                    l.lock::pg_catalog.interval) OPERATOR(pg_catalog.*) 1000::pg_catalog.float8)::pg_catalog.int8
                    END AS lock_ms,
-               (SELECT pg_catalog.hashtextextended(coalesce(pg_catalog.string_agg(
-                           pg_catalog.concat_ws(' ', d.setdatabase, d.setrole, d.setconfig), ' '
-                           ORDER BY d.setdatabase, d.setrole), ''), 0)
-                  FROM pg_catalog.pg_db_role_setting d
-                 WHERE d.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, a.usesysid])
-                   AND d.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, a.datid])) AS login
+               ", login_sql!(), " AS login
           FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a,
                (SELECT pg_catalog.current_setting('statement_timeout') AS statement,
                        pg_catalog.current_setting('lock_timeout') AS lock) l)
@@ -119,7 +127,30 @@ const SQL: &str = "
                pg_catalog.set_config('work_mem', $5::pg_catalog.text, false) END AS memory,
            CASE WHEN $6::pg_catalog.bool THEN
                pg_catalog.set_config('default_transaction_read_only', 'on', false) END AS only_reads
-      FROM own";
+      FROM own"
+);
+
+/// The digest of the login's settings, asked of a session that was opened just now: those that it has.
+const LOGIN_SQL: &str =
+    concat!("SELECT ", login_sql!(), " AS login FROM pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid()) a");
+
+#[derive(QueryableByName)]
+struct LoginRow {
+    #[diesel(sql_type = BigInt)]
+    login: i64,
+}
+
+/// As [`LOGIN_SQL`], on a libpq session.
+pub(super) fn login_of_session(session: &mut Session) -> Result<i64, PqError> {
+    let rows = session.query(LOGIN_SQL, &[])?;
+    let unreadable = || PqError::unreadable("the server's answer about the login's settings can't be read");
+    rows.get(0, 0).and_then(|text| text.parse().ok()).ok_or_else(unreadable)
+}
+
+/// As [`LOGIN_SQL`], on a Diesel connection.
+pub(super) fn login_of_diesel(connection: &mut PgConnection) -> QueryResult<i64> {
+    Ok(diesel::sql_query(LOGIN_SQL).get_result::<LoginRow>(connection)?.login)
+}
 
 #[derive(QueryableByName)]
 struct Row {
@@ -192,14 +223,35 @@ impl Prologue<'_> {
     }
 }
 
-/// The server refused a value of `TimeZone`: the name of a setting is in no language.
-pub fn names_time_zone(message: &str) -> bool {
+/// The server refused a time zone that was asked for, by its SQLSTATE (a driver may pass none on) and its words. Of
+/// those only names of settings are in no language. A zone with leap seconds is refused without any.
+pub fn refuses_time_zone(sqlstate: Option<&str>, message: &str) -> bool {
+    const INVALID_PARAMETER_VALUE: &str = "22023";
     message.contains("TimeZone")
+        || match sqlstate {
+            Some(state) => state == INVALID_PARAMETER_VALUE && !message.contains("work_mem"),
+            None => message.contains("leap seconds"),
+        }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_zone_that_a_server_refuses_is_known_by_its_sqlstate_or_the_settings_name() {
+        for (sqlstate, message, refused) in [
+            (Some("22023"), "ungültiger Wert für Parameter »TimeZone«: »x«", true),
+            (None, "invalid value for parameter \"TimeZone\": \"x\"", true),
+            (Some("22023"), "Zeitzone »x« verwendet anscheinend Schaltsekunden", true),
+            (None, "time zone \"x\" appears to use leap seconds", true),
+            (Some("22023"), "invalid value for parameter \"work_mem\": \"x\"", false),
+            (Some("57014"), "canceling statement due to statement timeout", false),
+            (None, "canceling statement due to statement timeout", false),
+        ] {
+            assert_eq!(refuses_time_zone(sqlstate, message), refused, "{sqlstate:?} {message}");
+        }
+    }
 
     #[test]
     fn of_two_limits_the_smaller_one_counts_and_none_is_none() {

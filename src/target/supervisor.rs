@@ -34,6 +34,18 @@ const MOMENT: Duration = Duration::from_millis(100);
 /// How long a turn is waited for when all sessions are in use.
 const TURN: Duration = Duration::from_secs(3);
 
+/// Ends sessions of this login, by `$1`, their `application_name`, and by process and begin of each (`$3`, `$4`), and
+/// waits for each for `$2` milliseconds. It takes no name and no operator from the `search_path`: who was to be ended
+/// and is taken for ended would work beside the next attempt.
+pub const END_SESSIONS_SQL: &str = "
+    SELECT pg_catalog.pg_terminate_backend(a.pid, $2) AS ended FROM pg_catalog.pg_stat_activity a
+     WHERE a.usename OPERATOR(pg_catalog.=) session_user AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()
+       AND (a.application_name OPERATOR(pg_catalog.=) $1
+        OR (EXISTS (SELECT FROM ROWS FROM (pg_catalog.unnest($3), pg_catalog.unnest($4)) AS b(pid, backend_start)
+                     WHERE b.pid OPERATOR(pg_catalog.=) a.pid
+                       AND b.backend_start OPERATOR(pg_catalog.=) a.backend_start)
+            AND NOT pg_catalog.starts_with(a.application_name, 'slowlane:')))";
+
 /// See the module.
 pub(super) struct Supervisor {
     manager: Manager,
@@ -67,8 +79,10 @@ impl Supervisor {
     /// When the target can't be reached.
     pub(super) fn signal(&self, call: &str, backend: &TargetBackend, application_name: &str) -> Result<(), DbError> {
         let sql = format!(
-            "SELECT pg_catalog.{call} FROM pg_catalog.pg_stat_activity WHERE pid = $1 AND backend_start = $2
-                AND (application_name = $3 OR application_name NOT LIKE 'slowlane:%')"
+            "SELECT pg_catalog.{call} FROM pg_catalog.pg_stat_activity
+              WHERE pid OPERATOR(pg_catalog.=) $1 AND backend_start OPERATOR(pg_catalog.=) $2
+                AND (application_name OPERATOR(pg_catalog.=) $3
+                     OR NOT pg_catalog.starts_with(application_name, 'slowlane:'))"
         );
         self.supervise(|connection| {
             diesel::sql_query(&sql)
@@ -88,7 +102,8 @@ impl Supervisor {
         self.supervise(|connection| {
             diesel::sql_query(
                 "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
-                  WHERE pid = $1 AND usename = session_user AND application_name = $2",
+                  WHERE pid OPERATOR(pg_catalog.=) $1 AND usename OPERATOR(pg_catalog.=) session_user
+                    AND application_name OPERATOR(pg_catalog.=) $2",
             )
             .bind::<Integer, _>(pid)
             .bind::<Text, _>(application_name)
@@ -109,17 +124,12 @@ impl Supervisor {
             ended: bool,
         }
         self.supervise(|connection| {
-            let rows = diesel::sql_query(
-                "SELECT pg_catalog.pg_terminate_backend(pid, $2) AS ended FROM pg_catalog.pg_stat_activity
-                  WHERE usename = session_user AND pid <> pg_catalog.pg_backend_pid() AND (application_name = $1
-                     OR ((pid, backend_start) IN (SELECT * FROM ROWS FROM (pg_catalog.unnest($3), pg_catalog.unnest($4)))
-                         AND application_name NOT LIKE 'slowlane:%'))",
-            )
-            .bind::<Text, _>(application_name)
-            .bind::<BigInt, _>(END_WAIT_MS)
-            .bind::<Array<Integer>, _>(backends.iter().map(|backend| backend.pid).collect::<Vec<_>>())
-            .bind::<Array<Timestamptz>, _>(backends.iter().map(|backend| backend.backend_start).collect::<Vec<_>>())
-            .load::<Ended>(connection)?;
+            let rows = diesel::sql_query(END_SESSIONS_SQL)
+                .bind::<Text, _>(application_name)
+                .bind::<BigInt, _>(END_WAIT_MS)
+                .bind::<Array<Integer>, _>(backends.iter().map(|backend| backend.pid).collect::<Vec<_>>())
+                .bind::<Array<Timestamptz>, _>(backends.iter().map(|backend| backend.backend_start).collect::<Vec<_>>())
+                .load::<Ended>(connection)?;
             if rows.iter().all(|row| row.ended) { Ok(()) } else { Err(DbError::Busy("a session is still ending")) }
         })
     }

@@ -379,7 +379,7 @@ impl<'a> WorkContext<'a> {
         let lent = self.target.diesel(&name, self.remaining(), &self.asks());
         let (loan, backend) = lent.map_err(|error| match error {
             DbError::Unavailable(_) | DbError::Busy(_) => self.target_unavailable(&error),
-            DbError::Query(error) => self.not_lent(&error.to_string()).unwrap_or_else(|| error.into()),
+            DbError::Query(error) => self.not_lent(None, &error.to_string()).unwrap_or_else(|| error.into()),
         })?;
         self.on_standby.set(self.on_standby.get() || loan.on_standby);
         self.limited(loan.limits);
@@ -399,7 +399,7 @@ impl<'a> WorkContext<'a> {
         let lent = self.target.session(&name, self.remaining(), &self.asks());
         let (mut loan, backend) = lent.map_err(|error| match error.kind {
             PqErrorKind::Connect(_) | PqErrorKind::ConnectionLost => self.target_unavailable(&error),
-            _ => self.not_lent(&error.message).unwrap_or_else(|| error.into()),
+            _ => self.not_lent(error.sqlstate.as_deref(), &error.message).unwrap_or_else(|| error.into()),
         })?;
         self.limited(loan.limits);
         self.on_standby.set(self.on_standby.get() || loan.on_standby);

@@ -5,6 +5,7 @@
 
 pub mod context;
 pub mod control;
+mod errors;
 pub mod exactly_once;
 pub mod loan;
 pub mod progress;
@@ -27,7 +28,7 @@ pub use statement::STATEMENT;
 pub use validation::Validation;
 
 use crate::db::DbError;
-use crate::pq::{PqError, PqErrorKind, Session};
+use crate::pq::Session;
 use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError, JobSpec, RawJson};
 use crate::results::ResultError;
@@ -221,7 +222,7 @@ fn no_json(error: serde_json::Error) -> CheckError {
 /// | [`Snooze`](WorkError::Snooze) | is `scheduled` for then | no |
 /// | [`Unavailable`](WorkError::Unavailable) | is `scheduled`, later each time up to a minute | no |
 ///
-/// `?` makes the right one of Diesel's errors and of [`PqError`]: what may pass is tried again.
+/// `?` makes the right one of Diesel's errors and of [`PqError`](crate::pq::PqError): what may pass is tried again.
 ///
 /// ```
 /// use slowlane::{JobError, WorkError};
@@ -320,103 +321,6 @@ fn is_recovery_conflict(error: &JobError, on_standby: bool) -> bool {
     }
 }
 
-/// What to do about a limit of the role's that ended the session, by the server's SQLSTATE or, where a driver passes none on,
-/// by its words.
-fn hint_at_limit(sqlstate: Option<&str>, message: &str) -> Option<&'static str> {
-    let is = |state: &str, words: &str| sqlstate == Some(state) || (sqlstate.is_none() && message.contains(words));
-    if is("25P04", TRANSACTION_TIMEOUT) {
-        return Some("raise transaction_timeout for the target's role or its server, or give the job less to do");
-    }
-    if is("25P03", "due to idle-in-transaction timeout") {
-        return Some(
-            "raise idle_in_transaction_session_timeout for the target's role: the worker was busy with something else",
-        );
-    }
-    is("57P05", "due to idle-session timeout")
-        .then_some("raise idle_session_timeout for the target's role: the worker was busy with something else")
-}
-
-/// What a server says of a transaction that was open for too long.
-const TRANSACTION_TIMEOUT: &str = "due to transaction timeout";
-
-impl From<PqError> for WorkError {
-    fn from(error: PqError) -> Self {
-        let retryable = error.retryable() || error.sqlstate.as_deref() == Some(QUERY_CANCELED);
-        let code = match (&error.kind, error.sqlstate.as_deref()) {
-            (_, Some(QUERY_CANCELED)) => ErrorCode::CancelledByServer,
-            (_, Some("25006")) => ErrorCode::ReadOnly,
-            (_, Some("42501")) => ErrorCode::PermissionDenied,
-            (_, Some("55P03")) => ErrorCode::LockTimeout,
-            (_, Some("25P04")) => ErrorCode::TransactionTimeout,
-            // A session that was idle in a transaction for longer than its role may.
-            (_, Some("25P03")) => ErrorCode::ConnectionLost,
-            // The server ended the session, or is about to end or to begin.
-            (_, Some(state)) if state.starts_with("57P0") || state.starts_with("08") => ErrorCode::ConnectionLost,
-            (PqErrorKind::Server | PqErrorKind::Usage, _) => ErrorCode::SqlError,
-            _ => ErrorCode::ConnectionLost,
-        };
-        let hint = hint_at_limit(error.sqlstate.as_deref(), &error.message).map(str::to_owned);
-        WorkError::of(JobError {
-            code: code.into(),
-            message: error.message,
-            retryable,
-            hint: hint.or(error.hint),
-            sqlstate: error.sqlstate,
-            detail: error.detail,
-            position: error.position,
-            column: error.column,
-            constraint: error.constraint,
-            blocked_by: None,
-        })
-    }
-}
-
-impl From<diesel::result::Error> for WorkError {
-    fn from(error: diesel::result::Error) -> Self {
-        use diesel::result::{DatabaseErrorKind, Error};
-        let (detail, hint, position, column, constraint) = match &error {
-            Error::DatabaseError(_, info) => (
-                info.details().map(str::to_owned),
-                info.hint().map(str::to_owned),
-                info.statement_position().and_then(|p| u32::try_from(p).ok()),
-                info.column_name().map(str::to_owned),
-                info.constraint_name().map(str::to_owned),
-            ),
-            _ => (None, None, None, None, None),
-        };
-        // Diesel passes no SQLSTATE on; what it tells apart is enough to know what is worth another try.
-        let serialization = matches!(&error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure, _));
-        let message = error.to_string();
-        let cancelled = message.starts_with("canceling statement") && !message.contains("lock timeout");
-        let hint = hint_at_limit(None, &message).map(str::to_owned).or(hint);
-        let (code, retryable) = match DbError::from(error) {
-            DbError::Unavailable(_) if message.contains(TRANSACTION_TIMEOUT) => (ErrorCode::TransactionTimeout, false),
-            DbError::Unavailable(_) => (ErrorCode::ConnectionLost, true),
-            _ if cancelled => (ErrorCode::CancelledByServer, true),
-            DbError::Busy(_) => (ErrorCode::LockTimeout, true),
-            DbError::Query(_) => (ErrorCode::SqlError, serialization || message.contains("deadlock detected")),
-        };
-        // What Diesel tells apart has one.
-        let sqlstate = match (cancelled, serialization) {
-            (_, true) => Some(SERIALIZATION_FAILURE.to_owned()),
-            (true, false) => Some(QUERY_CANCELED.to_owned()),
-            (false, false) => None,
-        };
-        WorkError::of(JobError {
-            code: code.into(),
-            message,
-            retryable,
-            sqlstate,
-            detail,
-            hint,
-            position,
-            column,
-            constraint,
-            blocked_by: None,
-        })
-    }
-}
-
 /// What the queue's connections fail with; a target's speak for themselves.
 impl From<DbError> for WorkError {
     fn from(error: DbError) -> Self {
@@ -477,6 +381,7 @@ fn no_thread(error: &dyn fmt::Display) -> WorkError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pq::{PqError, PqErrorKind};
 
     fn refused(sqlstate: Option<&str>, message: &str) -> WorkError {
         let kind = if sqlstate.is_some() { PqErrorKind::Server } else { PqErrorKind::ConnectionLost };

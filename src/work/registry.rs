@@ -447,7 +447,14 @@ fn run_validation(registry: &Registry, args: &RawValue, ctx: &mut WorkContext<'_
     if ctx.is_statements_only() && looked_at.kind != STATEMENT {
         return Err(statements_only(ctx));
     }
-    output_of(&registry.validate(&looked_at.kind, &looked_at.args, ctx)?)
+    match registry.validate(&looked_at.kind, &looked_at.args, ctx) {
+        Err(WorkError::Fail(error)) if error.code == ErrorCode::UnknownTimeZone => {
+            let mut validation = Validation::default();
+            validation.stands_in_the_way(ctx.time_zone_pointer().to_owned(), WorkError::Fail(error))?;
+            output_of(&validation)
+        }
+        outcome => output_of(&outcome?),
+    }
 }
 
 fn output_of<T: Serialize>(output: &T) -> Result<RawJson, WorkError> {

@@ -53,7 +53,7 @@ pub struct Ended {
 impl Ended {
     fn attempted(&self) -> Attempted<'_> {
         let Ended { lease, kind, target, attempt, took, .. } = self;
-        Attempted { job_id: lease.job_id, kind, target, attempt: *attempt, took: *took }
+        Attempted { job_id: lease.job_id, kind, target, attempt: *attempt, took: Some(*took) }
     }
 }
 
@@ -221,7 +221,7 @@ fn told_everybody(shared: &Shared, group: &[Ended], held: &Held) {
         };
         report::ended(&ended.attempted(), &ended.ending, *became);
         shared.config.metrics.finished(&ended.kind, outcome(&ended.ending, *became));
-        if matches!(ended.ending, Ending::Retry { .. } | Ending::Snooze { .. }) {
+        if *became == Became::AsSaid && matches!(ended.ending, Ending::Retry { .. } | Ending::Snooze { .. }) {
             shared.config.signals.scheduled();
         }
     }
@@ -245,10 +245,11 @@ fn outcome(ending: &Ending, became: Became) -> &'static str {
     match ending {
         _ if became == Became::Cancelled => JobState::Cancelled.as_str(),
         _ if became == Became::Poison => JobState::Failed.as_str(),
+        _ if became == Became::Paused => JobState::Paused.as_str(),
         Ending::Finished(finished) => finished.state.as_str(),
         Ending::Retry { .. } => "retried",
         Ending::Snooze { .. } => "snoozed",
-        Ending::HandBack { .. } => "interrupted",
-        Ending::Pause => "paused",
+        // A pause that was withdrawn meanwhile hands it back.
+        Ending::HandBack { .. } | Ending::Pause => "interrupted",
     }
 }

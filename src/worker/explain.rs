@@ -14,13 +14,33 @@ pub(super) const TIMER_SLACK: Duration = Duration::from_millis(250);
 
 /// Adds to the error what is known beside it.
 pub(super) fn explain<T>(attempt: &Attempt, outcome: &mut Result<T, WorkError>) {
-    let Err(WorkError::Retry(error) | WorkError::Fail(error)) = outcome else { return };
+    let Err(failed) = outcome else { return };
+    let (WorkError::Retry(error) | WorkError::Fail(error)) = failed else { return };
     if error.code == ErrorCode::LockTimeout {
+        name_own_lock_timeout(attempt, error);
         name_blockers(attempt, error);
     }
-    if error.sqlstate.as_deref() == Some(QUERY_CANCELED) {
-        name_own_limit(attempt, error);
+    if error.sqlstate.as_deref() == Some(QUERY_CANCELED)
+        && let Some(error) = of_own_statement_timeout(attempt, error)
+    {
+        *failed = WorkError::of(error);
     }
+}
+
+/// The login's own `lock_timeout` is what was waited for, if the server ended the wait.
+fn name_own_lock_timeout(attempt: &Attempt, error: &mut JobError) {
+    let waits = attempt.said.waits();
+    let Some(own) = waits.own().lock_timeout.filter(|own| waits.limit_now() == Some(*own)) else { return };
+    drop(waits);
+    // One that asked for no wait.
+    if error.message.contains("could not obtain lock") {
+        return;
+    }
+    let message =
+        format!("{}: the lock_timeout of the target's own login, {} ms, is over", error.message, own.as_millis());
+    let hint = "raise it where it is set (ALTER ROLE … SET lock_timeout, the database or the connection string): \
+                lock_timeout_ms of a job can only be shorter";
+    *error = JobError { message, ..error.clone() }.with_hint(hint).bounded();
 }
 
 fn name_blockers(attempt: &Attempt, error: &mut JobError) {
@@ -33,12 +53,12 @@ fn name_blockers(attempt: &Attempt, error: &mut JobError) {
 }
 
 /// A statement that the login's own `statement_timeout` has ended, before the attempt's time was over and without anybody
-/// having asked for it.
-fn name_own_limit(attempt: &Attempt, error: &mut JobError) {
-    let Some(own) = attempt.said.waits().own().statement_timeout else { return };
+/// having asked for it. It would take as long the next time.
+fn of_own_statement_timeout(attempt: &Attempt, error: &JobError) -> Option<JobError> {
+    let own = attempt.said.waits().own().statement_timeout?;
     let asked = attempt.control.stop_reason().is_some() || attempt.control.remaining() <= TIMER_SLACK;
     if asked || attempt.said.progress().age().saturating_add(TIMER_SLACK) < own || is_by_hand(&error.message) {
-        return;
+        return None;
     }
     let (own, job) = (own.as_millis(), attempt.job.spec.timeout_ms);
     let message = format!(
@@ -47,7 +67,7 @@ fn name_own_limit(attempt: &Attempt, error: &mut JobError) {
     );
     let hint = "raise it where it is set (ALTER ROLE … SET statement_timeout, the database or the connection string), or \
                 have the statement do less";
-    *error = JobError { message, ..error.clone() }.with_hint(hint).bounded();
+    Some(JobError { message, retryable: false, ..error.clone() }.with_hint(hint).bounded())
 }
 
 /// Somebody cancelled the statement, as far as the server's words are understood.

@@ -1,5 +1,7 @@
 //! How the targets of this process are, as far as it knows, for whoever looks at its row.
 
+use std::collections::BTreeMap;
+
 use chrono::Utc;
 
 use crate::queue::fleet::workers::TargetHealth;
@@ -11,14 +13,18 @@ pub(super) struct Healths(Vec<TargetHealth>);
 
 impl Healths {
     /// As they are now.
-    pub fn of(targets: &Targets) -> Healths {
+    pub fn of(targets: &Targets, refused: &BTreeMap<String, String>) -> Healths {
+        let known = targets.iter().map(|(name, target)| (name, target.trouble()));
+        let refused = refused.iter().map(|(name, why)| (name, Some(why.clone())));
         let health = |(name, trouble): (&String, Option<String>)| TargetHealth {
             name: name.clone(),
             available: trouble.is_none(),
             trouble,
             since: Utc::now(),
         };
-        Healths(targets.iter().map(|(name, target)| health((name, target.trouble()))).collect())
+        let mut all: Vec<TargetHealth> = known.chain(refused).map(health).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        Healths(all)
     }
 
     /// Brings them up to date. `true` when one is otherwise than before.

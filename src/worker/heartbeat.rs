@@ -77,7 +77,7 @@ fn tell(held: &Held, ending: &Ending, became: Became) {
         target: &held.target,
         attempt: held.attempt,
         // Nobody knows when it stopped.
-        took: Duration::ZERO,
+        took: None,
     };
     report::ended(&attempted, ending, became);
 }

@@ -196,7 +196,7 @@ fn attempted(orphan: &Orphan) -> Attempted<'_> {
         kind: &orphan.kind,
         target: &orphan.target,
         attempt: orphan.attempt,
-        took: Duration::from_millis(u64::try_from(orphan.age_ms).unwrap_or(0)),
+        took: u64::try_from(orphan.age_ms).ok().map(Duration::from_millis),
     }
 }
 
@@ -221,7 +221,7 @@ fn keep_house(
     progress::sweep(connection)?;
     history::sweep(connection, HISTORY_DAYS)?;
     checkpoint::sweep(connection)?;
-    leavings::sweep(connection)?;
+    leavings::sweep(connection, now)?;
     workers::forget_the_dead(connection, dead)?;
     let retention = TimeDelta::from_std(shared.config.retention).unwrap_or(TimeDelta::MAX);
     if let Some(keep_from) = now.checked_sub_signed(retention) {

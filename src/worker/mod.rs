@@ -33,6 +33,7 @@ pub mod slots;
 pub mod threads;
 pub mod watchdog;
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -70,6 +71,8 @@ pub struct WorkersConfig {
     pub results: Pool,
     /// The databases that work runs on.
     pub targets: Targets,
+    /// Targets that can't be used as they are set, each with why: their jobs wait for another process.
+    pub refused: BTreeMap<String, String>,
     /// The kinds that this process knows.
     pub registry: Arc<Registry>,
     /// The queues that it serves.
@@ -133,7 +136,7 @@ impl Shared {
 
     /// How the targets are, since when.
     fn healths(&self) -> Healths {
-        Healths::of(&self.config.targets)
+        Healths::of(&self.config.targets, &self.config.refused)
     }
 
     fn kinds(&self) -> Vec<String> {

@@ -1,9 +1,10 @@
 //! Looks at the sessions of running attempts on their target, and says what the server knows of them.
 //!
 //! One thread for each target, whatever runs there. An attempt is looked at from its second second on, every second at
-//! first and more rarely as it grows older: the longer something takes, the less a second tells. But a wait for a lock that
-//! may end is looked at several times before its end, however short it is: afterwards nobody knows who was in the way. What is seen is stored with the attempt's
-//! own reports, by the heartbeat. Nothing depends on it: where a server can't be asked, the work goes on and shows less.
+//! first and more rarely as it grows older: the longer something takes, the less a second tells. But a wait for a lock
+//! that may end is looked at out of turn (`kinds/context/waits.rs`): afterwards nobody knows who was in the way. What is
+//! seen is stored with the attempt's own reports, by the heartbeat. Nothing depends on it: where a server can't be asked,
+//! the work goes on and shows less.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -109,9 +110,12 @@ impl<'s> Sampler<'s> {
 
     /// When an attempt has to be looked at because a wait for a lock may end.
     fn due_for_waits(&self, attempt: &Attempt) -> Option<Instant> {
-        let (pause, since) = attempt.said.waits().look_every()?;
-        let last = self.looked.get(&key(attempt)).map_or(since, |looked| looked.last.max(since));
-        last.checked_add(pause)
+        // A target that can't be asked isn't asked more often for that.
+        if self.failing {
+            return None;
+        }
+        let last = self.looked.get(&key(attempt)).map(|looked| looked.last);
+        attempt.said.waits().next_look(last)
     }
 
     /// The attempts on this target.
@@ -133,6 +137,7 @@ impl<'s> Sampler<'s> {
             .filter(|(sessions, attempt)| {
                 if sessions.is_empty() {
                     attempt.said.progress().unseen();
+                    attempt.said.waits().seen(false, &[]);
                 }
                 !sessions.is_empty()
             })
@@ -152,7 +157,8 @@ impl<'s> Sampler<'s> {
         for (attempt, backends) in &sessions {
             let its: Vec<&Activity> =
                 activities.iter().filter(|activity| backends.contains(&activity.backend)).collect();
-            its.iter().for_each(|activity| attempt.said.waits().blocked_by(&activity.blocked_by));
+            let waiting = its.iter().find(|activity| waits_for_lock(activity));
+            attempt.said.waits().seen(waiting.is_some(), waiting.map_or(&[], |activity| &activity.blocked_by));
             match its.into_iter().max_by_key(|activity| tells(activity)) {
                 Some(activity) => attempt.said.progress().seen(activity.clone()),
                 None => attempt.said.progress().unseen(),
@@ -202,11 +208,15 @@ impl<'s> Sampler<'s> {
     }
 }
 
+fn waits_for_lock(activity: &Activity) -> bool {
+    activity.wait_event.as_deref().is_some_and(|event| event.starts_with("Lock:"))
+}
+
 /// Of several sessions of one attempt: the one that waits for somebody tells most, then one whose command is counted, then
 /// one that does anything but wait for us.
 fn tells(activity: &Activity) -> u8 {
     match (&activity.command, activity.wait_event.as_deref()) {
-        (_, Some(event)) if event.starts_with("Lock:") => 3,
+        _ if waits_for_lock(activity) => 3,
         (Some(_), _) => 2,
         (None, Some("Client:ClientRead")) => 0,
         _ => 1,

@@ -64,10 +64,10 @@ fn a_job_that_the_logins_own_statement_timeout_ended_says_so() {
         json!({"kind": "execute", "args": {"statements": [{"sql": sleep}]}}),
         json!({"kind": "shows", "args": {"sql": "pg_sleep(600)", "diesel": true}}),
     ] {
-        let mut job = job;
-        job["max_attempts"] = json!(1);
         let ended = app.ended(&app.submit(&job));
         let error = &ended["error"];
+        // It would take as long the next time.
+        assert_eq!((&ended["attempt"], &error["retryable"]), (&json!(1), &json!(false)), "{ended}");
         assert_eq!((&error["code"], &error["sqlstate"]), (&json!("cancelled_by_server"), &json!("57014")), "{ended}");
         let message = error["message"].as_str().unwrap();
         assert!(message.contains("statement_timeout of the target's own login, 300 ms"), "{message}");
@@ -76,6 +76,31 @@ fn a_job_that_the_logins_own_statement_timeout_ended_says_so() {
     // One that is shorter than that is the job's own.
     let ended = app.ended(&app.submit(&json!({"kind": "query", "args": {"sql": sleep}, "timeout_ms": 100})));
     assert_eq!((&ended["error"]["code"], &ended["error"]["sqlstate"]), (&json!("timeout"), &json!("57014")), "{ended}");
+}
+
+#[test]
+fn a_job_that_the_logins_own_lock_timeout_ended_says_so() {
+    let app = TestApp::start();
+    app.target.run("CREATE TABLE public.t (n int); GRANT ALL ON public.t TO slowlane_demo");
+    login_has(&app.target, &[("lock_timeout", "'300ms'")]);
+    let mut holder = app.target.session();
+    holder.execute_batch("BEGIN; LOCK TABLE public.t").unwrap();
+    let ends = |lock_timeout_ms: u32, sql: &str| {
+        let statements = json!([{"sql": sql}]);
+        let mut job = json!({"kind": "execute", "args": {"statements": statements}, "max_attempts": 1});
+        job["lock_timeout_ms"] = json!(lock_timeout_ms);
+        let error = app.ended(&app.submit(&job))["error"].clone();
+        assert_eq!((&error["code"], &error["sqlstate"]), (&json!("lock_timeout"), &json!("55P03")), "{error}");
+        (error["message"].as_str().unwrap().to_owned(), error["hint"].as_str().unwrap_or_default().to_owned())
+    };
+    let (message, hint) = ends(60_000, "INSERT INTO public.t VALUES (1)");
+    assert!(message.contains("lock_timeout of the target's own login, 300 ms"), "{message}");
+    assert!(hint.contains("ALTER ROLE"), "{hint}");
+    // The job's own is shorter, or nothing was waited for.
+    for (lock_timeout_ms, sql) in [(100, "INSERT INTO public.t VALUES (1)"), (60_000, "LOCK TABLE public.t NOWAIT")] {
+        let (message, _) = ends(lock_timeout_ms, sql);
+        assert!(!message.contains("own login"), "{message}");
+    }
 }
 
 #[test]
@@ -197,7 +222,9 @@ fn the_limits_of_maintain_its_job_its_target_and_its_login() {
         let mut job = job;
         (job["kind"], job["args"], job["max_attempts"]) = (json!("maintain"), all, json!(1));
         let message = app.ended(&app.submit(&job))["error"]["message"].as_str().unwrap_or_default().to_owned();
-        message.split("tries of ").nth(1).unwrap_or(&message).to_owned()
+        // Behind a colon it says whose limit that was.
+        let told = message.split("tries of ").nth(1).unwrap_or(&message);
+        told.split(':').next().unwrap_or(told).to_owned()
     };
     assert_eq!(wait(json!({"lock_timeout_ms": 60}), json!({"lock_timeout_ms": 90})), "60 ms");
     assert_eq!(wait(json!({}), json!({"lock_timeout_ms": 90})), "90 ms");

@@ -1,10 +1,16 @@
 //! Values: what is stored and read is what psql stores and reads with the same login.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+
+use slowlane::target::{SessionAsks, SessionLoan, Target, TargetSettings};
 
 use super::{as_operator, login_has, result};
 use crate::support::app::TestApp;
 use crate::support::eventually;
+use crate::support::postgres::Postgres;
+use crate::support::proxy::Proxy;
 
 /// A table, a view of it, and settings of the login under which the same texts mean something else than elsewhere.
 fn with_tables() -> TestApp {
@@ -300,4 +306,43 @@ fn a_backfill_goes_on_where_it_was_after_the_login_was_changed() {
     let job = app.ended(&id);
     assert_eq!((&job["state"], &job["output"]["rows_affected"]), (&json!("succeeded"), &json!(40)), "{job}");
     assert_eq!(app.target.text("SELECT string_agg(DISTINCT n::text, ',') FROM public.k"), "1");
+}
+
+/// One that was opened for somebody who got another one lies in the pool, and nobody has had it yet.
+#[test]
+fn a_session_that_was_never_lent_is_closed_too_when_the_logins_settings_have_changed() {
+    let work = Postgres::shared().work();
+    login_has(&work, &[("TimeZone", "'Asia/Tokyo'")]);
+    // A session is ready a second after it has read its login's settings.
+    let proxy = Proxy::before(&work.dsn);
+    let dsn = proxy.dsn(&work.dsn).with("options", "-c post_auth_delay=1");
+    let settings = TargetSettings {
+        dsn,
+        work_mem: None,
+        time_zone: None,
+        lock_timeout_ms: None,
+        allow_unsafe_role: false,
+        read_only: false,
+        synchronous: false,
+        statements_only: false,
+    };
+    let target = Target::new("slow", settings, 2, &Arc::default());
+    target.verify().unwrap();
+    let lend = || target.session("test", crate::support::PATIENCE, &SessionAsks::default()).unwrap().0;
+    let zone = |loan: &mut SessionLoan| super::shown(&mut loan.inner, "current_setting('TimeZone')");
+    let first = lend();
+    let begun = proxy.accepted();
+    let second = std::thread::scope(|scope| {
+        let second = scope.spawn(lend);
+        eventually("another one is opened", || proxy.accepted() > begun);
+        drop(first);
+        second.join().unwrap()
+    });
+    let mine = "SELECT count(*) FROM pg_stat_activity
+         WHERE usename = 'slowlane_demo' AND datname = current_database() AND application_name NOT LIKE 'slowlane %'";
+    eventually("it lies in the pool", || work.count(mine) == 2);
+    login_has(&work, &[("TimeZone", "'America/New_York'")]);
+    drop(second);
+    let mut both = [lend(), lend()];
+    assert_eq!(both.each_mut().map(zone), ["America/New_York", "America/New_York"]);
 }

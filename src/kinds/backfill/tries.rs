@@ -95,6 +95,7 @@ impl Attempted<'_> {
                     self.progress.tell(cursor.done.rows_scanned, &again);
                     ctx.log(LogLevel::Warning, &format!("a batch is tried again: {}", error.message));
                     ctx.wait(pause)?;
+                    ctx.waits_again();
                     pause = pause.saturating_mul(2).min(CONFLICT_PAUSE.1);
                 }
             }

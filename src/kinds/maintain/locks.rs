@@ -69,6 +69,7 @@ impl<'c, 'a> Locks<'c, 'a> {
             self.ctx.phase(&told);
             self.ctx.log(LogLevel::Warning, &told);
             self.ctx.wait(pause)?;
+            self.ctx.waits_again();
             (n, pause) = (n.saturating_add(1), pause.saturating_mul(2));
         }
     }

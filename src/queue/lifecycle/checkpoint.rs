@@ -227,8 +227,21 @@ pub(super) fn rows_affected(id: &str, settled: &str) -> String {
     )
 }
 
-/// A condition on a row of `jobs`: its work got further since an attempt of it ended.
-pub(super) const MOVED: &str = "EXISTS (SELECT FROM job_checkpoints c WHERE c.job_id = jobs.id AND c.moved)";
+/// A condition on a row `c` of `job_checkpoints`: the work got further since an attempt of its job ended. A committed
+/// batch can't be taken back. A saved cursor can: it counts by what it is in the end, and not when the work was there
+/// before.
+const FURTHER: &str = "(c.moved OR c.place IS NOT NULL AND c.place <> ALL (c.counted_from))";
+
+/// SQL: the work of the job `id`, an expression, got further since an attempt of it ended.
+pub(super) fn moved(id: &str) -> String {
+    format!("EXISTS (SELECT FROM job_checkpoints c WHERE c.job_id = {id} AND {FURTHER})")
+}
+
+/// SQL: what changes in the row `c` of `job_checkpoints` of a job that got further and is put back: from here on
+/// interruptions are counted anew.
+pub(super) const COUNTED_ANEW: &str =
+    "moved = false, counted_from = CASE WHEN c.place IS NOT NULL AND c.place <> ALL (c.counted_from)
+    THEN (ARRAY[c.place] || c.counted_from)[1:2] ELSE c.counted_from END";
 
 /// What a checkpoint says that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -260,12 +273,12 @@ pub fn save(
     let kept = |column: &str| format!("{column} = CASE WHEN c.xid::text = $5 THEN NULL ELSE c.{column} END");
     let kept = ["xid", "system", "timeline", "outcome", "next_cursor"].map(kept).join(", ");
     let written = prepared(format!(
-        "INSERT INTO job_checkpoints AS c (job_id, lease, cursor, updated_at, moved, leaves)
-         SELECT j.id, j.lease, $4, clock_timestamp(), $7, $6 {MINE}
+        "INSERT INTO job_checkpoints AS c (job_id, lease, cursor, updated_at, place, leaves)
+         SELECT j.id, j.lease, $4, clock_timestamp(),
+                CASE WHEN $7 THEN hashtextextended(($4::json->'cursor')::text, 0) END, $6 {MINE}
          ON CONFLICT (job_id) DO UPDATE
             SET lease = excluded.lease, cursor = excluded.cursor, updated_at = excluded.updated_at, leaves = excluded.leaves,
-                moved = c.moved OR coalesce(c.xid::text = $5, false)
-                     OR $7 AND (c.cursor->'cursor')::text IS DISTINCT FROM (excluded.cursor->'cursor')::text,
+                moved = c.moved OR coalesce(c.xid::text = $5, false), place = coalesce(excluded.place, c.place),
                 seq = CASE WHEN c.lease = excluded.lease THEN c.seq ELSE 0 END, {kept}
           WHERE c.lease <= excluded.lease"
     ))

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::lifecycle::checkpoint;
+use crate::queue::lifecycle::checkpoint::{self, COUNTED_ANEW};
 use crate::queue::lifecycle::interruptions::{self, InARow, Interruption};
 use crate::queue::model::{JobError, JobProgress, JobState, JobStatistics, Lease, RawJson, carried, sql_list};
 use crate::queue::record::log::{self, LogLine};
@@ -66,6 +66,8 @@ pub enum Became {
     AsSaid,
     /// Its job was to be cancelled, and is.
     Cancelled,
+    /// Its job was to be paused, and is, however the attempt ended.
+    Paused,
     /// The interruption was one too many: its job ended as failed, `poison`.
     Poison,
 }
@@ -218,7 +220,7 @@ fn write(connection: &mut PgConnection, endings: &[(Lease, Ending)]) -> Result<H
         held.extend(ended.into_iter().filter_map(|id| Some((id, overruled.get(&id)?.0))));
     }
     if !others.is_empty() {
-        held.extend(as_said(put_back(connection, &others)?.into_iter().collect()));
+        held.extend(put_back(connection, &others)?);
     }
     Ok(held)
 }
@@ -255,7 +257,7 @@ fn overruled(
             dsl::cancel_requested_at,
             dsl::lost_in_a_row,
             dsl::interrupted_in_a_row,
-            diesel::dsl::sql::<Bool>(checkpoint::MOVED),
+            diesel::dsl::sql::<Bool>(&checkpoint::moved("jobs.id")),
         ))
         .for_update()
         .load(connection)?;
@@ -363,11 +365,20 @@ fn finish(
     Ok(rows.into_iter().map(|row| row.id).collect())
 }
 
+#[derive(QueryableByName)]
+struct PutBackRow {
+    #[diesel(sql_type = diesel::sql_types::Uuid)]
+    id: Uuid,
+    #[diesel(sql_type = Bool)]
+    paused: bool,
+}
+
 /// One that is to be paused is, unless a transaction of it is in doubt: the next attempt finds out, and is paused then. One
 /// that paused while its caller changed his mind can be claimed at once.
-fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Vec<Uuid>, DbError> {
+fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Result<Held, DbError> {
     let parts: Vec<PutBack<'_>> = endings.iter().map(|(lease, ending)| PutBack::of(lease, ending)).collect();
     let errors = json_column(parts.iter().map(|part| part.error))?;
+    let moved = checkpoint::moved("j.id");
     let rows = prepared(format!(
         "WITH e AS MATERIALIZED (
             SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
@@ -375,7 +386,7 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
         old AS (
             SELECT j.id, j.lease, j.attempt, j.worker_id, j.started_at, j.backend_pid, j.statement_version, e.outcome,
                    e.delay_ms, e.error, e.lost, e.anew,
-                   EXISTS (SELECT FROM job_checkpoints c WHERE c.job_id = j.id AND c.moved) AS moved,
+                   {moved} AS moved,
                    CASE WHEN j.pause_requested_at IS NOT NULL AND NOT EXISTS (
                             SELECT FROM job_checkpoints c WHERE c.job_id = j.id AND c.xid IS NOT NULL) THEN 'paused'
                         WHEN e.delay_ms > 0 THEN 'scheduled' ELSE 'queued' END AS state
@@ -397,15 +408,15 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
                    error = o.error, version = j.version + 1, worker_id = NULL, deadline_at = NULL,
                    backend_pid = NULL, backend_start = NULL
               FROM old o WHERE j.id = o.id
-            RETURNING j.id),
-        m AS (UPDATE job_checkpoints c SET moved = false FROM old o WHERE c.job_id = o.id AND o.moved),
+            RETURNING j.id, j.state = 'paused' AS paused),
+        m AS (UPDATE job_checkpoints c SET {COUNTED_ANEW} FROM old o WHERE c.job_id = o.id AND o.moved),
         a AS (
             INSERT INTO attempts (job_id, lease, attempt, worker_id, started_at, finished_at, outcome, backend_pid, error,
                                   statement_version)
             SELECT id, lease, attempt, worker_id, started_at, clock_timestamp(), outcome, backend_pid, error,
                    statement_version
               FROM old)
-        SELECT id FROM u",
+        SELECT id, paused FROM u",
     ))
     .bind::<Array<diesel::sql_types::Uuid>, _>(column(&parts, |p| p.lease.job_id))
     .bind::<Array<BigInt>, _>(column(&parts, |p| p.lease.number))
@@ -415,8 +426,9 @@ fn put_back(connection: &mut PgConnection, endings: &[&(Lease, Ending)]) -> Resu
     .bind::<Array<Nullable<Json>>, _>(errors)
     .bind::<Array<Bool>, _>(column(&parts, |p| p.lost))
     .bind::<Array<Bool>, _>(column(&parts, |p| p.anew))
-    .load::<Touched>(connection)?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
+    .load::<PutBackRow>(connection)?;
+    let became = |paused| if paused { Became::Paused } else { Became::AsSaid };
+    Ok(rows.into_iter().map(|row| (row.id, became(row.paused))).collect())
 }
 
 struct PutBack<'e> {

@@ -4,13 +4,14 @@
 //! A row is taken by moving the time at which it was looked at, so that of many processes one looks at a time. Knows
 //! no target and no kind.
 
+use chrono::{DateTime, Utc};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Integer, Json, Text};
+use diesel::sql_types::{Array, BigInt, Integer, Json, Text, Timestamptz};
 use uuid::Uuid;
 
 use crate::db::{DbError, prepared};
-use crate::queue::model::RawJson;
+use crate::queue::model::{Lease, RawJson};
 use crate::queue::record::log::{LogLevel, LogSource};
 
 /// Between two looks at what a job has left, in seconds.
@@ -38,7 +39,7 @@ pub struct Left {
 impl Left {
     /// The `application_name` that the job's last attempt had: nobody else has it any more.
     pub fn application_name(&self) -> String {
-        format!("slowlane:{}:{}", self.job_id, self.lease)
+        Lease::application_name_of(self.job_id, self.lease)
     }
 }
 
@@ -57,23 +58,32 @@ struct LeftRow {
 }
 
 /// Takes what one ended job of these kinds and targets may have left, the one that was looked at longest ago. Nobody
-/// else takes it for the next 30 s. `None` when there is nothing to look at.
+/// else takes it for the next 30 s. `None` when there is nothing to look at. `now` is a time by
+/// [`CautiousClock`](crate::queue::fleet::clock::CautiousClock). What was looked at in what is the future by now was so before
+/// the clock was set back.
 ///
 /// # Errors
 /// When the database fails.
-pub fn take(connection: &mut PgConnection, kinds: &[String], targets: &[String]) -> Result<Option<Left>, DbError> {
+pub fn take(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+    kinds: &[String],
+    targets: &[String],
+) -> Result<Option<Left>, DbError> {
     let row = prepared(
         "WITH l AS MATERIALIZED (
              SELECT c.job_id, f.lease, f.kind, f.target FROM job_checkpoints c JOIN finished_jobs f ON f.id = c.job_id
               WHERE c.leaves AND c.cursor IS NOT NULL AND f.kind = ANY($1) AND f.target = ANY($2)
-                AND (c.looked_at IS NULL OR c.looked_at < clock_timestamp() - $3 * interval '1 second')
+                AND (c.looked_at IS NULL OR c.looked_at < $4 - $3 * interval '1 second'
+                     OR c.looked_at > clock_timestamp())
               ORDER BY c.looked_at NULLS FIRST LIMIT 1 FOR UPDATE OF c SKIP LOCKED)
-         UPDATE job_checkpoints c SET looked_at = clock_timestamp() FROM l WHERE c.job_id = l.job_id
+         UPDATE job_checkpoints c SET looked_at = $4 FROM l WHERE c.job_id = l.job_id
          RETURNING l.job_id, l.lease, l.kind, l.target, c.cursor->'cursor' AS cursor",
     )
     .bind::<Array<Text>, _>(kinds)
     .bind::<Array<Text>, _>(targets)
     .bind::<BigInt, _>(LOOK_AGAIN_AFTER_S)
+    .bind::<Timestamptz, _>(now)
     .get_result::<LeftRow>(connection)
     .optional()?;
     let left = |LeftRow { job_id, lease, kind, target, cursor }| Left { job_id, lease, kind, target, cursor };
@@ -111,16 +121,20 @@ pub fn tell(connection: &mut PgConnection, left: &Left, level: LogLevel, message
     Ok(())
 }
 
-/// Forgets what nobody could see to within a week, and what was left by jobs that are history no more.
+/// Forgets what nobody could see to within a week before `now`, and what was left by jobs that are history no more.
 ///
 /// # Errors
 /// When the database fails.
-pub fn sweep(connection: &mut PgConnection) -> Result<(), DbError> {
+pub fn sweep(connection: &mut PgConnection, now: DateTime<Utc>) -> Result<(), DbError> {
     let sql = "DELETE FROM job_checkpoints WHERE job_id = ANY(ARRAY(
         SELECT c.job_id FROM job_checkpoints c
          WHERE c.leaves AND NOT EXISTS (SELECT FROM jobs j WHERE j.id = c.job_id)
-           AND (c.updated_at < clock_timestamp() - $1 * interval '1 day'
+           AND (c.updated_at < $3 - $1 * interval '1 day'
                 OR NOT EXISTS (SELECT FROM finished_jobs f WHERE f.id = c.job_id)) LIMIT $2))";
-    prepared(sql).bind::<Integer, _>(GIVE_UP_AFTER_DAYS).bind::<BigInt, _>(SWEPT).execute(connection)?;
+    prepared(sql)
+        .bind::<Integer, _>(GIVE_UP_AFTER_DAYS)
+        .bind::<BigInt, _>(SWEPT)
+        .bind::<Timestamptz, _>(now)
+        .execute(connection)?;
     Ok(())
 }

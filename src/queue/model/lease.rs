@@ -16,7 +16,12 @@ pub struct Lease {
 impl Lease {
     /// The `application_name` of the sessions that this attempt opens on its target.
     pub fn application_name(&self) -> String {
-        format!("slowlane:{}:{}", self.job_id, self.number)
+        Lease::application_name_of(self.job_id, self.number)
+    }
+
+    /// As [`Lease::application_name`], of the lease of this number, whoever had it.
+    pub fn application_name_of(job_id: Uuid, number: i64) -> String {
+        format!("slowlane:{job_id}:{number}")
     }
 
     /// The job whose attempt has this `application_name`; `None` when it is nobody's.

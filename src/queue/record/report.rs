@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use log::Level;
+use log::kv::Value;
+use log::{Level, Record};
 use uuid::Uuid;
 
 use crate::queue::lifecycle::finish::{Became, Ending};
@@ -29,8 +30,8 @@ pub struct Attempted<'a> {
     pub target: &'a str,
     /// The number of the attempt, from 1.
     pub attempt: i32,
-    /// How long it ran.
-    pub took: Duration,
+    /// How long it ran, where that is known.
+    pub took: Option<Duration>,
 }
 
 /// Tells how an attempt ended, once that is stored.
@@ -38,6 +39,7 @@ pub fn ended(attempted: &Attempted<'_>, ending: &Ending, became: Became) {
     let (level, text) = match (became, ending) {
         (Became::Cancelled, _) => (Level::Info, "a job was cancelled"),
         (Became::Poison, _) => (Level::Warn, "a job failed"),
+        (Became::Paused, _) => (Level::Info, "a job is paused"),
         (Became::AsSaid, Ending::Finished(finished)) => match finished.state {
             JobState::Succeeded => (Level::Info, "a job succeeded"),
             JobState::Cancelled => (Level::Info, "a job was cancelled"),
@@ -46,41 +48,43 @@ pub fn ended(attempted: &Attempted<'_>, ending: &Ending, became: Became) {
         (Became::AsSaid, Ending::Retry { .. }) => (Level::Info, "an attempt failed, and the job is tried again"),
         (Became::AsSaid, Ending::Snooze { .. }) => (Level::Info, "a job is put off"),
         (Became::AsSaid, Ending::HandBack { .. }) => (Level::Info, "a job is handed back"),
-        (Became::AsSaid, Ending::Pause) => (Level::Info, "a job is paused"),
+        // It was withdrawn while the attempt stopped for it.
+        (Became::AsSaid, Ending::Pause) => (Level::Info, "a job is handed back"),
     };
-    // Under load there are thousands a second, and most are filtered out.
-    if log::log_enabled!(target: LOG_TARGET, level) {
-        say(level, text, attempted, told(ending, became));
-    }
+    say(level, text, attempted, || told(ending, became));
 }
 
 /// Tells that a job was cancelled that no attempt of ran.
 pub fn cancelled(job: &Job) {
     let (kind, target) = (job.spec.kind.as_str(), job.spec.target.as_str());
-    let attempted = Attempted { job_id: job.id, kind, target, attempt: job.status.attempt, took: Duration::ZERO };
-    say(Level::Info, "a job was cancelled", &attempted, None);
+    let attempted = Attempted { job_id: job.id, kind, target, attempt: job.status.attempt, took: None };
+    say(Level::Info, "a job was cancelled", &attempted, || None);
 }
 
-fn say(level: Level, text: &str, attempted: &Attempted<'_>, told: Option<Told<'_>>) {
+fn say<'e>(level: Level, text: &str, attempted: &Attempted<'_>, told: impl FnOnce() -> Option<Told<'e>>) {
+    // Under load there are thousands a second, and most are filtered out.
+    if !log::log_enabled!(target: LOG_TARGET, level) {
+        return;
+    }
+    let (code, blockers) = told().map_or((None, &[][..]), |(code, blockers)| (Some(shown(code)), blockers));
     let job = attempted.job_id.to_string();
     let (kind, target, attempt) = (shown(attempted.kind), shown(attempted.target), attempted.attempt);
-    let duration_ms = u64::try_from(attempted.took.as_millis()).unwrap_or(u64::MAX);
-    let (code, blockers) = told.map_or((None, &[][..]), |(code, blockers)| (Some(shown(code)), blockers));
-    match code {
-        Some(code) if !blockers.is_empty() => log::log!(
-            target: LOG_TARGET, level,
-            job = job, kind = kind, target = target, code = code, attempt = attempt, duration_ms = duration_ms,
-            blocked_by = shown(&blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")); "{text}"
-        ),
-        Some(code) => log::log!(
-            target: LOG_TARGET, level,
-            job = job, kind = kind, target = target, code = code, attempt = attempt, duration_ms = duration_ms; "{text}"
-        ),
-        None => log::log!(
-            target: LOG_TARGET, level,
-            job = job, kind = kind, target = target, attempt = attempt, duration_ms = duration_ms; "{text}"
-        ),
-    }
+    let duration_ms = attempted.took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
+    let blocked_by =
+        (!blockers.is_empty()).then(|| shown(&blockers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")));
+    // In this order, and only those that are known: a field that is absent isn't in the line.
+    let mut fields: Vec<(&str, Value<'_>)> = vec![
+        ("job", Value::from(job.as_str())),
+        ("kind", Value::from(kind.as_str())),
+        ("target", Value::from(target.as_str())),
+    ];
+    fields.extend(code.as_deref().map(|code| ("code", Value::from(code))));
+    fields.push(("attempt", Value::from(attempt)));
+    fields.extend(duration_ms.map(|ms| ("duration_ms", Value::from(ms))));
+    fields.extend(blocked_by.as_deref().map(|by| ("blocked_by", Value::from(by))));
+    let mut record = Record::builder();
+    record.target(LOG_TARGET).module_path(Some(module_path!())).level(level).key_values(&fields);
+    log::logger().log(&record.args(format_args!("{text}")).build());
 }
 
 /// The code of an attempt's error, and who held a lock that was waited for in vain.

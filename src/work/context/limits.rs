@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::queue::{ErrorCode, JobError};
 use crate::statements::Statement;
-use crate::target::prologue::names_time_zone;
+use crate::target::prologue::refuses_time_zone;
 use crate::target::{LOCK_TIMEOUT, OwnLimits, SessionAsks};
 use crate::work::WorkError;
 use crate::work::context::WorkContext;
@@ -32,9 +32,14 @@ impl WorkContext<'_> {
     }
 
     /// The job's time zone is why a session could not be set up.
-    pub(super) fn not_lent(&self, message: &str) -> Option<WorkError> {
-        let zone = self.asks().time_zone.filter(|_| names_time_zone(message))?;
+    pub(super) fn not_lent(&self, sqlstate: Option<&str>, message: &str) -> Option<WorkError> {
+        let zone = self.asks().time_zone.filter(|_| refuses_time_zone(sqlstate, message))?;
         Some(unknown_time_zone(&zone))
+    }
+
+    /// Where the time zone that it asks for was written, as a JSON pointer from the job.
+    pub(crate) fn time_zone_pointer(&self) -> &'static str {
+        if self.job.spec.time_zone.is_some() { "/time_zone" } else { "/args/name" }
     }
 
     /// A session was lent: what its login is limited to is known by now.
@@ -67,11 +72,21 @@ impl WorkContext<'_> {
 
     /// From now on a statement of the attempt waits for locks so long: known so that the error can name who had them.
     pub(crate) fn waits_for_locks(&self, limit: Option<Duration>) {
-        let mut waits = self.said.waits();
-        let changed = waits.limit(limit);
-        let short = waits.look_every().is_some_and(|(pause, _)| pause < REGULAR_LOOK);
-        drop(waits);
-        if changed && short {
+        if self.said.waits().limit(limit) {
+            self.hurry();
+        }
+    }
+
+    /// What has waited for a lock in vain is tried again now.
+    pub(crate) fn waits_again(&self) {
+        self.said.waits().again();
+        self.hurry();
+    }
+
+    /// Has whoever looks at sessions come early, where the next regular look would be too late.
+    fn hurry(&self) {
+        let early = self.said.waits().early_look();
+        if early.is_some_and(|pause| pause < REGULAR_LOOK) {
             self.services.looks.hurry();
         }
     }

@@ -2,7 +2,8 @@
 //! wait is over.
 //!
 //! A server says of a lock that wasn't to be had in time neither which one it was nor who has it. So whoever looks at
-//! sessions looks several times within each wait that may end so, and is woken for a short one.
+//! sessions looks once, early, after each change of that time, is woken for a short one, and looks several times within
+//! a wait that it has seen.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,8 +13,12 @@ use crate::target::activity::Blocker;
 
 /// Looks within one wait, so that one comes late or fails and another one tells.
 const LOOKS_IN_A_WAIT: u32 = 3;
-/// Looks aren't closer together: of a wait of less than a tenth of a second nobody may be seen.
-const LEAST_PAUSE: Duration = Duration::from_millis(40);
+/// The early look doesn't come sooner: of a wait of less than a tenth of a second nobody may be seen.
+const EARLIEST: Duration = Duration::from_millis(40);
+/// Looks at a wait aren't closer together: each is a statement on the target.
+const LEAST_PAUSE: Duration = Duration::from_millis(250);
+/// A look that came by so little too early was the early one.
+const AT_ONCE: Duration = Duration::from_millis(5);
 /// A look is by this much older than the wait that it was made in: the answer was under way, and the error too.
 const SLACK: Duration = Duration::from_secs(1);
 
@@ -24,6 +29,8 @@ pub struct Waits {
     own: OwnLimits,
     /// How long a statement waits, and since when that is so. `None` waits without end.
     limit: Option<(Duration, Instant)>,
+    /// The last look saw a session wait for a lock.
+    waiting: bool,
     /// Who was seen last to be in the way, and when.
     blocked: Option<(Vec<Blocker>, Instant)>,
 }
@@ -48,13 +55,36 @@ impl Waits {
         changed
     }
 
-    /// The longest pause between two looks that sees each wait which may end, and from when on it counts.
-    pub fn look_every(&self) -> Option<(Duration, Instant)> {
-        self.limit.map(|(limit, since)| ((limit / LOOKS_IN_A_WAIT).max(LEAST_PAUSE), since))
+    /// What waited in vain is tried again: an early look, as after a change.
+    pub fn again(&mut self) {
+        self.limit = self.limit.map(|(limit, _)| (limit, Instant::now()));
     }
 
-    /// These were in the way just now.
-    pub fn blocked_by(&mut self, blockers: &[Blocker]) {
+    /// How long a statement waits for a lock at the moment.
+    pub fn limit_now(&self) -> Option<Duration> {
+        self.limit.map(|(limit, _)| limit)
+    }
+
+    /// How long after a change of the limit the early look is, where there is a limit.
+    pub fn early_look(&self) -> Option<Duration> {
+        self.limit.map(|(limit, _)| (limit / LOOKS_IN_A_WAIT).max(EARLIEST))
+    }
+
+    /// When a look is due out of turn, after one at `last`: the early one, or one at a wait that was seen and may end.
+    pub fn next_look(&self, last: Option<Instant>) -> Option<Instant> {
+        let (limit, since) = self.limit?;
+        let early = since.checked_add(self.early_look()?)?;
+        match last {
+            Some(last) if last + AT_ONCE >= early => {
+                self.waiting.then(|| last + (limit / LOOKS_IN_A_WAIT).max(LEAST_PAUSE))
+            }
+            _ => Some(early),
+        }
+    }
+
+    /// What a look has just seen: whether a session waits for a lock, and who is in its way.
+    pub fn seen(&mut self, waiting: bool, blockers: &[Blocker]) {
+        self.waiting = waiting;
         if !blockers.is_empty() {
             self.blocked = Some((blockers.to_vec(), Instant::now()));
         }
@@ -107,17 +137,49 @@ mod tests {
     #[test]
     fn a_wait_is_looked_at_several_times_and_its_blockers_are_forgotten_after_it() {
         let mut waits = Waits::default();
-        assert_eq!(waits.look_every(), None);
+        assert_eq!((waits.early_look(), waits.next_look(None)), (None, None));
         let blocker = Blocker { pid: 7, application_name: None };
-        waits.blocked_by(std::slice::from_ref(&blocker));
+        waits.seen(true, std::slice::from_ref(&blocker));
         assert_eq!(waits.blockers(), None, "nothing that it waits for can end so");
         assert!(waits.limit(Some(Duration::from_millis(300))) && !waits.limit(Some(Duration::from_millis(300))));
-        assert_eq!(waits.look_every().unwrap().0, Duration::from_millis(100));
-        waits.blocked_by(&[]);
+        waits.seen(false, &[]);
         assert_eq!(waits.blockers(), Some(vec![blocker]), "that nobody is in the way by now doesn't undo it");
         waits.blocked.as_mut().unwrap().1 = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
         assert_eq!(waits.blockers(), None);
-        waits.limit(Some(Duration::from_millis(1)));
-        assert_eq!(waits.look_every().unwrap().0, LEAST_PAUSE);
+    }
+
+    #[test]
+    fn a_change_has_one_early_look_and_looks_are_fast_only_at_a_wait() {
+        let mut waits = Waits::default();
+        for (limit, early, pause) in [(1, 40, 250), (150, 50, 250), (300, 100, 250), (6_000, 2_000, 2_000)] {
+            let (early, pause) = (Duration::from_millis(early), Duration::from_millis(pause));
+            assert!(waits.limit(Some(Duration::from_millis(limit))));
+            waits.seen(false, &[]);
+            let since = waits.limit.unwrap().1;
+            for last in [None, since.checked_sub(pause), Some(since), Some(since + early / 2)] {
+                assert_eq!(waits.next_look(last), Some(since + early), "{limit} {last:?}");
+            }
+            let last = since + early;
+            assert_eq!(
+                (waits.next_look(Some(last)), waits.next_look(Some(last + pause))),
+                (None, None),
+                "by age alone"
+            );
+            waits.seen(true, &[]);
+            assert_eq!(waits.next_look(Some(last)), Some(last + pause), "{limit}");
+            waits.seen(false, &[]);
+            assert_eq!(waits.next_look(Some(last + pause)), None);
+        }
+        // Another try has an early look of its own.
+        let before = waits.limit.unwrap().1;
+        let last = before + waits.early_look().unwrap();
+        assert_eq!(waits.next_look(Some(last)), None);
+        waits.limit.as_mut().unwrap().1 = before.checked_sub(Duration::from_secs(60)).unwrap();
+        waits.again();
+        let since = waits.limit.unwrap().1;
+        assert!(since >= before && waits.next_look(Some(since)) == Some(since + Duration::from_secs(2)));
+        waits.limit(None);
+        waits.again();
+        assert_eq!(waits.next_look(None), None);
     }
 }

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use crate::db::prologue::ROW_FORM_SQL;
 use crate::kinds::context::WorkContext;
-use crate::kinds::prepared::{Prepared, type_names};
+use crate::kinds::prepared::{PrepareError, Prepared, type_names};
 use crate::kinds::sql::first_word;
 use crate::kinds::validate::{Looked, Validation, look_at};
 use crate::kinds::{ArgError, QUERY_CANCELED, Work, WorkError, hints, params, reads};
@@ -104,7 +104,7 @@ impl Work for Query {
     fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
         let mut session = ctx.session()?;
         let looked = Looked {
-            pointer: "/args/sql",
+            at: "/args",
             sql: &self.sql,
             params: &self.params,
             settings: ROW_FORM_SQL,
@@ -112,8 +112,7 @@ impl Work for Query {
             returns_rows: true,
             refused: not_a_query,
         };
-        let plan = look_at(&mut session, ctx, &looked);
-        Validation::of(vec![(looked.pointer.to_owned(), plan)])
+        Validation::of(vec![look_at(&mut session, ctx, &looked)])
     }
 }
 
@@ -151,7 +150,8 @@ fn stream(
     close: &mut bool,
     sink: &mut Sink<'_, '_>,
 ) -> Result<Ended, WorkError> {
-    let mut rows = session.stream(values).map_err(|error| not_a_query(error, sql))?;
+    let refused = |error| PrepareError::of_run(error).or_server(|error| not_a_query(error, sql));
+    let mut rows = session.stream(values).map_err(refused)?;
     let mut ended = Ended::LastRow;
     loop {
         match rows.next_chunk() {
@@ -173,7 +173,7 @@ fn stream(
             Err(error) if ended != Ended::LastRow && error.sqlstate.as_deref() == Some(QUERY_CANCELED) => {
                 return Ok(ended);
             }
-            Err(error) => return Err(not_a_query(error, sql)),
+            Err(error) => return Err(refused(error)),
         }
     }
 }

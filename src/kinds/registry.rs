@@ -192,7 +192,7 @@ impl Registry {
         })?;
         ctx.use_settings_of(&resolved.statement);
         let validation = (self.known(resolved.statement.kind.as_str())?.validate)(&resolved.args, ctx)?;
-        Ok(validation.at("/args/name"))
+        Ok(resolved.as_called(validation))
     }
 
     /// Sees to what a job has left that has ended.
@@ -327,7 +327,8 @@ impl Registry {
             return (self.known(kind)?.run)(args, ctx);
         };
         let resolved = statement::begin(statements, args, ctx)?;
-        (self.known(resolved.statement.kind.as_str())?.run)(&resolved.args, ctx)
+        let run = self.known(resolved.statement.kind.as_str())?.run;
+        run(&resolved.args, ctx).map_err(|error| resolved.as_its_caller_knows_it(error))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::kinds::backfill::batch::{Batch, Statements, without_position};
 use crate::kinds::backfill::size::BatchSize;
 use crate::kinds::backfill::{Cursor, Progress};
 use crate::kinds::context::WorkContext;
+use crate::kinds::prepared::PrepareError;
 use crate::kinds::{QUERY_CANCELED, WorkError};
 use crate::pq::{PqError, Session};
 use crate::queue::log::LogLevel;
@@ -71,7 +72,9 @@ impl Attempted<'_> {
             };
             // Stopped by our own cancel, perhaps.
             ctx.check()?;
-            let Some(trouble) = Trouble::of(&error) else { return Err(without_position(error)) };
+            let Some(trouble) = Trouble::of(&error) else {
+                return Err(PrepareError::of_run(error).or_server(without_position));
+            };
             session.command("ROLLBACK")?;
             let of_one = size.rows() == 1;
             size.split();

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::queue::pointer::step;
-use crate::statements::bounds::{Bound, Bounds, Capacity, Values, compiled, outside};
+use crate::statements::bounds::{Bound, Bounds, Capacity, Values, characters, compiled, outside};
 use crate::statements::decimal::Decimal;
 use crate::statements::literal::Literal;
 use crate::statements::shape::{Shape, shape_of};
@@ -143,11 +143,24 @@ impl Param {
         if values.as_ref().is_some_and(|values| values.is_empty() || values.len() > MAX_VALUES) {
             return wrong(&format!("values: expected 1 to {MAX_VALUES} of them"));
         }
+        let characters = characters(base.unwrap_or(&entry.type_name)).filter(|_| textual);
+        let mut length = (entry.min_length, entry.max_length);
+        if let Some((least, most)) = characters {
+            for (key, given) in [("min_length", length.0), ("max_length", length.1)] {
+                if given.is_some_and(|given| given > most) {
+                    return wrong(&format!("{key}: expected at most {most}, as {} has", entry.type_name));
+                }
+            }
+            // What is compared has to be what the statement gets.
+            if pattern.is_some() || values.is_some() {
+                length = (length.0.max(Some(least).filter(|least| *least > 0)), length.1.or(Some(most)));
+            }
+        }
         let bounds = Bounds {
             minimum,
             maximum,
             capacity: Some(base.unwrap_or(&entry.type_name)).filter(|_| shape == Shape::Number).and_then(Capacity::of),
-            length: (entry.min_length, entry.max_length),
+            length,
             pattern,
             values: values.map(Values::of),
             items: (entry.min_items, entry.max_items),
@@ -163,6 +176,20 @@ impl Param {
             nullable,
             bounds,
         };
+        let bounds = &param.bounds;
+        for (key, bound) in [("minimum", &bounds.minimum), ("maximum", &bounds.maximum)] {
+            if let Some(bound) = bound {
+                param.check_held(&bound.shown).map_err(|detail| format!("params.{name}: {key}: {detail}"))?;
+            }
+        }
+        let chosen = bounds.values.iter().flat_map(|values| &values.shown).map(|value| ("values", value.as_ref()));
+        let default = entry.default.as_ref().map(|default| default.0.as_ref());
+        let items = default.and_then(|value| serde_json::from_str::<Vec<&RawValue>>(value.get()).ok());
+        let defaults = items.filter(|_| is_array).unwrap_or_else(|| default.into_iter().collect());
+        for (key, value) in chosen.chain(defaults.into_iter().map(|value| ("default", value))) {
+            let held = param.check_held(value).and_then(|()| held_by(characters, value, &param.type_name));
+            held.map_err(|detail| format!("params.{name}: {key}: {detail}"))?;
+        }
         for value in param.bounds.values.iter().flat_map(|values| &values.shown) {
             let checked = param.check_scalar(value, "").map_err(|error| error.detail);
             checked.map_err(|detail| format!("params.{name}: values: {value}: {detail}"))?;
@@ -221,6 +248,28 @@ impl Param {
         items.iter().enumerate().try_for_each(|(n, item)| self.check_scalar(item, &format!("{pointer}/{n}")))
     }
 
+    /// A number of the header that the type keeps as it is. What is no such value is refused where values are checked.
+    fn check_held(&self, value: &RawValue) -> Result<(), String> {
+        let text = value.get();
+        let Some(number) = Decimal::read(text) else { return Ok(()) };
+        match (self.shape, &self.bounds.capacity) {
+            (Shape::Integer(least, most), _)
+                if !text.parse::<i64>().is_ok_and(|number| (least..=most).contains(&number)) =>
+            {
+                Err(format!("expected {}", self.words()))
+            }
+            (Shape::Number, Some(capacity)) if number.reaches(&capacity.least_beyond) => Err(self.too_large(capacity)),
+            (Shape::Number, Some(capacity)) if number != number.rounded(capacity.scale) => {
+                Err(format!("expected at most {} digits behind the point, as {} has", capacity.scale, self.type_name))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn too_large(&self, capacity: &Capacity) -> String {
+        format!("expected at most {} digits before the point, as {} has", capacity.whole, self.type_name)
+    }
+
     fn check_scalar(&self, value: &RawValue, pointer: &str) -> Result<(), ValueError> {
         let wrong = |detail: String| Err(ValueError { pointer: pointer.to_owned(), detail });
         let text = value.get();
@@ -235,8 +284,12 @@ impl Param {
             return wrong(format!("expected {}", self.words()));
         }
         let bounds = &self.bounds;
-        // Compared only where something is to be compared with.
-        let number = || Decimal::read(text);
+        // Compared only where something is to be compared with, and as the type keeps it.
+        let read = || Decimal::read(text);
+        let number = || match &bounds.capacity {
+            Some(capacity) => read().map(|number| number.rounded(capacity.scale)),
+            None => read(),
+        };
         if let Some(minimum) = &bounds.minimum
             && number().is_none_or(|number| number < minimum.number)
         {
@@ -248,10 +301,9 @@ impl Param {
             return wrong(format!("expected {} or less", maximum.shown));
         }
         if let Some(capacity) = &bounds.capacity
-            && number().is_none_or(|number| number.reaches(&capacity.least_beyond))
+            && read().is_none_or(|number| number.reaches(&capacity.least_beyond))
         {
-            let (type_name, whole) = (&self.type_name, capacity.whole);
-            return wrong(format!("expected at most {whole} digits before the point, as {type_name} has"));
+            return wrong(self.too_large(capacity));
         }
         let mut known = true;
         if let Some(values) = bounds.values.as_ref().filter(|_| !matches!(self.shape, Shape::Text(_))) {
@@ -330,6 +382,18 @@ pub fn values(
         errors.push(ValueError { pointer: step(name), detail });
     }
     if errors.is_empty() { Ok(values) } else { Err(errors) }
+}
+
+/// A text of the header that the type keeps as it is.
+fn held_by(characters: Option<(u64, u64)>, value: &RawValue, type_name: &str) -> Result<(), String> {
+    let (Some((least, most)), Ok(text)) = (characters, serde_json::from_str::<String>(value.get())) else {
+        return Ok(());
+    };
+    let length = u64::try_from(text.chars().count()).unwrap_or(u64::MAX);
+    match outside(length, (Some(least), Some(most))) {
+        Some(what) => Err(format!("expected {what} characters, as {type_name} has")),
+        None => Ok(()),
+    }
 }
 
 /// As `2026-01-31`, and there is such a day: the server reads other forms as other days.
@@ -428,6 +492,49 @@ mod tests {
         let items = param("name = 'x'\ntype = 'numeric(3,1)[]'").unwrap();
         assert_eq!(detail(&items, "[1, 99.94, 99.95]").unwrap().0, "/x/2");
         assert!(param("name = 'x'\ntype = 'numeric(3,1)'\ndefault = 100").unwrap_err().contains("before the point"));
+    }
+
+    #[test]
+    fn what_is_compared_is_what_the_type_keeps() {
+        let amount = param("name = 'x'\ntype = 'numeric(5,1)'\nminimum = 0.1\nmaximum = 9.9\ndefault = 9.90").unwrap();
+        assert!(detail(&amount, "9.94").is_none() && detail(&amount, "0.05").is_none());
+        assert!(
+            detail(&amount, "9.96").is_some() && detail(&amount, "9.95").is_some() && detail(&amount, "0.04").is_some()
+        );
+        let choice = param("name = 'x'\ntype = 'numeric(5,1)[]'\nvalues = [1, 2.5]").unwrap();
+        assert_eq!(detail(&choice, "[1.04, 2.45]"), None);
+        assert_eq!(detail(&choice, "[1, 2.55]").unwrap().0, "/x/1");
+        for (type_name, short, long) in [
+            ("varchar(2)", "\"ab\"", "\"abc\""),
+            ("character varying (2)", "\"ab\"", "\"abc\""),
+            ("national char(2)", "\"ab\"", "\"ab \""),
+            ("char", "\"a\"", "\"aa\""),
+            ("bit(2)", "\"10\"", "\"1\""),
+            ("bit varying(2)", "\"10\"", "\"101\""),
+        ] {
+            let matched = param(&format!("name = 'x'\ntype = '{type_name}'\npattern = '.'")).unwrap();
+            assert_eq!(detail(&matched, short), None, "{type_name}");
+            assert!(detail(&matched, long).unwrap().1.contains("characters"), "{type_name}");
+            let cut = param(&format!("name = 'x'\ntype = '{type_name}'")).unwrap();
+            assert_eq!(detail(&cut, long), None, "{type_name}: as an explicit cast");
+        }
+        for (text, words) in [
+            ("numeric(5,1)'\nmaximum = 9.96", "maximum: expected at most 1 digits behind the point"),
+            ("numeric(5,1)'\nminimum = 1e4", "minimum: expected at most 4 digits before the point"),
+            ("numeric(5,1)'\nvalues = [1, 1.25]", "values: expected at most 1 digits behind"),
+            ("numeric(5,1)'\ndefault = 0.05", "default: expected at most 1 digits behind"),
+            ("numeric(5,1)[]'\ndefault = [1, 0.05]", "default: expected at most 1 digits behind"),
+            ("smallint'\nmaximum = 32768", "maximum: expected an integer from"),
+            ("integer'\nminimum = 0.5", "minimum: expected an integer from"),
+            ("varchar(2)'\ndefault = 'abc'", "default: expected at most 2 characters, as varchar(2) has"),
+            ("varchar(2)[]'\ndefault = ['a', 'abc']", "default: expected at most 2 characters"),
+            ("char(2)'\nvalues = ['a', 'abc']", "values: expected at most 2 characters"),
+            ("bit(2)'\ndefault = '1'", "default: expected at least 2 characters"),
+            ("varchar(2)'\nmax_length = 3", "max_length: expected at most 2"),
+        ] {
+            let error = param(&format!("name = 'x'\ntype = '{text}")).unwrap_err();
+            assert!(error.contains(words), "{text}: {error}");
+        }
     }
 
     #[test]

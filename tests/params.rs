@@ -1,5 +1,5 @@
-//! Types with modifiers: what a value of one becomes is what the server's own explicit cast of the same text makes of it, in
-//! every kind that takes values, or the value is refused by its place.
+//! Types with modifiers: what a value of one becomes is what the server's own explicit cast of the same text makes of
+//! it, in every kind that takes values, or the value is refused by its place.
 
 use std::fs;
 use std::path::Path;
@@ -154,7 +154,8 @@ fn quoted(text: &str) -> String {
     slowlane::pq::quote::literal(text)
 }
 
-/// Both values as the server writes them, each blank told apart; where it refuses the cast, that of the parameter alone.
+/// Both values as the server writes them, each blank told apart; where it refuses the cast, that of the parameter
+/// alone.
 fn both(session: &mut Session, type_name: &str, text: &str) -> String {
     if refused(session, type_name, text).is_some() {
         return "format('%L', $1) AS given, NULL AS cast_there".to_owned();

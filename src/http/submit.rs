@@ -302,7 +302,8 @@ pub(super) fn only_text(
     Err(Problem::new(Code::InvalidRequest, "the request has fields that are not valid").fields(errors))
 }
 
-/// What a saved statement says of the job that runs it: there is one, it runs on its own target, and no longer than it may.
+/// What a saved statement says of the job that runs it: there is one, it runs on its own target, and no longer than it
+/// may.
 pub(super) fn check_statement(job: &NewJob, named: &Named) -> Result<(), Problem> {
     if let Named::Unknown(name, refused) = named {
         let expected = refused.errors.first().map_or_else(String::new, |error| error.detail.clone());
@@ -335,7 +336,8 @@ struct Fields<'m, 'b> {
 }
 
 impl<'b> Fields<'_, 'b> {
-    /// The job, and its saved statement: looked up once, so that all that is checked is checked against one state of the set.
+    /// The job, and its saved statement: looked up once, so that all that is checked is checked against one state of
+    /// the set.
     fn read(&mut self, registry: &Registry) -> (NewJob, Named) {
         let (kind, args) = (self.kind(), self.args());
         let named = registry.named(&kind, &args.0);

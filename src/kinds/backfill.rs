@@ -1,8 +1,9 @@
-//! `backfill`: rows of a table are changed, deleted, or copied elsewhere, in batches by key. Each batch is one transaction
-//! that is committed exactly once together with the cursor at which the work goes on.
+//! `backfill`: rows of a table are changed, deleted, or copied elsewhere, in batches by key. Each batch is one
+//! transaction that is committed exactly once together with the cursor at which the work goes on.
 //!
-//! It goes from the first key up to the one that was the last when it began, so it ends however much is inserted. Between
-//! batches it holds no transaction: that is where guards are looked at, where it is paused, and where others get their turn.
+//! It goes from the first key up to the one that was the last when it began, so it ends however much is inserted.
+//! Between batches it holds no transaction: that is where guards are looked at, where it is paused, and where others
+//! get their turn.
 //!
 //! | file | what it has |
 //! | --- | --- |

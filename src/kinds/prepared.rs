@@ -56,7 +56,8 @@ impl From<ParamError> for PrepareError {
 }
 
 impl PrepareError {
-    /// What the server says of a statement that it plans or runs: about one of its values, where the CONTEXT names that.
+    /// What the server says of a statement that it plans or runs: about one of its values, where the CONTEXT names
+    /// that.
     pub fn of_run(error: PqError) -> PrepareError {
         match value_of(&error) {
             Some(n) => PrepareError::Placed { place: format!("/params/{n}"), code: None, error: Box::new(error) },
@@ -125,7 +126,8 @@ impl<'s> Prepared<'s> {
     }
 }
 
-/// The place of the value that the server can't read, from 0: the last line of the CONTEXT names it in every language, as in
+/// The place of the value that the server can't read, from 0: the last line of the CONTEXT names it in every language,
+/// as in
 /// `unnamed portal parameter $1`. A list of all values, which a server may be set to add, has a colon in front.
 fn value_of(error: &PqError) -> Option<usize> {
     let of_data = error.sqlstate.as_deref().is_some_and(|state| state.starts_with("22") || state.starts_with("23"));

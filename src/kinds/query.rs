@@ -1,7 +1,8 @@
 //! `query`: one statement that returns rows, sent as it is, in a read-only transaction; its rows are the result.
 //!
-//! The transaction is rolled back: what the server lets a read-only one change all the same (a large object, the table of
-//! an EXPLAIN ANALYZE) doesn't stay. A serializable one is deferrable, so that no anomaly could be found at its end only.
+//! The transaction is rolled back: what the server lets a read-only one change all the same (a large object, the table
+//! of an EXPLAIN ANALYZE) doesn't stay. A serializable one is deferrable, so that no anomaly could be found at its end
+//! only.
 //!
 //! The caller's text is never wrapped or joined with ours, and travels as one statement of the extended protocol.
 //! What only Postgres can know (syntax, tables, types) ends the job, not the request.

@@ -1,4 +1,5 @@
-//! The list of kinds that a process knows, and the way from a job's kind and arguments to the code that checks and runs it.
+//! The list of kinds that a process knows, and the way from a job's kind and arguments to the code that checks and runs
+//! it.
 //!
 //! The one place that knows that a saved statement is run as the kind of its file. Knows no queue and no thread.
 
@@ -375,7 +376,8 @@ fn validate<W: Work>(args: &RawValue, ctx: &WorkContext<'_>) -> Result<Validatio
     read::<W>(args)?.validate(ctx)
 }
 
-/// The work, checked once more: a job that came in by SQL, or was written by another version, has been checked by nobody.
+/// The work, checked once more: a job that came in by SQL, or was written by another version, has been checked by
+/// nobody.
 pub(super) fn read<W: Work>(args: &RawValue) -> Result<W, WorkError> {
     let work = parse::<W>(args).map_err(unreadable)?;
     work.check().map_err(|errors| WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, listed(&errors))))?;

@@ -2,8 +2,8 @@
 //! statement's file names, with the arguments that the file makes of the values.
 //!
 //! No [`Work`] of its own: the [`Registry`](crate::kinds::Registry) looks a statement up where it asks
-//! for any other kind. A worker looks it up in its own folder when it begins, whatever the process that accepted the job
-//! had in its own.
+//! for any other kind. A worker looks it up in its own folder when it begins, whatever the process that accepted the
+//! job had in its own.
 
 pub mod check;
 
@@ -37,8 +37,8 @@ pub struct SavedStatement {
     pub params: BTreeMap<String, Box<RawValue>>,
 }
 
-// Nothing that a lost lease leaves behind, and nothing that can't be repeated: that holds for every kind that a file can
-// name, so nobody needs to look a statement up to know.
+// Nothing that a lost lease leaves behind, and nothing that can't be repeated: that holds for every kind that a file
+// can name, so nobody needs to look a statement up to know.
 const _: () = assert!(query::Query::REPEATABLE && query::Query::FENCED);
 const _: () = assert!(execute::Execute::REPEATABLE && execute::Execute::FENCED);
 const _: () = assert!(refresh::Refresh::REPEATABLE && refresh::Refresh::FENCED);

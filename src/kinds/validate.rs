@@ -1,5 +1,5 @@
-//! `validate`: what another job would meet on its target, without running it: whether its statements can be parsed and may
-//! be run, what its parameters are taken for, and how the server would go about it.
+//! `validate`: what another job would meet on its target, without running it: whether its statements can be parsed and
+//! may be run, what its parameters are taken for, and how the server would go about it.
 //!
 //! `POST /v1/jobs/validate` puts one in and waits for it, so that only workers need to know a target. Statements are
 //! described and planned (EXPLAIN, never ANALYZE), each in a read-only transaction of its own that is rolled back.

@@ -44,8 +44,8 @@ pub(super) struct Capacity {
 }
 
 impl Capacity {
-    /// Of a type without `[]`. `None` where it isn't certain what the server would say: without a modifier, and for scales that
-    /// only newer servers have.
+    /// Of a type without `[]`. `None` where it isn't certain what the server would say: without a modifier, and for
+    /// scales that only newer servers have.
     pub fn of(type_name: &str) -> Option<Capacity> {
         let (base, modifier) = type_name.split_once('(')?;
         if !["numeric", "decimal", "dec"].contains(&base_of(base).as_str()) {
@@ -63,8 +63,8 @@ impl Capacity {
     }
 }
 
-/// The fewest and the most characters of a text type without `[]` that has a modifier: an explicit cast cuts a longer text off, and
-/// fills a shorter `bit` up. `None` for another type.
+/// The fewest and the most characters of a text type without `[]` that has a modifier: an explicit cast cuts a longer
+/// text off, and fills a shorter `bit` up. `None` for another type.
 pub(super) fn characters(type_name: &str) -> Option<(u64, u64)> {
     let base = base_of(type_name);
     let words: Vec<&str> = base.strip_prefix("national ").unwrap_or(&base).split_whitespace().collect();

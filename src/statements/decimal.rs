@@ -3,7 +3,8 @@
 
 use std::cmp::Ordering;
 
-/// A number: its digits without zeros in front and behind, and by which power of ten the point stands before the first one.
+/// A number: its digits without zeros in front and behind, and by which power of ten the point stands before the first
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Decimal {
     negative: bool,

@@ -1,6 +1,7 @@
 //! One file of saved statements: a header of TOML in the comments at its top, and the SQL below it.
 //!
-//! The SQL is sent as it stands here. What a caller gives are values of `$1`, `$2` and so on, never text of a statement.
+//! The SQL is sent as it stands here. What a caller gives are values of `$1`, `$2` and so on, never text of a
+//! statement.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,7 +1,8 @@
 //! Parameters of a saved statement: what a value may be.
 //!
-//! A value keeps the literal that its caller wrote, and numbers are compared as they are written. Types are names of Postgres' own; what this file knows of them decides which JSON
-//! stands for a value, and a type that it doesn't know takes a string, as Postgres reads it.
+//! A value keeps the literal that its caller wrote, and numbers are compared as they are written. Types are names of
+//! Postgres' own; what this file knows of them decides which JSON stands for a value, and a type that it doesn't know
+//! takes a string, as Postgres reads it.
 
 use std::collections::BTreeMap;
 

@@ -45,8 +45,8 @@ pub(super) struct Attempted<'s> {
 }
 
 impl Attempted<'_> {
-    /// Changes the next rows in a transaction, and leaves it open. One that takes too long or meets others' locks is rolled
-    /// back, and tried again with half of its rows. `None` when no row is left.
+    /// Changes the next rows in a transaction, and leaves it open. One that takes too long or meets others' locks is
+    /// rolled back, and tried again with half of its rows. `None` when no row is left.
     pub fn batch(
         &self,
         ctx: &WorkContext<'_>,

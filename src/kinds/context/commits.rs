@@ -209,8 +209,8 @@ impl WorkContext<'_> {
         Ok(())
     }
 
-    /// Makes what was written on this server so far safe. A standby that is away is waited for, for as long as the attempt
-    /// may run. A connection isn't: the transaction holds its locks meanwhile.
+    /// Makes what was written on this server so far safe. A standby that is away is waited for, for as long as the
+    /// attempt may run. A connection isn't: the transaction holds its locks meanwhile.
     pub(in crate::kinds) fn flush(&self, server: &ServerLife) -> Result<(), WorkError> {
         let mut without_session = None;
         loop {

@@ -9,12 +9,13 @@
 //! 5. `results` keeps what it produced; `http` serves status and result. [`uploads`] keeps what it reads.
 //!
 //! Beside the way: [`dsn`] says what a connection string means, [`pq`] is the one room with `unsafe`,
-//! [`db`] holds pools, the async doorway and the schema, [`target`] the databases that work runs on, [`cluster`] a private Postgres,
-//! [`doctor`] looks at databases and says what is wrong, [`statements`] is what an operator lets callers run by name, `config` the settings, [`app`] puts processes together, `cli`
-//! has the subcommands. [`testing`] runs jobs of your kinds in your own tests.
+//! [`db`] holds pools, the async doorway and the schema, [`target`] the databases that work runs on, [`cluster`] a private
+//! Postgres, [`doctor`] looks at databases and says what is wrong, [`statements`] is what an operator lets callers run by
+//! name, `config` the settings, [`app`] puts processes together, `cli` has the subcommands. [`testing`] runs jobs of your
+//! kinds in your own tests.
 //!
-//! A program of your own needs [`Server`] or [`Workers`], and kinds of [`Work`]; docs/rust.md goes from the first line of
-//! such a program to its last. [`queue::insert()`] puts a job in within a transaction of yours.
+//! A program of your own needs [`Server`] or [`Workers`], and kinds of [`Work`]; docs/rust.md goes from the first line
+//! of such a program to its last. [`queue::insert()`] puts a job in within a transaction of yours.
 //!
 //! Who may use whom is written in ARCHITECTURE.md and enforced by `tests/layers.rs`.
 

@@ -1,4 +1,5 @@
-//! `backfill`: each row once, whatever the key is; what is refused; how batches find their size; who else may be at work.
+//! `backfill`: each row once, whatever the key is; what is refused; how batches find their size; who else may be at
+//! work.
 
 mod contention;
 mod faults;
@@ -107,7 +108,8 @@ fn rows_are_chosen_deleted_and_copied() {
 #[test]
 fn any_key_of_an_index_will_do() {
     let app = TestApp::start();
-    // Composite, of two types, with names and values that must be quoted; descending; with many equal keys; partitioned.
+    // Composite, of two types, with names and values that must be quoted; descending; with many equal keys;
+    // partitioned.
     app.target.run(
         r#"CREATE TABLE public.rows ("a ""b" text, at timestamptz NOT NULL, n int NOT NULL DEFAULT 0, grp int NOT NULL,
                                      PRIMARY KEY ("a ""b", at));
@@ -414,7 +416,8 @@ fn a_table_has_one_heavy_writer_unless_told_otherwise() {
 #[test]
 fn rows_are_compared_as_their_index_orders_them() {
     let app = TestApp::start();
-    // A type whose order is its own, in a schema that the session doesn't look into: by name its operators would be those of text.
+    // A type whose order is its own, in a schema that the session doesn't look into: by name its operators would be
+    // those of text.
     app.target.run(
         "CREATE SCHEMA ext; GRANT USAGE ON SCHEMA ext TO PUBLIC; CREATE EXTENSION citext SCHEMA ext;
          CREATE TABLE public.words (word ext.citext PRIMARY KEY, n int NOT NULL DEFAULT 0, CHECK (length(word::text) > 0));

@@ -1,5 +1,5 @@
-//! The database's clock is set an hour ahead or back: nobody loses a job by it, nobody who is dead hides, and nothing that is
-//! to be kept goes.
+//! The database's clock is set an hour ahead or back: nobody loses a job by it, nobody who is dead hides, and nothing
+//! that is to be kept goes.
 
 use diesel::connection::SimpleConnection;
 use nix::sys::signal::Signal;

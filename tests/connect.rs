@@ -1,5 +1,5 @@
-//! Connections that can't be opened: each for its reason, in time, in one message that shows no secret. And what is said
-//! when a database goes away later.
+//! Connections that can't be opened: each for its reason, in time, in one message that shows no secret. And what is
+//! said when a database goes away later.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -462,7 +462,8 @@ fn jobs_that_nobody_can_run_and_processes_that_are_gone() {
     said.has("queue", "in_doubt", "warning", "of 1 jobs isn't known", "");
 }
 
-/// Has a database believe that its clock is two hours ahead, that it speaks German, and that its clients come from elsewhere.
+/// Has a database believe that its clock is two hours ahead, that it speaks German, and that its clients come from
+/// elsewhere.
 fn believe(database: &Database) {
     database.run(
         "SET allow_system_table_mods = on;

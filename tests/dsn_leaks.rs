@@ -1,4 +1,5 @@
-//! P8 for connection strings: passwords with every mark in every place, whole and cut off, and no piece of one is shown.
+//! P8 for connection strings: passwords with every mark in every place, whole and cut off, and no piece of one is
+//! shown.
 
 use std::io::Write;
 use std::process::Stdio;

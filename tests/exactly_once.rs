@@ -1,5 +1,5 @@
-//! Effects exactly once: the worker dies, the target dies, or the connection between them is lost, at every point of the
-//! way to the COMMIT and behind it; the effects are counted. Real processes, real faults, and locks for barriers.
+//! Effects exactly once: the worker dies, the target dies, or the connection between them is lost, at every point of
+//! the way to the COMMIT and behind it; the effects are counted. Real processes, real faults, and locks for barriers.
 
 use std::time::{Duration, Instant};
 
@@ -186,7 +186,8 @@ fn ended_within(api: &Server, id: &str, patience: Duration) -> Value {
     }
 }
 
-/// Runs one of them for each point, all at once: most of their time is spent waiting for a dead worker to be found dead.
+/// Runs one of them for each point, all at once: most of their time is spent waiting for a dead worker to be found
+/// dead.
 fn at_each<P: Copy + Sync>(points: &[P], run: impl Fn(P) + Sync) {
     std::thread::scope(|scope| {
         let threads: Vec<_> = points.iter().map(|point| scope.spawn(|| run(*point))).collect();

@@ -15,8 +15,9 @@
 //! one is refused: nothing here rests on that.
 //!
 //! **Not modelled.** More than two batches; a session that is lost between them, behind which the model's worker begins the
-//! next one all the same; two primaries of one target at the same time; a standby that is declared synchronous and isn't; a failover of the queue that loses what was
-//! acknowledged; timelines that two promotions number alike; an older copy of the target's disk put back in place.
+//! next one all the same; two primaries of one target at the same time; a standby that is declared synchronous and
+//! isn't; a failover of the queue that loses what was acknowledged; timelines that two promotions number alike; an
+//! older copy of the target's disk put back in place.
 //!
 //! **Bounds.** [`ATTEMPTS`] attempts, [`OTHERS`] transactions of somebody else's, two faults. With four faults a search
 //! has 2 million states, and finds nothing either.

@@ -1,5 +1,5 @@
-//! The kind `execute`: all of its statements or none, counted, logged, and never repeated blindly. Retries, attempts and
-//! logs of jobs.
+//! The kind `execute`: all of its statements or none, counted, logged, and never repeated blindly. Retries, attempts
+//! and logs of jobs.
 
 mod left_out;
 

@@ -162,7 +162,8 @@ fn nulls_are_equal_where_the_index_says_so() {
     assert_eq!(rows(&app, "t"), "(,,60,2) (,y,71,9) (1,,51,1) (1,x,80,3) (2,,41,1) (3,,1,1)");
 }
 
-/// Equals are what the index holds for equal: a collation or a type of its own, in a schema that no search path leads to.
+/// Equals are what the index holds for equal: a collation or a type of its own, in a schema that no search path leads
+/// to.
 #[test]
 fn keys_are_compared_as_their_index_compares_them() {
     let app = app_with("CREATE TABLE public.t (k text, v int, w int NOT NULL)");

@@ -67,7 +67,8 @@ fn log(client: &Client, id: &str) -> String {
     lines.map(|line| line["message"].as_str().unwrap().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// The invalid indexes, by name. Those of TOAST tables have names that no test knows, and the role mostly can't drop them.
+/// The invalid indexes, by name. Those of TOAST tables have names that no test knows, and the role mostly can't drop
+/// them.
 fn invalid(target: &Database) -> String {
     target.text(
         "SELECT string_agg(format('%I.%I', nspname, relname), ' ' ORDER BY relname)

@@ -8,7 +8,8 @@ use slowlane::queue::model::SPEC;
 use crate::support::child::program;
 use crate::support::postgres::{Database, Postgres};
 
-/// The schema as the catalog has it, a line for each thing in it. Not by `pg_dump`, which only knows servers up to its own version.
+/// The schema as the catalog has it, a line for each thing in it. Not by `pg_dump`, which only knows servers up to its
+/// own version.
 fn dump(database: &Database) -> String {
     const MINE: &str = "'slowlane'::regnamespace";
     let queries = [

@@ -1,4 +1,5 @@
-//! What operators look at and do: workers, targets and queues, and pausing a queue so that nothing of it begins any more.
+//! What operators look at and do: workers, targets and queues, and pausing a queue so that nothing of it begins any
+//! more.
 
 use std::sync::mpsc::channel;
 use std::time::Duration;

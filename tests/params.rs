@@ -1,5 +1,5 @@
-//! Types with modifiers: what a value of one becomes is what the server's own explicit cast of the same text makes of it, in
-//! every kind that takes values, or the value is refused by its place.
+//! Types with modifiers: what a value of one becomes is what the server's own explicit cast of the same text makes of
+//! it, in every kind that takes values, or the value is refused by its place.
 
 use std::fs;
 use std::path::Path;
@@ -154,7 +154,8 @@ fn quoted(text: &str) -> String {
     slowlane::pq::quote::literal(text)
 }
 
-/// Both values as the server writes them, each blank told apart; where it refuses the cast, that of the parameter alone.
+/// Both values as the server writes them, each blank told apart; where it refuses the cast, that of the parameter
+/// alone.
 fn both(session: &mut Session, type_name: &str, text: &str) -> String {
     if refused(session, type_name, text).is_some() {
         return "format('%L', $1) AS given, NULL AS cast_there".to_owned();
@@ -189,7 +190,8 @@ fn typed(type_name: &str, value: &str) -> String {
 fn compare(app: &TestApp, what: &str, job: &Value, refused: Option<&str>) {
     let error = &job["error"];
     if let Some(sqlstate) = refused {
-        let place = error["message"].as_str().unwrap_or_default().contains("/params/0: ");
+        let of = if what.starts_with("statement") { "/params/p: " } else { "/params/0: " };
+        let place = error["message"].as_str().unwrap_or_default().contains(of);
         // An element of an array, and a field, are the input's to judge: the server refuses the parameter itself.
         assert_eq!((&job["state"], error["sqlstate"].as_str()), (&json!("failed"), Some(sqlstate)), "{what}: {job}");
         assert!(place || ["two[]", "pair"].iter().any(|name| what.contains(name)), "{what}: {job}");

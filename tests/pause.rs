@@ -1,5 +1,5 @@
-//! Pausing and resuming: which jobs can be, what a pause does to one that runs, and what it comes to beside a cancel, an end
-//! and a change of mind.
+//! Pausing and resuming: which jobs can be, what a pause does to one that runs, and what it comes to beside a cancel,
+//! an end and a change of mind.
 
 use serde_json::{Value, json};
 

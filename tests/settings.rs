@@ -1,5 +1,5 @@
-//! What the sessions of a target are set to: as the operator's login has it, but for what a job or its target asks for, and
-//! for the form of the rows that a `query` keeps. And what is told when a limit of theirs ends a job.
+//! What the sessions of a target are set to: as the operator's login has it, but for what a job or its target asks for,
+//! and for the form of the rows that a `query` keeps. And what is told when a limit of theirs ends a job.
 
 mod limits;
 mod values;

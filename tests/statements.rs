@@ -1,5 +1,5 @@
-//! Saved statements: the list and its schemas, what callers may send, what runs and is recorded, reloading, broken files,
-//! targets that run nothing else, and the check before a deployment.
+//! Saved statements: the list and its schemas, what callers may send, what runs and is recorded, reloading, broken
+//! files, targets that run nothing else, and the check before a deployment.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;

@@ -1,5 +1,5 @@
-//! docs/troubleshooting.md has an entry for every code that can be given out, and for no other; and every code comes from
-//! one of the lists.
+//! docs/troubleshooting.md has an entry for every code that can be given out, and for no other; and every code comes
+//! from one of the lists.
 
 use std::collections::BTreeMap;
 use std::fs;

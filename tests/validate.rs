@@ -47,7 +47,6 @@ fn what_stands_in_a_jobs_way_is_said_with_its_place() {
         ("SELEC 1", json!([]), "sql_error", json!("42601")),
         ("SELECT * FROM nowhere", json!([]), "sql_error", json!("42P01")),
         ("SELECT * FROM public.secrets", json!([]), "permission_denied", json!("42501")),
-        ("SELECT $1::int", json!([]), "parameter_count", Value::Null),
         ("SELECT 1; SELECT 2", json!([]), "sql_error", json!("42601")),
         ("DELETE FROM public.t", json!([]), "statement_not_allowed", Value::Null),
     ] {
@@ -380,4 +379,92 @@ fn what_no_transaction_runs_is_refused_of_an_execute() {
         );
         assert_eq!(told["problems"][0]["error"]["code"], "statement_not_allowed", "{told}");
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_value_points_at_the_value() {
+    let folder = tempfile::tempdir().unwrap();
+    let header =
+        "-- [[params]]\n-- name = 'id'\n-- type = 'int4'\n-- [[params]]\n-- name = 'span'\n-- type = 'int4range'\n";
+    for (name, kind, sql) in [
+        ("one", "query", "SELECT $1, $2"),
+        ("two", "execute", "SELECT 1;\nSELECT $1, $2;"),
+        ("absent", "query", "SELECT a FROM nowhere WHERE a = $1 AND $2 IS NULL"),
+        (
+            "fill",
+            "backfill",
+            "-- [args]\n-- table = 'public.t'\n-- where = 'id <@ $2 AND id > $1'\n-- [args.set]\n-- name = '1'",
+        ),
+    ] {
+        let path = folder.path().join(format!("{name}.sql"));
+        std::fs::write(path, format!("-- kind = '{kind}'\n{header}{sql}")).unwrap();
+    }
+    let app = TestApp::with(|config| config.statements = Some(folder.path().to_owned()));
+    app.target.run(
+        "CREATE TABLE public.t (id int PRIMARY KEY, name text); ALTER TABLE public.t OWNER TO slowlane_demo;
+         INSERT INTO public.t VALUES (1, 'a')",
+    );
+    let query = |params: Value| json!({"sql": "SELECT $1::int, $2::int4range", "params": params});
+    let execute = |params: Value| json!({"statements": [{"sql": "SELECT 1"}, {"sql": "SELECT $1::int, $2::int4range", "params": params}]});
+    let saved = |name: &str, span: &str| json!({"name": name, "params": {"id": 1, "span": span}});
+    let fill = json!({"table": "public.t", "set": {"name": "'x'"}, "where": "id <@ $2 AND id > $1",
+                      "params": [1, {"type": "int4range", "value": "all"}]});
+    for (kind, args, pointer, message) in [
+        ("query", query(json!([1])), "/args/params", ""),
+        ("query", query(json!([1, "all"])), "/args/params/1", "/params/1: "),
+        ("query", query(json!(["x", "[1,2]"])), "/args/params/0", "/params/0: "),
+        ("query", query(json!([[1], "[1,2]"])), "/args/params/0", "/params/0: "),
+        ("query", query(json!([{"type": "numeric(2)", "value": 100}, "[1,2]"])), "/args/params/0", "/params/0: "),
+        ("query", query(json!([{"type": "no", "value": 1}, null])), "/args/params/0/type", "/params/0/type: "),
+        ("execute", execute(json!([1])), "/args/statements/1/params", "/statements/1: "),
+        ("execute", execute(json!([1, "all"])), "/args/statements/1/params/1", "/statements/1/params/1: "),
+        ("execute", execute(json!([[1], null])), "/args/statements/1/params/0", "/statements/1/params/0: "),
+        ("backfill", fill, "/args/params/1", "/params/1: "),
+        ("statement", saved("one", "all"), "/args/params/span", "/params/span: "),
+        ("statement", saved("two", "all"), "/args/params/span", "/params/span: "),
+        ("statement", saved("fill", "all"), "/args/params/span", "/params/span: "),
+        ("statement", saved("absent", "[1,2]"), "/args/name", ""),
+    ] {
+        let report = validate(&app, kind, &args);
+        let problem = &report["problems"][0];
+        assert_eq!((&report["valid"], &problem["pointer"]), (&json!(false), &json!(pointer)), "{args}: {report}");
+        let job = app.ended(&app.submit(&json!({"kind": kind, "args": args, "max_attempts": 1})));
+        assert!(job["error"]["message"].as_str().unwrap().starts_with(message), "{args}: {job}");
+        for field in ["code", "sqlstate", "message"] {
+            assert_eq!(problem["error"][field], job["error"][field], "{field} of {args}: {problem} {job}");
+        }
+    }
+    // What is wrong with the values as they are used is no value's fault.
+    let report = validate(&app, "query", &json!({"sql": "SELECT 1 / $1", "params": [0]}));
+    let pointers: Vec<&Value> = report["problems"].as_array().unwrap().iter().map(|one| &one["pointer"]).collect();
+    assert!(pointers.iter().all(|pointer| **pointer == "/args/sql"), "{report}");
+}
+
+#[test]
+fn what_an_explain_makes_is_refused_where_nothing_may_be_made() {
+    let app = with_table();
+    app.target.run(&format!(
+        "GRANT CREATE ON SCHEMA public TO slowlane_demo; ALTER DATABASE {} SET default_transaction_read_only = on",
+        app.target.name()
+    ));
+    let makes = [
+        "EXPLAIN ANALYZE CREATE TABLE public.made AS SELECT 1 AS a",
+        "EXPLAIN (ANALYZE) SELECT 1 AS a INTO public.made",
+        "EXPLAIN ANALYZE CREATE TEMP TABLE made AS SELECT 1 AS a",
+    ];
+    for sql in makes {
+        let args = json!({"statements": [{"sql": sql}]});
+        let report = validate(&app, "execute", &args);
+        let problem = &report["problems"][0];
+        assert_eq!(problem["error"]["code"], "read_only", "{sql}: {report}");
+        let job = app.ended(&app.submit(&json!({"kind": "execute", "args": args, "max_attempts": 1})));
+        for field in ["code", "sqlstate", "message", "hint"] {
+            assert_eq!(problem["error"][field], job["error"][field], "{field} of {sql}: {problem} {job}");
+        }
+    }
+    assert_eq!(app.target.text("SELECT to_regclass('public.made')"), "");
+    let sql = "EXPLAIN ANALYZE SELECT * FROM public.t WHERE id = $1";
+    let args = json!({"statements": [{"sql": sql, "params": [1]}, {"sql": "EXPLAIN ANALYZE VALUES (1)"}]});
+    let job = app.ended(&app.submit(&json!({"kind": "execute", "args": args})));
+    assert_eq!(job["state"], "succeeded", "{job}");
 }

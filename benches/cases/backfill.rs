@@ -1,5 +1,5 @@
-//! A million rows changed in batches by key, each committed exactly once with its cursor, beside a loop in PL/pgSQL that commits
-//! as large batches and keeps no cursor.
+//! A million rows changed in batches by key, each committed exactly once with its cursor, beside a loop in PL/pgSQL
+//! that commits as large batches and keeps no cursor.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! From the 202's arrival at the client to the moment at which the job runs, on an idle worker; and from the start of a process
-//! to its first job, where jobs wait.
+//! From the 202's arrival at the client to the moment at which the job runs, on an idle worker; and from the start of a
+//! process to its first job, where jobs wait.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

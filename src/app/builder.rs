@@ -381,7 +381,8 @@ pub struct ServerBuilder {
 impl ServerBuilder {
     said_of_both!();
 
-    /// Where HTTP is served; port 0 takes any that is free. Defaults to 127.0.0.1:8080; beyond loopback only with a token.
+    /// Where HTTP is served; port 0 takes any that is free. Defaults to 127.0.0.1:8080; beyond loopback only with a
+    /// token.
     pub fn listen(mut self, address: impl Into<SocketAddr>) -> Self {
         self.given.config.listen = address.into();
         self

@@ -1,4 +1,5 @@
-//! `slowlane statements check`: whether a folder of saved statements can be used, and what each would meet on its target.
+//! `slowlane statements check`: whether a folder of saved statements can be used, and what each would meet on its
+//! target.
 //!
 //! For a deployment, before the files reach a server. Asks the targets alone: no queue is needed, and nothing is run.
 

@@ -36,8 +36,8 @@ pub fn explain(report: &mut Report, dsn: &Dsn) {
 /// The name of the doctor's sessions where nobody gives them another.
 pub const NAME: &str = "slowlane doctor";
 
-/// Opens a session by `dsn`, notes each step, and looks for a pooler in between. `None` when there is none that more could be
-/// asked of: then a finding says why. Addresses are tried for as long as `may_go_on` says yes.
+/// Opens a session by `dsn`, notes each step, and looks for a pooler in between. `None` when there is none that more
+/// could be asked of: then a finding says why. Addresses are tried for as long as `may_go_on` says yes.
 pub fn connect(report: &mut Report, dsn: &Dsn, name: &str, may_go_on: MayGoOn<'_>) -> Option<Session> {
     let dsn = dsn.clone().for_connecting().with("application_name", name);
     let trace = pq::trace_connect(&dsn, may_go_on);

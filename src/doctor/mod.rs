@@ -1,8 +1,8 @@
-//! The doctor: looks at the queue's database and at targets as slowlane would use them, and says what is wrong with each, what
-//! it costs, and what to do.
+//! The doctor: looks at the queue's database and at targets as slowlane would use them, and says what is wrong with
+//! each, what it costs, and what to do.
 //!
-//! Reads only, on a session of its own, each look bounded; knows no HTTP, no worker and no kind of work. What it can't look at
-//! it says too. `slowlane doctor` looks at everything; the kind `check` has a worker look at its target.
+//! Reads only, on a session of its own, each look bounded; knows no HTTP, no worker and no kind of work. What it can't
+//! look at it says too. `slowlane doctor` looks at everything; the kind `check` has a worker look at its target.
 //!
 //! | file | what it has |
 //! | --- | --- |

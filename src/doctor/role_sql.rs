@@ -1,9 +1,11 @@
-//! The SQL that makes the right work role for a target: what its jobs need, and nothing that would make slowlane refuse it.
+//! The SQL that makes the right work role for a target: what its jobs need, and nothing that would make slowlane refuse
+//! it.
 
 use crate::doctor::target::Examined;
 use crate::pq::quote::{identifier, literal};
 
-/// The script, for psql, with what it does said beside it. Names the role and the database of the target's connection string.
+/// The script, for psql, with what it does said beside it. Names the role and the database of the target's connection
+/// string.
 pub fn script(target: &Examined<'_>) -> String {
     let said = |keyword: &str, default: &str| {
         target.dsn.get(keyword).filter(|value| !value.is_empty()).unwrap_or(default).to_owned()

@@ -49,8 +49,8 @@ pub(super) fn look(look: &mut Look<'_>, connections: Connections, processes: usi
     }
 }
 
-/// Takes the role on that sees the sessions of others, where the login is a member of it: with NOINHERIT it has to. `false` when
-/// it can't see them at all.
+/// Takes the role on that sees the sessions of others, where the login is a member of it: with NOINHERIT it has to.
+/// `false` when it can't see them at all.
 fn see_others(look: &mut Look<'_>) -> bool {
     // From 16 on there are members that may not become it.
     let becomes = if look.session.server_version() >= 160_000 { "SET" } else { "MEMBER" };
@@ -189,8 +189,8 @@ fn timeouts(look: &mut Look<'_>, queue: bool) {
         let (name, value, role) =
             (answer.text(row, 0).to_owned(), answer.number(row, 1).unwrap_or(0), answer.text(row, 2).to_owned());
         look.fact(&name, value);
-        // The queue's sessions have limits of their own. On a target the smaller ones of statements and locks count, as whoever set
-        // them wants it: the error of a job that ends so says it.
+        // The queue's sessions have limits of their own. On a target the smaller ones of statements and locks count, as
+        // whoever set them wants it: the error of a job that ends so says it.
         let replaced = ["statement_timeout", "lock_timeout"].contains(&name.as_str())
             || (queue && name == "idle_in_transaction_session_timeout");
         let (enough, severity, cost) = match (name.as_str(), queue) {
@@ -260,7 +260,8 @@ fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
             (answer.text(row, 0), answer.text(row, 1), answer.text(row, 2), answer.text(row, 3));
         // A job may run for hours, as its caller wanted: what that costs is worth knowing.
         let job = name.strip_prefix("slowlane:").and_then(|rest| rest.split(':').next());
-        // What only reads in another database keeps no row of this one's. One that has changed something is in every snapshot.
+        // What only reads in another database keeps no row of this one's. One that has changed something is in every
+        // snapshot.
         let here = answer.is(row, 8);
         let severity = match (job, queue) {
             (Some(_), false) => Severity::Info,
@@ -302,7 +303,8 @@ fn oldest_transactions(look: &mut Look<'_>, queue: bool, sees_all: bool) {
     }
 }
 
-/// Standbys with `hot_standby_feedback` hold rows back for their own queries. Nothing here says for how long, but for how many transactions.
+/// Standbys with `hot_standby_feedback` hold rows back for their own queries. Nothing here says for how long, but for
+/// how many transactions.
 fn standbys(look: &mut Look<'_>, queue: bool) {
     let sql = "SELECT r.application_name, coalesce(r.client_addr::text, 'this machine'), age(coalesce(s.xmin, r.backend_xmin)), s.slot_name
                  FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid

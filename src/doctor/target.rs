@@ -21,7 +21,8 @@ use crate::queue::fleet::workers::DEAD_AFTER;
 use crate::target;
 use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
 
-/// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than they are.
+/// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than
+/// they are.
 const ORPHAN_AFTER: u64 = 60;
 /// Indexes, sessions and the like that are named.
 const NAMED: usize = 10;
@@ -113,8 +114,8 @@ impl FromQueue {
     }
 }
 
-/// Looks at a target, for as long as `may_go_on` says yes. Without the queue's word nothing is said of what was left behind by
-/// jobs, but why there is none.
+/// Looks at a target, for as long as `may_go_on` says yes. Without the queue's word nothing is said of what was left
+/// behind by jobs, but why there is none.
 pub fn examine(target: &Examined<'_>, from_queue: Result<&FromQueue, &str>, may_go_on: MayGoOn<'_>) -> Report {
     let mut report = Report::new(Subject::Target, Some(target.name));
     connect::explain(&mut report, target.dsn);
@@ -429,7 +430,8 @@ fn invalid_indexes(look: &mut Look<'_>, from_queue: Option<&FromQueue>) {
     }
 }
 
-/// An import's own table goes with its transaction. What can be left is a schema in which the demo's data were being loaded.
+/// An import's own table goes with its transaction. What can be left is a schema in which the demo's data were being
+/// loaded.
 fn staging(look: &mut Look<'_>) {
     let sql = format!(
         "SELECT n.nspname FROM pg_namespace n

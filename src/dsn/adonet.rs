@@ -1,5 +1,5 @@
-//! Strings as Npgsql takes them: `Host=…;Username=…`, by the rules of ADO.NET's `DbConnectionStringBuilder`, and what each
-//! of Npgsql's keywords means to libpq. Keywords have no case; each has its blanks or hasn't.
+//! Strings as Npgsql takes them: `Host=…;Username=…`, by the rules of ADO.NET's `DbConnectionStringBuilder`, and what
+//! each of Npgsql's keywords means to libpq. Keywords have no case; each has its blanks or hasn't.
 
 use crate::dsn::foreign::{Foreign, How, of};
 use crate::dsn::raw::Raw;
@@ -114,8 +114,8 @@ pub fn find(name: &str) -> Option<&'static Foreign> {
     TABLE.iter().find(|known| plain(known.name) == name)
 }
 
-/// Takes `keyword=value;…` apart: a value with `;`, or with a blank or a quote at one of its ends, stands in quotes, in which
-/// the same quote is written twice.
+/// Takes `keyword=value;…` apart: a value with `;`, or with a blank or a quote at one of its ends, stands in quotes, in
+/// which the same quote is written twice.
 pub(super) fn pairs(text: &str) -> Result<Raw, DsnError> {
     let mut raw = Raw::default();
     let mut rest = skip(text);

@@ -179,7 +179,8 @@ impl Driver {
         !matches!(self, Driver::Libpq | Driver::TokioPostgres | Driver::Rails | Driver::Unknown)
     }
 
-    /// Where it is told to verify the server's certificate and no file says whom to trust, it trusts the system's authorities.
+    /// Where it is told to verify the server's certificate and no file says whom to trust, it trusts the system's
+    /// authorities.
     pub(super) fn trusts_the_system(self) -> bool {
         matches!(self, Driver::Pgx | Driver::Sqlx | Driver::AdoNet)
     }

@@ -1,5 +1,5 @@
-//! What stands around a connection string: libpq's variables, and the files in which services are defined. Both are handed
-//! in as text; what they add becomes part of the string, by name, and nothing of them is left for libpq to find.
+//! What stands around a connection string: libpq's variables, and the files in which services are defined. Both are
+//! handed in as text; what they add becomes part of the string, by name, and nothing of them is left for libpq to find.
 
 use std::collections::BTreeMap;
 
@@ -64,8 +64,8 @@ fn weakens(keyword: &str, value: &str) -> bool {
 }
 
 impl Dsn {
-    /// The string with its service expanded and with libpq's variables in effect, each named as a change. What the string
-    /// says itself goes before its service, and that before the variables.
+    /// The string with its service expanded and with libpq's variables in effect, each named as a change. What the
+    /// string says itself goes before its service, and that before the variables.
     ///
     /// # Errors
     /// When the service is defined nowhere, or a value of it can't be used.

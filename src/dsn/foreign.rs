@@ -1,8 +1,8 @@
 //! What parameters of other drivers mean to libpq. The names and meanings are those of the drivers' own documentation:
 //! asyncpg (`connect`), psycopg (`Connection.connect`), pg8000 (`connect`), SQLAlchemy's dialects and engines,
-//! node-postgres (pg-connection-string), Prisma (connection URLs), pgjdbc (`PGProperty`), pgx (`ParseConfig` of pgx and pgxpool),
-//! lib/pq (`NewConfig`), Rails (`PostgreSQLAdapter`), sqlx (`PgConnectOptions`), tokio-postgres (`Config`), Doctrine DBAL
-//! (`DsnParser`, `PDO\PgSQL\Driver`), Ecto (`parse_url`), Npgsql (`NpgsqlConnectionStringBuilder`).
+//! node-postgres (pg-connection-string), Prisma (connection URLs), pgjdbc (`PGProperty`), pgx (`ParseConfig` of pgx and
+//! pgxpool), lib/pq (`NewConfig`), Rails (`PostgreSQLAdapter`), sqlx (`PgConnectOptions`), tokio-postgres (`Config`),
+//! Doctrine DBAL (`DsnParser`, `PDO\PgSQL\Driver`), Ecto (`parse_url`), Npgsql (`NpgsqlConnectionStringBuilder`).
 //!
 //! | file | what it has |
 //! | --- | --- |

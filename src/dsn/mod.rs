@@ -1,8 +1,8 @@
 //! What a connection string means: read as its driver would, translated for libpq, or refused by name.
 //!
-//! Pure: no I/O, no environment, no libpq. The table of parameters is handed in (see [`crate::pq::parameters`]), and so is
-//! what stands around a string ([`Surroundings`]). Only a string that this room rebuilt is ever given to libpq, because
-//! libpq reads what it doesn't understand as something else, and repeats it, password included, in its errors.
+//! Pure: no I/O, no environment, no libpq. The table of parameters is handed in (see [`crate::pq::parameters`]), and so
+//! is what stands around a string ([`Surroundings`]). Only a string that this room rebuilt is ever given to libpq,
+//! because libpq reads what it doesn't understand as something else, and repeats it, password included, in its errors.
 //!
 //! | file | what it has |
 //! | --- | --- |
@@ -89,7 +89,8 @@ pub struct Parameter {
 /// Something that was read otherwise than it stands there. Never holds a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// A stable word: `trimmed`, `unquoted`, `scheme`, `host`, `encoded`, `renamed`, `replaced`, `dropped`, `tls`, `service`,
+    /// A stable word: `trimmed`, `unquoted`, `scheme`, `host`, `encoded`, `renamed`, `replaced`, `dropped`, `tls`,
+    /// `service`,
     /// `variable`.
     pub name: &'static str,
     /// What was done, for people.

@@ -100,7 +100,8 @@ impl Raw {
     }
 }
 
-/// A raw `@` behind the userinfo, before the query or in the name of a parameter, belongs to a password that was cut in two.
+/// A raw `@` behind the userinfo, before the query or in the name of a parameter, belongs to a password that was cut in
+/// two.
 fn check_unescaped(rest: &str) -> Result<(), DsnError> {
     let (before_query, query) = rest.split_once('?').unwrap_or((rest, ""));
     let keywords = || query.split('&').map(|pair| pair.split('=').next().unwrap_or_default());

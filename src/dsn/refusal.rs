@@ -1,5 +1,6 @@
-//! Why a connection string is refused. Nothing of the string itself stands in a message but what was read without doubt,
-//! its secrets masked: what a broken string means isn't known, and any word of it may be a piece of the password.
+//! Why a connection string is refused. Nothing of the string itself stands in a message but what was read without
+//! doubt, its secrets masked: what a broken string means isn't known, and any word of it may be a piece of the
+//! password.
 
 use std::fmt;
 
@@ -136,7 +137,8 @@ impl DsnError {
         if self.driver == Driver::Unknown { DsnError { driver, ..self } } else { self }
     }
 
-    /// The same, naming the parameter that it is about. The name has to be one of a list: another may be a piece of a password.
+    /// The same, naming the parameter that it is about. The name has to be one of a list: another may be a piece of a
+    /// password.
     pub(super) fn about(self, name: &str) -> DsnError {
         if self.message.contains(name) {
             self

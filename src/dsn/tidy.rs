@@ -1,5 +1,5 @@
-//! What surrounds a connection string when it is pasted: blanks, marks that nobody sees, quotes, the name of a variable, a
-//! command. The first two are taken off, the rest is named.
+//! What surrounds a connection string when it is pasted: blanks, marks that nobody sees, quotes, the name of a
+//! variable, a command. The first two are taken off, the rest is named.
 
 use crate::dsn::refusal::{Code, DsnError};
 use crate::dsn::{Change, Parameter};

@@ -1,4 +1,5 @@
-//! What only a worker can answer, because only workers reach targets: asked by a job that goes before others, and waited for.
+//! What only a worker can answer, because only workers reach targets: asked by a job that goes before others, and
+//! waited for.
 
 use std::time::Duration;
 
@@ -17,8 +18,8 @@ const WAIT: Duration = Duration::from_secs(10);
 /// How long the job may take, in milliseconds.
 const TIMEOUT_MS: i64 = 60_000;
 
-/// Puts a job in before all others of its queue, and answers with its output; 202 and the job when it hasn't ended in time. `hint` says
-/// what a failure means.
+/// Puts a job in before all others of its queue, and answers with its output; 202 and the job when it hasn't ended in
+/// time. `hint` says what a failure means.
 pub(super) async fn ask_a_worker(
     request: &HttpRequest,
     shared: &Shared,

@@ -1,4 +1,5 @@
-//! What is measured from time to time instead of in a request: the size of results and uploads, the depth of the queues.
+//! What is measured from time to time instead of in a request: the size of results and uploads, the depth of the
+//! queues.
 
 use std::time::{Duration, Instant};
 

@@ -64,7 +64,8 @@ impl MediaType {
         self.parameter("q").and_then(|q| q.parse().ok()).unwrap_or(1.0)
     }
 
-    /// Whether CSV has a header line, as it does where nothing says so (RFC 4180). `None` when the parameter is no answer.
+    /// Whether CSV has a header line, as it does where nothing says so (RFC 4180). `None` when the parameter is no
+    /// answer.
     pub fn header(&self) -> Option<bool> {
         match self.parameter("header") {
             None | Some("present") => Some(true),

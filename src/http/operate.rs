@@ -1,7 +1,8 @@
-//! `GET /v1/workers`, `/v1/targets` and `/v1/queues`, and pausing and resuming a queue: what an operator looks at and does.
+//! `GET /v1/workers`, `/v1/targets` and `/v1/queues`, and pausing and resuming a queue: what an operator looks at and
+//! does.
 //!
-//! What counts jobs comes from one look at the database, at most once a second; what is done to a queue is answered without
-//! it, however deep the queue is. None holds a secret.
+//! What counts jobs comes from one look at the database, at most once a second; what is done to a queue is answered
+//! without it, however deep the queue is. None holds a secret.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,8 +33,8 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 /// States of unfinished jobs.
 const UNFINISHED: [JobState; 4] = [JobState::Scheduled, JobState::Queued, JobState::Running, JobState::Paused];
 
-/// The last look, and when it was taken; `None` in the place of one that failed. Whoever comes while one is being taken waits for
-/// it.
+/// The last look, and when it was taken; `None` in the place of one that failed. Whoever comes while one is being taken
+/// waits for it.
 #[derive(Default)]
 pub(super) struct LastLook(Mutex<Option<(Instant, Option<Arc<Overview>>)>>);
 
@@ -303,8 +304,8 @@ pub(super) async fn pause(
     changed(&shared, &name).await
 }
 
-/// Waits until nothing can begin any more by a claim that didn't see the pause. No event of the server's tells of the end of
-/// another session's transaction: it is looked for.
+/// Waits until nothing can begin any more by a claim that didn't see the pause. No event of the server's tells of the
+/// end of another session's transaction: it is looked for.
 async fn wait_for_claims(shared: &Shared) -> Result<(), Problem> {
     let claims = shared.doorway.run(queues::claims_in_flight).await?;
     let until = Instant::now() + CLAIMS_END_WITHIN;

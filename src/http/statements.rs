@@ -1,5 +1,5 @@
-//! `GET /v1/statements`, `GET /v1/statements/{name}` and `POST /v1/statements/reload`: what callers may run by a name, with
-//! the JSON Schema of its parameters.
+//! `GET /v1/statements`, `GET /v1/statements/{name}` and `POST /v1/statements/reload`: what callers may run by a name,
+//! with the JSON Schema of its parameters.
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;

@@ -144,8 +144,8 @@ fn content_encoding(request: &HttpRequest) -> Result<ContentEncoding, Problem> {
     known.ok_or_else(|| coding_not_taken(&given, &ContentEncoding::ALL.map(ContentEncoding::as_str).join(", ")))
 }
 
-/// The SHA-256 that the caller has of the body, where it has one. Digests of other kinds alone are refused: nobody is to
-/// believe that they were compared.
+/// The SHA-256 that the caller has of the body, where it has one. Digests of other kinds alone are refused: nobody is
+/// to believe that they were compared.
 fn content_digest(request: &HttpRequest) -> Result<Option<[u8; 32]>, Problem> {
     let mut given = request.headers().get_all(CONTENT_DIGEST).peekable();
     if given.peek().is_none() {

@@ -1,7 +1,7 @@
 //! `POST /v1/jobs/validate`: what a job would meet, without running it.
 //!
-//! The request is checked as `POST /v1/jobs` checks it. What only the target knows is asked by a job of the kind `validate`,
-//! because only workers can reach a target: it goes before other jobs, and is waited for.
+//! The request is checked as `POST /v1/jobs` checks it. What only the target knows is asked by a job of the kind
+//! `validate`, because only workers can reach a target: it goes before other jobs, and is waited for.
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;

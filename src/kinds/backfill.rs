@@ -1,8 +1,9 @@
-//! `backfill`: rows of a table are changed, deleted, or copied elsewhere, in batches by key. Each batch is one transaction
-//! that is committed exactly once together with the cursor at which the work goes on.
+//! `backfill`: rows of a table are changed, deleted, or copied elsewhere, in batches by key. Each batch is one
+//! transaction that is committed exactly once together with the cursor at which the work goes on.
 //!
-//! It goes from the first key up to the one that was the last when it began, so it ends however much is inserted. Between
-//! batches it holds no transaction: that is where guards are looked at, where it is paused, and where others get their turn.
+//! It goes from the first key up to the one that was the last when it began, so it ends however much is inserted.
+//! Between batches it holds no transaction: that is where guards are looked at, where it is paused, and where others
+//! get their turn.
 //!
 //! | file | what it has |
 //! | --- | --- |
@@ -20,9 +21,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use crate::kinds::planning::{self};
+use crate::kinds::planning;
+use crate::kinds::prepared::PrepareError;
 use crate::kinds::{params, reads};
-use crate::pq::Session;
+use crate::pq::{PqError, Session};
 use crate::queue::model::ProgressBasis;
 use crate::queue::model::pointer::step;
 use crate::queue::{ErrorCode, JobError};
@@ -327,7 +329,7 @@ impl Backfill {
         let mut watch = Watch::new(session, &self.guards, &table)?;
         watch.look(ctx, session)?;
         let statements = Statements::new(session, self, &table, &key)?;
-        let plan = statements.plan(session, self.first_rows()).map_err(|error| self.whole(without_position(error)))?;
+        let plan = statements.plan(session, self.first_rows()).map_err(|error| self.of_run(error))?;
         let rows = if plan.is_some() { table.estimate } else { Some(0) };
         let batch_rows = i64::try_from(self.first_rows()).unwrap_or(i64::MAX);
         validation.estimated_batches = rows.map(|rows| rows.saturating_add(batch_rows - 1) / batch_rows);
@@ -341,6 +343,17 @@ impl Backfill {
         let key = table.key(session, self.key.as_deref()).map_err(|error| Misplaced::at("/key", error))?;
         self.check_columns(&table, &key.names)?;
         Ok((table, key))
+    }
+
+    /// About one of the values, or the statement as a whole.
+    fn of_run(&self, error: PqError) -> Misplaced {
+        let error = PrepareError::of_run(error);
+        let place = error.place();
+        let error = error.or_server(without_position);
+        match place {
+            Some(place) => Misplaced::at(place, error),
+            None => self.whole(error),
+        }
     }
 
     /// What is wrong with the statement as a whole is about what it does.

@@ -1,7 +1,7 @@
 //! `check`: a worker looks at its target as the doctor does, through its own connection string, role and network.
 //!
-//! `POST /v1/targets/{name}/check` puts one in and waits for it, so that only workers need to know a target. It uses a session of
-//! its own beside the pool, so that each step of connecting is seen, and changes nothing.
+//! `POST /v1/targets/{name}/check` puts one in and waits for it, so that only workers need to know a target. It uses a
+//! session of its own beside the pool, so that each step of connecting is seen, and changes nothing.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

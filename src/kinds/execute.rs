@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::kinds::planning::{Looked, look_at};
-use crate::kinds::prepared::Prepared;
-use crate::kinds::sql::first_words;
+use crate::kinds::prepared::{PrepareError, Prepared};
+use crate::kinds::sql::{explained, first_words};
 use crate::kinds::{hints, params, reads};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
 use crate::queue::model::ProgressBasis;
@@ -110,14 +110,14 @@ impl Work for Execute {
         let mut session = ctx.session()?;
         let reads = reads::only_reads(&mut session)?;
         let look = |(n, statement): (usize, &ExecuteStatement)| {
-            let pointer = format!("/args/statements/{n}/sql");
+            let place = format!("/args/statements/{n}");
             let (sql, params) = (statement.sql.as_str(), statement.params.as_slice());
-            let looked = Looked { pointer: &pointer, sql, params, settings: "", reads, returns_rows: false, refused };
+            let looked = Looked { at: &place, sql, params, settings: "", reads, returns_rows: false, refused };
             let plan = match not_in_a_transaction(sql) {
-                Some(error) => Err(error),
+                Some(error) => Err((format!("{place}/sql"), error)),
                 None => look_at(&mut session, ctx, &looked),
             };
-            (pointer, plan)
+            plan.map_err(|(pointer, error)| (pointer, at(n, error)))
         };
         Validation::of(self.statements.iter().enumerate().map(look).collect())
     }
@@ -214,9 +214,15 @@ impl StatementCount {
 
 impl ExecuteStatement {
     fn run(&self, session: &mut Session) -> Result<StatementCount, WorkError> {
-        let refused = |error: PqError| refused(error, &self.sql);
-        let prepared = Prepared::new(session, &self.sql, &self.params).map_err(|error| error.or_server(refused))?;
-        if !self.params.is_empty() {
+        let placed = |error: PrepareError| error.or_server(|error| refused(error, &self.sql));
+        let prepared = Prepared::new(session, &self.sql, &self.params).map_err(placed)?;
+        // What an EXPLAIN ANALYZE makes, the server lets a transaction make that only reads.
+        let looked = explained(&self.sql).is_some_and(|(analyze, _)| analyze) && reads::only_reads(session)?;
+        if looked {
+            reads::check_explained(session, &self.sql, &prepared.parameters)?;
+        }
+        let refused = |error: PqError| placed(PrepareError::of_run(error));
+        if !self.params.is_empty() || looked {
             prepared.parse(session)?;
         }
         let mut rows = session.stream(&prepared.values).map_err(refused)?;

@@ -1,5 +1,5 @@
-//! What a caller can do instead of a statement that a kind doesn't run: only what there is. Looks at SQLSTATEs and first words;
-//! what is refused is decided elsewhere.
+//! What a caller can do instead of a statement that a kind doesn't run: only what there is. Looks at SQLSTATEs and
+//! first words; what is refused is decided elsewhere.
 
 use crate::kinds::reads::{OTHER_TARGET, READ_ONLY};
 use crate::kinds::sql::first_words;
@@ -66,7 +66,8 @@ pub(super) fn for_reader(error: WorkError, is_query: bool) -> WorkError {
     }
 }
 
-/// The server took the text for several statements. It has one SQLSTATE for this and for all errors of syntax, which have a place.
+/// The server took the text for several statements. It has one SQLSTATE for this and for all errors of syntax, which
+/// have a place.
 fn is_several(error: &PqError, sql: &str) -> bool {
     error.sqlstate.as_deref() == Some("42601") && error.position.is_none() && sql.contains(';')
 }

@@ -1,9 +1,9 @@
-//! Types that values name themselves, with their modifiers: `numeric(10,2)`, `varchar(2)`, `interval year`, a domain over one
-//! of these.
+//! Types that values name themselves, with their modifiers: `numeric(10,2)`, `varchar(2)`, `interval year`, a domain
+//! over one of these.
 //!
-//! The protocol gives a parameter a type and no modifier. So the server casts such a value before it is sent, and the statement
-//! gets what an explicit cast makes of it. A type's name is a caller's text: the server reads it as the name of a type and as
-//! nothing else, and what is run has the name that the catalog writes. Knows no kind and no JSON.
+//! The protocol gives a parameter a type and no modifier. So the server casts such a value before it is sent, and the
+//! statement gets what an explicit cast makes of it. A type's name is a caller's text: the server reads it as the name
+//! of a type and as nothing else, and what is run has the name that the catalog writes. Knows no kind and no JSON.
 
 use std::ffi::CString;
 
@@ -14,11 +14,12 @@ use crate::queue::ErrorCode;
 
 const TEXT: u32 = 25;
 const INTERVAL: u32 = 1186;
-/// Names without parentheses that stand for a type without a modifier, of those types that may have one all the same: `char` is
+/// Names without parentheses that stand for a type without a modifier, of those types that may have one all the same:
+/// `char` is
 /// `char(1)`, `bit` is `bit(1)`, and `interval year` has its modifier in words.
 const PLAIN: [&str; 4] = ["interval", "interval[]", "bpchar", "bpchar[]"];
-/// What is read back has to be the same value once more: a time zone in letters may be another one, and a float may lose digits.
-/// Neither changes how a text is read.
+/// What is read back has to be the same value once more: a time zone in letters may be another one, and a float may
+/// lose digits. Neither changes how a text is read.
 const EXACT: &str = "SET LOCAL DateStyle = 'ISO'; SET LOCAL extra_float_digits = 1";
 
 /// A type that a value names.

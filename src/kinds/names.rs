@@ -1,5 +1,6 @@
-//! Names of tables, views and indexes in arguments: written as SQL writes them, and looked up as the session's `search_path`
-//! has them. Where that finds nothing, the error names the argument, and what there is under nearly the same name.
+//! Names of tables, views and indexes in arguments: written as SQL writes them, and looked up as the session's
+//! `search_path` has them. Where that finds nothing, the error names the argument, and what there is under nearly the
+//! same name.
 //!
 //! A name is read here, by the rules of the server: newer servers take one that can't be read for one that isn't there.
 

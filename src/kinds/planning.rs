@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::kinds::prepared::{Prepared, type_names};
+use crate::kinds::prepared::{PrepareError, Prepared, type_names};
 use crate::kinds::{hints, query, reads};
 use crate::pq::{PqError, Session};
 use crate::queue::RawJson;
@@ -21,8 +21,8 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A statement of a caller's, and how its kind would run it.
 pub(super) struct Looked<'s> {
-    /// A JSON pointer from the job to its text.
-    pub pointer: &'s str,
+    /// A JSON pointer from the job to what holds `sql` and `params`.
+    pub at: &'s str,
     /// Its text.
     pub sql: &'s str,
     /// Its values.
@@ -38,18 +38,30 @@ pub(super) struct Looked<'s> {
 }
 
 /// Has the server describe a statement and plan it, in a transaction that is rolled back.
+///
+/// # Errors
+/// What the job would end with, and a JSON pointer to its text or to the value that it is about.
 pub(super) fn look_at(
     session: &mut Session,
     ctx: &WorkContext<'_>,
     looked: &Looked<'_>,
-) -> Result<StatementPlan, WorkError> {
+) -> Result<StatementPlan, (String, WorkError)> {
+    match look_and_roll_back(session, ctx, looked) {
+        Ok(outcome) => outcome,
+        Err(error) => Err(looked.about_text(error)),
+    }
+}
+
+type Outcome = Result<StatementPlan, (String, WorkError)>;
+
+fn look_and_roll_back(session: &mut Session, ctx: &WorkContext<'_>, looked: &Looked<'_>) -> Result<Outcome, WorkError> {
     ctx.check()?;
     let left = ctx.statement_ms(ctx.remaining().min(TIMEOUT));
     let settings = looked.settings;
     session.execute_batch(&format!("BEGIN TRANSACTION READ ONLY; SET LOCAL statement_timeout = {left}; {settings}"))?;
     let looked_at = looked.describe_and_plan(session);
     session.execute_batch("ROLLBACK")?;
-    looked_at
+    Ok(looked_at)
 }
 
 /// What work would meet that has no statement of a caller's to look at: a target that isn't as the work `needs` it, or what
@@ -71,27 +83,51 @@ pub(super) fn look_at_target(
 }
 
 impl Looked<'_> {
-    fn describe_and_plan(&self, session: &mut Session) -> Result<StatementPlan, WorkError> {
-        let sql = self.sql;
-        let refused = |error: PqError| (self.refused)(error, sql);
-        let prepared = Prepared::new(session, sql, self.params).map_err(|error| error.or_server(refused))?;
+    fn pointer(&self) -> String {
+        format!("{}/sql", self.at)
+    }
+
+    fn about_text(&self, error: WorkError) -> (String, WorkError) {
+        (self.pointer(), error)
+    }
+
+    /// About one of the values, or the text.
+    fn placed(&self, error: PrepareError) -> (String, WorkError) {
+        let pointer = error.place().map_or_else(|| self.pointer(), |place| format!("{}{place}", self.at));
+        (pointer, error.or_server(|error| (self.refused)(error, self.sql)))
+    }
+
+    fn describe_and_plan(&self, session: &mut Session) -> Outcome {
+        let prepared = Prepared::new(session, self.sql, self.params).map_err(|error| self.placed(error))?;
+        let plan = match reads::is_planned(self.sql) {
+            true => Some(
+                plan(session, self.sql, &prepared.parameters, &prepared.values)
+                    .map_err(|error| self.placed(PrepareError::of_run(error)))?,
+            ),
+            false => None,
+        };
+        self.described(session, &prepared, plan).map_err(|error| self.about_text(error))
+    }
+
+    fn described(
+        &self,
+        session: &mut Session,
+        prepared: &Prepared<'_>,
+        plan: Option<RawJson>,
+    ) -> Result<StatementPlan, WorkError> {
         if self.returns_rows {
-            query::returns_rows(&prepared, sql)?;
+            query::returns_rows(prepared, self.sql)?;
         }
         let parameters = type_names(session, &prepared.cast_types())?;
         let types: Vec<(u32, i32)> =
             prepared.columns.iter().map(|column| (column.type_oid, column.type_modifier)).collect();
         let named = prepared.columns.iter().zip(type_names(session, &types)?);
         let columns = named.map(|(column, type_name)| PlanColumn { name: column.name.clone(), type_name }).collect();
-        let plan = match reads::is_planned(sql) {
-            true => Some(plan(session, sql, &prepared.parameters, &prepared.values).map_err(refused)?),
-            false => None,
-        };
         if self.reads {
-            self.check_that_it_reads(session, &prepared, plan.as_ref())?;
+            self.check_that_it_reads(session, prepared, plan.as_ref())?;
         }
         let (estimated_rows, estimated_cost) = plan.as_ref().map_or((None, None), estimates);
-        let pointer = Some(self.pointer.to_owned());
+        let pointer = Some(self.pointer());
         Ok(StatementPlan { pointer, parameters, columns, estimated_rows, estimated_cost, plan })
     }
 

@@ -1,7 +1,8 @@
 //! `query`: one statement that returns rows, sent as it is, in a read-only transaction; its rows are the result.
 //!
-//! The transaction is rolled back: what the server lets a read-only one change all the same (a large object, the table of
-//! an EXPLAIN ANALYZE) doesn't stay. A serializable one is deferrable, so that no anomaly could be found at its end only.
+//! The transaction is rolled back: what the server lets a read-only one change all the same (a large object, the table
+//! of an EXPLAIN ANALYZE) doesn't stay. A serializable one is deferrable, so that no anomaly could be found at its end
+//! only.
 //!
 //! The caller's text is never wrapped or joined with ours, and travels as one statement of the extended protocol.
 //! What only Postgres can know (syntax, tables, types) ends the job, not the request.
@@ -13,7 +14,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::kinds::planning::{Looked, look_at};
-use crate::kinds::prepared::{Prepared, type_names};
+use crate::kinds::prepared::{PrepareError, Prepared, type_names};
 use crate::kinds::sql::first_word;
 use crate::kinds::{hints, params, reads};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
@@ -106,7 +107,7 @@ impl Work for Query {
     fn validate(&self, ctx: &WorkContext<'_>) -> Result<Validation, WorkError> {
         let mut session = ctx.session()?;
         let looked = Looked {
-            pointer: "/args/sql",
+            at: "/args",
             sql: &self.sql,
             params: &self.params,
             settings: ROW_FORM_SQL,
@@ -114,8 +115,7 @@ impl Work for Query {
             returns_rows: true,
             refused: not_a_query,
         };
-        let plan = look_at(&mut session, ctx, &looked);
-        Validation::of(vec![(looked.pointer.to_owned(), plan)])
+        Validation::of(vec![look_at(&mut session, ctx, &looked)])
     }
 }
 
@@ -153,7 +153,8 @@ fn stream(
     close: &mut bool,
     sink: &mut Sink<'_, '_>,
 ) -> Result<Ended, WorkError> {
-    let mut rows = session.stream(values).map_err(|error| not_a_query(error, sql))?;
+    let refused = |error| PrepareError::of_run(error).or_server(|error| not_a_query(error, sql));
+    let mut rows = session.stream(values).map_err(refused)?;
     let mut ended = Ended::LastRow;
     loop {
         match rows.next_chunk() {
@@ -175,7 +176,7 @@ fn stream(
             Err(error) if ended != Ended::LastRow && error.sqlstate.as_deref() == Some(QUERY_CANCELED) => {
                 return Ok(ended);
             }
-            Err(error) => return Err(not_a_query(error, sql)),
+            Err(error) => return Err(refused(error)),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a transaction that only reads refuses, known before anything runs: from the plan where the server plans something, and from
-//! the first words where it doesn't.
+//! What a transaction that only reads refuses, known before anything runs: from the plan where the server plans
+//! something, and from the first words where it doesn't.
 //!
 //! What functions do isn't known: `nextval` and its like fail when they are called.
 
@@ -12,7 +12,8 @@ use crate::work::WorkError;
 pub(super) const READ_ONLY: &str = "25006";
 /// What the server plans.
 const PLANNED: [&str; 9] = ["SELECT", "WITH", "VALUES", "TABLE", "INSERT", "UPDATE", "DELETE", "MERGE", "("];
-/// What no transaction runs that only reads, whatever it is about (`ClassifyUtilityCommandAsReadOnly` in the server's utility.c).
+/// What no transaction runs that only reads, whatever it is about (`ClassifyUtilityCommandAsReadOnly` in the server's
+/// utility.c).
 const ALWAYS_WRITES: [&str; 11] =
     ["CREATE", "ALTER", "DROP", "TRUNCATE", "COMMENT", "GRANT", "REVOKE", "REFRESH", "SECURITY", "IMPORT", "REASSIGN"];
 /// What to do about a target of which every session only reads.
@@ -23,7 +24,8 @@ pub(super) fn is_planned(sql: &str) -> bool {
     first_words(sql, 1).first().is_some_and(|word| PLANNED.contains(&word.as_str()))
 }
 
-/// What of a statement is planned in order to know whether it changes something: all of it, or what an EXPLAIN ANALYZE runs.
+/// What of a statement is planned in order to know whether it changes something: all of it, or what an EXPLAIN ANALYZE
+/// runs.
 pub(super) fn planned_part(sql: &str) -> Option<&str> {
     match explained(sql) {
         Some((analyze, statement)) => Some(statement).filter(|statement| analyze && is_planned(statement)),
@@ -128,8 +130,8 @@ fn next_text(json: &str) -> Option<(&str, &str)> {
     Some((text, rest.get(1..)?))
 }
 
-/// Fails on what the server says nothing of before it runs, and that changes something whatever it is about: also where an
-/// EXPLAIN ANALYZE runs it, which the server lets a transaction do that only reads.
+/// Fails on what the server says nothing of before it runs, and that changes something whatever it is about: also where
+/// an EXPLAIN ANALYZE runs it, which the server lets a transaction do that only reads.
 pub(super) fn check_words(sql: &str) -> Result<(), WorkError> {
     let words = first_words(run(sql), 2);
     match words.first().map(String::as_str).unwrap_or_default() {
@@ -160,8 +162,9 @@ pub(super) fn check_explained(session: &mut Session, sql: &str, types: &[u32]) -
     outcome
 }
 
-/// Fails on a SELECT that makes a table (`SELECT … INTO`), of which no plan tells. The server takes any other SELECT, and this one
-/// not, as that of a cursor. `types` are those of the parameters. The transaction may be of no further use.
+/// Fails on a SELECT that makes a table (`SELECT … INTO`), of which no plan tells. The server takes any other SELECT,
+/// and this one not, as that of a cursor. `types` are those of the parameters. The transaction may be of no further
+/// use.
 ///
 /// # Errors
 /// That, or what says nothing about the statement.

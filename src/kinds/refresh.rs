@@ -1,7 +1,7 @@
 //! `refresh`: a materialized view is computed anew, in one transaction that is committed exactly once.
 //!
-//! What a concurrent refresh needs is looked up beforehand, so that it fails at once and says what is missing, not after
-//! the query of the view has run for an hour.
+//! What a concurrent refresh needs is looked up beforehand, so that it fails at once and says what is missing, not
+//! after the query of the view has run for an hour.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -245,8 +245,8 @@ fn look(
 
 /// The plan that serves any values. That of NULLs alone would say nothing: the server knows that nothing equals NULL.
 ///
-/// The text is the operator's own, stands behind words of ours and is one statement for the protocol; servers before 16 have
-/// no EXPLAIN (GENERIC_PLAN).
+/// The text is the operator's own, stands behind words of ours and is one statement for the protocol; servers before 16
+/// have no EXPLAIN (GENERIC_PLAN).
 fn generic_plan(session: &mut Session, statement: &Statement, sql: &str) -> Result<RawJson, PqError> {
     session.execute_batch("SET LOCAL plan_cache_mode = force_generic_plan")?;
     let types: Vec<&str> = statement.params.iter().map(|param| param.type_name.as_str()).collect();

@@ -36,7 +36,8 @@ impl<'s> CopyIn<'s> {
     /// Says that this was all, and waits for the server's word. Gives the number of rows that it stored.
     ///
     /// # Errors
-    /// What the server has against any of the bytes, or that the connection is lost. Nothing of the COPY is stored then.
+    /// What the server has against any of the bytes, or that the connection is lost. Nothing of the COPY is stored
+    /// then.
     pub fn finish(self) -> Result<u64, PqError> {
         self.conn.put_copy_end(None)?;
         let mut outcome = Err(self.conn.lost());
@@ -63,8 +64,8 @@ impl<'s> CopyIn<'s> {
         }
     }
 
-    /// Has the server give the COPY up. The session can go on then, in a failed transaction. Gives the error by which the
-    /// server had given it up before, where it had.
+    /// Has the server give the COPY up. The session can go on then, in a failed transaction. Gives the error by which
+    /// the server had given it up before, where it had.
     ///
     /// # Errors
     /// When the connection is lost.

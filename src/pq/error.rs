@@ -79,8 +79,8 @@ impl PqError {
     }
 
     /// The same statement may well succeed on another try: lost connections, a server that starts or stops, no free
-    /// slot, serialization failures, deadlocks, locks that were held too long. A transaction that was longer than it may be
-    /// is as long the next time.
+    /// slot, serialization failures, deadlocks, locks that were held too long. A transaction that was longer than it
+    /// may be is as long the next time.
     pub fn retryable(&self) -> bool {
         match (&self.kind, self.sqlstate.as_deref()) {
             (PqErrorKind::Copy | PqErrorKind::Usage, _) => false,

@@ -1,9 +1,9 @@
 //! A safe libpq session: the one room with `unsafe`.
 //!
-//! For what Diesel can't do: rows of unknown shape, in bounded memory; COPY of bytes as they come; parameters described by the server; LISTEN
-//! with a blocking wait; cancelling through libpq; libpq's own parameter table; giving up a connection, Diesel's
-//! too, whose peer stays silent ([`Line`]); saying why connecting failed ([`ConnectFailure`]); taking libpq's variables
-//! away. Knows no job and no pool. A failure is always an error: libpq's
+//! For what Diesel can't do: rows of unknown shape, in bounded memory; COPY of bytes as they come; parameters described
+//! by the server; LISTEN with a blocking wait; cancelling through libpq; libpq's own parameter table; giving up a
+//! connection, Diesel's too, whose peer stays silent ([`Line`]); saying why connecting failed ([`ConnectFailure`]);
+//! taking libpq's variables away. Knows no job and no pool. A failure is always an error: libpq's
 //! `PQgetResult` is read to its end, so a stream that stops early never looks complete.
 
 mod copy;

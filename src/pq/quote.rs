@@ -1,5 +1,5 @@
-//! Names and texts as SQL has them, for the few places that take no parameter: identifiers, utility statements, and SQL that is
-//! printed for somebody to run.
+//! Names and texts as SQL has them, for the few places that take no parameter: identifiers, utility statements, and SQL
+//! that is printed for somebody to run.
 
 /// A name as an identifier.
 pub fn identifier(name: &str) -> String {

@@ -73,8 +73,8 @@ pub(super) fn find(_: Mark) -> Option<OwnedFd> {
     None
 }
 
-/// A duplicate of this file, if it carries `mark`. Another thread may close the file at any moment: what the duplicate is
-/// of is looked at again. Only what carries the mark is duplicated, because closing a duplicate can have effects: it
+/// A duplicate of this file, if it carries `mark`. Another thread may close the file at any moment: what the duplicate
+/// is of is looked at again. Only what carries the mark is duplicated, because closing a duplicate can have effects: it
 /// ends POSIX locks that others hold on the same file.
 #[cfg(target_os = "linux")]
 fn duplicate_marked(number: RawFd, mark: Mark) -> Option<OwnedFd> {

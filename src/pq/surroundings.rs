@@ -1,5 +1,5 @@
-//! What libpq would find around a process: its variables, and the files that define services. Taken away at the start, so
-//! that nothing reaches a connection but what its own string says; a private cluster's connections must not follow
+//! What libpq would find around a process: its variables, and the files that define services. Taken away at the start,
+//! so that nothing reaches a connection but what its own string says; a private cluster's connections must not follow
 //! PGHOSTADDR to another server.
 //!
 //! What `sslrootcert=system` means is put there instead: the OpenSSL that is built in looks for certificates where no
@@ -33,8 +33,8 @@ pub fn take_surroundings() -> &'static Surroundings {
     })
 }
 
-/// Libpq's variables and files, left where they are unless [`take_surroundings`] took them: the environment is that of a
-/// program that slowlane is only a part of.
+/// Libpq's variables and files, left where they are unless [`take_surroundings`] took them: the environment is that of
+/// a program that slowlane is only a part of.
 pub fn surroundings() -> &'static Surroundings {
     FOUND.get_or_init(look)
 }
@@ -62,7 +62,8 @@ fn take_away(found: &Surroundings) {
     }
 }
 
-/// A variable that libpq reads: others that begin with PG are somebody else's, such as one that holds a connection string.
+/// A variable that libpq reads: others that begin with PG are somebody else's, such as one that holds a connection
+/// string.
 fn is_libpqs(name: &str) -> bool {
     const OTHERS: [&str; 6] = ["PGSERVICEFILE", "PGSYSCONFDIR", "PGLOCALEDIR", "PGTZ", "PGDATESTYLE", "PGGEQO"];
     OTHERS.contains(&name) || super::parameters().iter().any(|known| known.variable.as_deref() == Some(name))

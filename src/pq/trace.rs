@@ -12,7 +12,8 @@ use crate::pq::raw::{Conn, Progress};
 use crate::pq::resolve::with_addresses;
 use crate::pq::session::{Session, connect_failure};
 
-/// What came of connecting, and how long each step took. Of several addresses the steps of all that were tried are added up.
+/// What came of connecting, and how long each step took. Of several addresses the steps of all that were tried are
+/// added up.
 pub struct Trace {
     /// In the order in which they began: `resolve`, `connect`, `tls`, `login`, `startup`, `session_attributes`.
     pub steps: Vec<(&'static str, Duration)>,
@@ -20,8 +21,8 @@ pub struct Trace {
     pub outcome: Result<Session, ConnectFailure>,
 }
 
-/// Connects as [`Session::connect`] does: to one address after the other, to each for at most the string's `connect_timeout`,
-/// 5 s where it says nothing, and for as long as `may_go_on` says yes.
+/// Connects as [`Session::connect`] does: to one address after the other, to each for at most the string's
+/// `connect_timeout`, 5 s where it says nothing, and for as long as `may_go_on` says yes.
 pub fn trace_connect(dsn: &Dsn, may_go_on: &dyn Fn() -> bool) -> Trace {
     let began = Instant::now();
     let resolved = with_addresses(&dsn.clone().with_default("connect_timeout", "5"));
@@ -77,8 +78,9 @@ fn connect(
     Err(connect_failure(dsn, &failures.join("\n")))
 }
 
-/// libpq goes on to the next address where nobody answered, or a server that isn't ready or isn't of the kind that is wanted. A
-/// refused login is its last word, and so is TLS that didn't come about (`PQconnectPoll` in fe-connect.c, libpq 18).
+/// libpq goes on to the next address where nobody answered, or a server that isn't ready or isn't of the kind that is
+/// wanted. A refused login is its last word, and so is TLS that didn't come about (`PQconnectPoll` in fe-connect.c,
+/// libpq 18).
 fn tries_the_next(raw: &str) -> bool {
     use ConnectFailure as F;
     let class = ConnectFailure::of(raw);

@@ -1,9 +1,9 @@
 //! Rows as JSON objects: what JSON can hold exactly is a literal, everything else is a string.
 //!
 //! `int8` and `numeric` are strings, because most readers would round them; so are NaN and the infinities. `json` and
-//! `jsonb` are themselves. A `timestamp` and a `timestamptz` are what PostgreSQL's `to_json` makes of them, in the time zone
-//! of the session that wrote them; within an array, a range or a composite they stay as that one's text has them. Of columns with the
-//! same name, later ones get `_2`, `_3` and so on.
+//! `jsonb` are themselves. A `timestamp` and a `timestamptz` are what PostgreSQL's `to_json` makes of them, in the time
+//! zone of the session that wrote them; within an array, a range or a composite they stay as that one's text has them.
+//! Of columns with the same name, later ones get `_2`, `_3` and so on.
 
 use std::collections::HashSet;
 
@@ -137,8 +137,8 @@ fn is_finite(value: &[u8]) -> bool {
     value.last().is_some_and(u8::is_ascii_digit)
 }
 
-/// Where the zone of a timestamptz ends that is one of whole hours, such as `+02`: at its end, or before ` BC`. One with
-/// minutes is complete.
+/// Where the zone of a timestamptz ends that is one of whole hours, such as `+02`: at its end, or before ` BC`. One
+/// with minutes is complete.
 fn zone_of_hours(value: &[u8]) -> Option<usize> {
     let end = value.strip_suffix(b" BC").unwrap_or(value);
     let sign = end.iter().rposition(|byte| matches!(byte, b'+' | b'-'))?;

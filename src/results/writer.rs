@@ -1,7 +1,7 @@
 //! Rows in, parts out: bounded memory, whatever the size of the result.
 //!
-//! While rows of the next part are gathered, a thread of the result's own compresses and stores the one before. A result
-//! of a single part has none.
+//! While rows of the next part are gathered, a thread of the result's own compresses and stores the one before. A
+//! result of a single part has none.
 
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
@@ -177,8 +177,8 @@ impl Keeper {
     }
 }
 
-/// The thread `slowlane-parts`: at most one part waits for it, and it is waited for whatever becomes of the result. Each
-/// of its own waits is bounded.
+/// The thread `slowlane-parts`: at most one part waits for it, and it is waited for whatever becomes of the result.
+/// Each of its own waits is bounded.
 struct Away {
     full: Option<SyncSender<Part>>,
     empty: Receiver<Vec<u8>>,

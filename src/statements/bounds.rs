@@ -37,13 +37,15 @@ pub(super) struct Bound {
 pub(super) struct Capacity {
     /// Digits before the point.
     pub whole: usize,
+    /// Digits behind the point, to which the server rounds.
+    pub scale: usize,
     /// The smallest number that has more of them when it is rounded to the digits behind the point.
     pub least_beyond: Decimal,
 }
 
 impl Capacity {
-    /// Of a type without `[]`. `None` where it isn't certain what the server would say: without a modifier, and for scales that
-    /// only newer servers have.
+    /// Of a type without `[]`. `None` where it isn't certain what the server would say: without a modifier, and for
+    /// scales that only newer servers have.
     pub fn of(type_name: &str) -> Option<Capacity> {
         let (base, modifier) = type_name.split_once('(')?;
         if !["numeric", "decimal", "dec"].contains(&base_of(base).as_str()) {
@@ -57,8 +59,25 @@ impl Capacity {
         let whole = precision - scale;
         // The server rounds halves away from zero.
         let least_beyond = Decimal::read(&format!("0{}.{}5", "9".repeat(whole), "9".repeat(scale)))?;
-        Some(Capacity { whole, least_beyond })
+        Some(Capacity { whole, scale, least_beyond })
     }
+}
+
+/// The fewest and the most characters of a text type without `[]` that has a modifier: an explicit cast cuts a longer
+/// text off, and fills a shorter `bit` up. `None` for another type.
+pub(super) fn characters(type_name: &str) -> Option<(u64, u64)> {
+    let base = base_of(type_name);
+    let words: Vec<&str> = base.strip_prefix("national ").unwrap_or(&base).split_whitespace().collect();
+    let (exactly, implied) = match words.as_slice() {
+        ["varchar" | "varbit"] | ["character" | "char" | "nchar" | "bit", "varying"] => (false, None),
+        ["character" | "char" | "nchar"] => (false, Some(1)),
+        ["bpchar"] => (false, None),
+        ["bit"] => (true, Some(1)),
+        _ => return None,
+    };
+    let given = type_name.split_once('(').and_then(|(_, rest)| rest.split_once(')')?.0.trim().parse().ok());
+    let most = given.or(implied)?;
+    Some((if exactly { most } else { 0 }, most))
 }
 
 /// The only values that are taken.

@@ -3,7 +3,8 @@
 
 use std::cmp::Ordering;
 
-/// A number: its digits without zeros in front and behind, and by which power of ten the point stands before the first one.
+/// A number: its digits without zeros in front and behind, and by which power of ten the point stands before the first
+/// one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Decimal {
     negative: bool,
@@ -39,6 +40,33 @@ impl Decimal {
         }
         let point = count(whole.len()).saturating_sub(count(zeros)).saturating_add(exponent);
         Some(Decimal { negative, digits, point })
+    }
+
+    /// Rounded to so many digits behind the point, halves away from zero, as the server rounds a `numeric`.
+    pub fn rounded(&self, scale: usize) -> Decimal {
+        let scale = i64::try_from(scale).unwrap_or(i64::MAX / 4);
+        let kept = self.point.saturating_add(scale);
+        let zero = || Decimal { negative: false, digits: String::new(), point: 0 };
+        let Ok(kept) = usize::try_from(kept) else { return zero() };
+        if kept >= self.digits.len() {
+            return self.clone();
+        }
+        let (before, behind) = self.digits.split_at_checked(kept).unwrap_or((&self.digits, ""));
+        let mut point = self.point;
+        let mut digits = before.to_owned();
+        if behind.starts_with(['5', '6', '7', '8', '9']) {
+            let nines = before.len() - before.trim_end_matches('9').len();
+            digits.truncate(before.len() - nines);
+            match digits.pop().and_then(|last| last.to_digit(10)) {
+                Some(last) => digits.push(char::from_digit(last + 1, 10).unwrap_or('9')),
+                None => {
+                    digits.push('1');
+                    point += 1;
+                }
+            }
+        }
+        let digits = digits.trim_end_matches('0').to_owned();
+        if digits.is_empty() { zero() } else { Decimal { negative: self.negative, digits, point } }
     }
 
     /// It is as far from zero as `other`, or farther, on either side.
@@ -77,6 +105,28 @@ impl PartialOrd for Decimal {
 #[cfg(test)]
 mod tests {
     use super::Decimal;
+
+    #[test]
+    fn numbers_are_rounded_as_the_server_rounds_them() {
+        for (text, scale, expected) in [
+            ("9.96", 1, "10.0"),
+            ("9.94", 1, "9.9"),
+            ("-9.95", 1, "-10"),
+            ("0.05", 1, "0.1"),
+            ("0.04999", 1, "0"),
+            ("0.5", 0, "1"),
+            ("0.049", 0, "0"),
+            ("999.5", 0, "1000"),
+            ("1.0005", 3, "1.001"),
+            ("1e-400", 2, "0"),
+            ("12e10", 2, "120000000000"),
+            ("109.996", 2, "110"),
+            ("0", 2, "0"),
+        ] {
+            let rounded = Decimal::read(text).unwrap().rounded(scale);
+            assert_eq!(Some(rounded), Decimal::read(expected), "{text} to {scale}");
+        }
+    }
 
     #[test]
     fn numbers_are_compared_as_they_are_written() {

@@ -1,5 +1,5 @@
-//! Values of a header as they are written. A float of TOML's would lose digits, and an integer beyond 64 bits would be refused: so
-//! each value becomes its JSON text before anything else reads the header.
+//! Values of a header as they are written. A float of TOML's would lose digits, and an integer beyond 64 bits would be
+//! refused: so each value becomes its JSON text before anything else reads the header.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};

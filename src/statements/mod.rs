@@ -1,7 +1,7 @@
 //! Saved statements: what an operator lets callers run by a name and values, and no SQL.
 //!
-//! Owns what a file of the folder says, how values are checked against it, and the set that is in effect. Knows no job, no
-//! database and no kind: whoever opens a set says how a kind checks its arguments.
+//! Owns what a file of the folder says, how values are checked against it, and the set that is in effect. Knows no job,
+//! no database and no kind: whoever opens a set says how a kind checks its arguments.
 //!
 //! | file | what it has |
 //! | --- | --- |

@@ -1,7 +1,8 @@
 //! Parameters of a saved statement: what a value may be.
 //!
-//! A value keeps the literal that its caller wrote, and numbers are compared as they are written. Types are names of Postgres' own; what this file knows of them decides which JSON
-//! stands for a value, and a type that it doesn't know takes a string, as Postgres reads it.
+//! A value keeps the literal that its caller wrote, and numbers are compared as they are written. Types are names of
+//! Postgres' own; what this file knows of them decides which JSON stands for a value, and a type that it doesn't know
+//! takes a string, as Postgres reads it.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::queue::model::pointer::step;
-use crate::statements::bounds::{Bound, Bounds, Capacity, Values, compiled, outside};
+use crate::statements::bounds::{Bound, Bounds, Capacity, Values, characters, compiled, outside};
 use crate::statements::decimal::Decimal;
 use crate::statements::literal::Literal;
 use crate::statements::shape::{Shape, shape_of};
@@ -143,11 +144,24 @@ impl Param {
         if values.as_ref().is_some_and(|values| values.is_empty() || values.len() > MAX_VALUES) {
             return wrong(&format!("values: expected 1 to {MAX_VALUES} of them"));
         }
+        let characters = characters(base.unwrap_or(&entry.type_name)).filter(|_| textual);
+        let mut length = (entry.min_length, entry.max_length);
+        if let Some((least, most)) = characters {
+            for (key, given) in [("min_length", length.0), ("max_length", length.1)] {
+                if given.is_some_and(|given| given > most) {
+                    return wrong(&format!("{key}: expected at most {most}, as {} has", entry.type_name));
+                }
+            }
+            // What is compared has to be what the statement gets.
+            if pattern.is_some() || values.is_some() {
+                length = (length.0.max(Some(least).filter(|least| *least > 0)), length.1.or(Some(most)));
+            }
+        }
         let bounds = Bounds {
             minimum,
             maximum,
             capacity: Some(base.unwrap_or(&entry.type_name)).filter(|_| shape == Shape::Number).and_then(Capacity::of),
-            length: (entry.min_length, entry.max_length),
+            length,
             pattern,
             values: values.map(Values::of),
             items: (entry.min_items, entry.max_items),
@@ -163,6 +177,20 @@ impl Param {
             nullable,
             bounds,
         };
+        let bounds = &param.bounds;
+        for (key, bound) in [("minimum", &bounds.minimum), ("maximum", &bounds.maximum)] {
+            if let Some(bound) = bound {
+                param.check_held(&bound.shown).map_err(|detail| format!("params.{name}: {key}: {detail}"))?;
+            }
+        }
+        let chosen = bounds.values.iter().flat_map(|values| &values.shown).map(|value| ("values", value.as_ref()));
+        let default = entry.default.as_ref().map(|default| default.0.as_ref());
+        let items = default.and_then(|value| serde_json::from_str::<Vec<&RawValue>>(value.get()).ok());
+        let defaults = items.filter(|_| is_array).unwrap_or_else(|| default.into_iter().collect());
+        for (key, value) in chosen.chain(defaults.into_iter().map(|value| ("default", value))) {
+            let held = param.check_held(value).and_then(|()| held_by(characters, value, &param.type_name));
+            held.map_err(|detail| format!("params.{name}: {key}: {detail}"))?;
+        }
         for value in param.bounds.values.iter().flat_map(|values| &values.shown) {
             let checked = param.check_scalar(value, "").map_err(|error| error.detail);
             checked.map_err(|detail| format!("params.{name}: values: {value}: {detail}"))?;
@@ -221,6 +249,28 @@ impl Param {
         items.iter().enumerate().try_for_each(|(n, item)| self.check_scalar(item, &format!("{pointer}/{n}")))
     }
 
+    /// A number of the header that the type keeps as it is. What is no such value is refused where values are checked.
+    fn check_held(&self, value: &RawValue) -> Result<(), String> {
+        let text = value.get();
+        let Some(number) = Decimal::read(text) else { return Ok(()) };
+        match (self.shape, &self.bounds.capacity) {
+            (Shape::Integer(least, most), _)
+                if !text.parse::<i64>().is_ok_and(|number| (least..=most).contains(&number)) =>
+            {
+                Err(format!("expected {}", self.words()))
+            }
+            (Shape::Number, Some(capacity)) if number.reaches(&capacity.least_beyond) => Err(self.too_large(capacity)),
+            (Shape::Number, Some(capacity)) if number != number.rounded(capacity.scale) => {
+                Err(format!("expected at most {} digits behind the point, as {} has", capacity.scale, self.type_name))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn too_large(&self, capacity: &Capacity) -> String {
+        format!("expected at most {} digits before the point, as {} has", capacity.whole, self.type_name)
+    }
+
     fn check_scalar(&self, value: &RawValue, pointer: &str) -> Result<(), ValueError> {
         let wrong = |detail: String| Err(ValueError { pointer: pointer.to_owned(), detail });
         let text = value.get();
@@ -235,8 +285,12 @@ impl Param {
             return wrong(format!("expected {}", self.words()));
         }
         let bounds = &self.bounds;
-        // Compared only where something is to be compared with.
-        let number = || Decimal::read(text);
+        // Compared only where something is to be compared with, and as the type keeps it.
+        let read = || Decimal::read(text);
+        let number = || match &bounds.capacity {
+            Some(capacity) => read().map(|number| number.rounded(capacity.scale)),
+            None => read(),
+        };
         if let Some(minimum) = &bounds.minimum
             && number().is_none_or(|number| number < minimum.number)
         {
@@ -248,10 +302,9 @@ impl Param {
             return wrong(format!("expected {} or less", maximum.shown));
         }
         if let Some(capacity) = &bounds.capacity
-            && number().is_none_or(|number| number.reaches(&capacity.least_beyond))
+            && read().is_none_or(|number| number.reaches(&capacity.least_beyond))
         {
-            let (type_name, whole) = (&self.type_name, capacity.whole);
-            return wrong(format!("expected at most {whole} digits before the point, as {type_name} has"));
+            return wrong(self.too_large(capacity));
         }
         let mut known = true;
         if let Some(values) = bounds.values.as_ref().filter(|_| !matches!(self.shape, Shape::Text(_))) {
@@ -332,6 +385,18 @@ pub fn values(
     if errors.is_empty() { Ok(values) } else { Err(errors) }
 }
 
+/// A text of the header that the type keeps as it is.
+fn held_by(characters: Option<(u64, u64)>, value: &RawValue, type_name: &str) -> Result<(), String> {
+    let (Some((least, most)), Ok(text)) = (characters, serde_json::from_str::<String>(value.get())) else {
+        return Ok(());
+    };
+    let length = u64::try_from(text.chars().count()).unwrap_or(u64::MAX);
+    match outside(length, (Some(least), Some(most))) {
+        Some(what) => Err(format!("expected {what} characters, as {type_name} has")),
+        None => Ok(()),
+    }
+}
+
 /// As `2026-01-31`, and there is such a day: the server reads other forms as other days.
 fn is_date(text: &str) -> bool {
     let formed = text.len() == 10
@@ -343,144 +408,4 @@ fn is_date(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use toml::de::DeTable;
-
-    use super::*;
-    use crate::statements::literal;
-
-    fn param(text: &str) -> Result<Param, String> {
-        let mut table = DeTable::parse(text).map_err(|error| error.to_string())?;
-        literal::keep_of(table.get_mut()).map_err(|error| error.message)?;
-        Param::read(ParamEntry::deserialize(toml::Deserializer::from(table)).map_err(|error| error.to_string())?)
-    }
-
-    fn detail(param: &Param, value: &str) -> Option<(String, String)> {
-        let value = RawValue::from_string(value.to_owned()).unwrap();
-        param.check(&value).err().map(|error| (error.pointer, error.detail))
-    }
-
-    #[test]
-    fn values_are_held_to_type_and_bounds() {
-        let month = param("name = 'month'\ntype = 'integer'\nminimum = 1\nmaximum = 12\ndefault = 7").unwrap();
-        for good in ["1", "12"] {
-            assert_eq!(detail(&month, good), None, "{good}");
-        }
-        for bad in ["0", "13", "1.0", "1e0", "\"1\"", "null", "99999999999999999999", "[1]", "{}"] {
-            assert!(detail(&month, bad).is_some(), "{bad}");
-        }
-        let names =
-            param("name = 'n'\ntype = 'text[]'\nmin_items = 1\nmax_items = 2\nmax_length = 3\npattern = '^[A-Z]+$'")
-                .unwrap();
-        assert_eq!(detail(&names, "[\"AB\",\"ABC\"]"), None);
-        for (bad, pointer) in [
-            ("[]", "/n"),
-            ("[\"A\",\"B\",\"C\"]", "/n"),
-            ("[\"A\",\"ABCD\"]", "/n/1"),
-            ("[\"a\"]", "/n/0"),
-            ("[null]", "/n/0"),
-            ("\"A\"", "/n"),
-        ] {
-            assert_eq!(detail(&names, bad).unwrap().0, pointer, "{bad}");
-        }
-        let amount = param("name = 'x'\ntype = 'numeric(10,2)'\nminimum = 0.5").unwrap();
-        assert_eq!(detail(&amount, "12345678.12"), None);
-        assert!(detail(&amount, "0.4").is_some() && detail(&amount, "-1e400").is_some());
-        let least = param("name = 'x'\ntype = 'numeric'\nmaximum = 100\nvalues = [0.1, 100]").unwrap();
-        assert!(detail(&least, "100.0").is_none() && detail(&least, "1e-1").is_none());
-        assert!(detail(&least, "100.000000000000001").is_some() && detail(&least, "0.1000000000000000055").is_some());
-        let case = param("name = 'x'\ntype = 'text'\npattern = '(?i)^\\p{L}a$'").unwrap();
-        assert!(detail(&case, "\"üA\"").is_none() && detail(&case, "\"1a\"").is_some());
-        let urn = param("name = 'x'\ntype = 'uuid'").unwrap();
-        assert!(detail(&urn, "\"urn:uuid:0190f3a0-0000-7000-8000-000000000000\"").is_some());
-        assert!(detail(&param("name = 'x'\ntype = 'float(8)'\nminimum = 0").unwrap(), "1.5").is_none());
-        let day = param("name = 'd'\ntype = 'date'").unwrap();
-        assert_eq!(detail(&day, "\"2026-02-28\""), None);
-        for bad in ["\"2026-02-30\"", "\"tomorrow\"", "\"28.2.2026\"", "20260228", "\"01-02-03\"", "\"+2026-1-01\""] {
-            assert!(detail(&day, bad).is_some(), "{bad}");
-        }
-        let id = param("name = 'i'\ntype = 'uuid'").unwrap();
-        assert!(detail(&id, "\"0190f3a0-0000-7000-8000-000000000000\"").is_none() && detail(&id, "\"x\"").is_some());
-        let choice = param("name = 'c'\ntype = 'text'\nvalues = ['a', 'b']\nnullable = true").unwrap();
-        assert!(detail(&choice, "\"a\"").is_none() && detail(&choice, "null").is_none());
-        assert!(detail(&choice, "\"c\"").unwrap().1.contains("one of \"a\", \"b\""));
-        assert!(detail(&choice, "\"a\\u0000\"").is_some());
-    }
-
-    #[test]
-    fn a_number_that_the_type_cannot_hold_is_refused() {
-        for (type_name, good, bad) in [
-            ("numeric(10,2)", "99999999.994", "99999999.995"),
-            ("numeric(10,2)", "-99999999.994", "-99999999.995"),
-            ("decimal (3, 3)", "0.9994", "0.9995"),
-            ("dec(2)", "99.4999", "99.5"),
-            ("NUMERIC(1)", "-0.5e1", "1e1"),
-            ("pg_catalog.numeric(4,1)", "1e-400", "1e400"),
-        ] {
-            let param = param(&format!("name = 'x'\ntype = '{type_name}'")).unwrap();
-            assert_eq!(detail(&param, good), None, "{type_name} {good}");
-            assert!(detail(&param, bad).unwrap().1.contains("before the point"), "{type_name} {bad}");
-        }
-        // What not every server has, and what has no such modifier.
-        for open in ["numeric", "numeric(2,-3)", "numeric(2,5)", "numeric(0)", "float(8)", "double precision"] {
-            assert!(Capacity::of(open).is_none(), "{open}");
-        }
-        let items = param("name = 'x'\ntype = 'numeric(3,1)[]'").unwrap();
-        assert_eq!(detail(&items, "[1, 99.94, 99.95]").unwrap().0, "/x/2");
-        assert!(param("name = 'x'\ntype = 'numeric(3,1)'\ndefault = 100").unwrap_err().contains("before the point"));
-    }
-
-    #[test]
-    fn limits_have_all_of_their_digits() {
-        let text = "name = 'x'\ntype = 'numeric'\nminimum = -99999999999999999999.5\nmaximum = 12345678901234567.891\n\
-                    default = 0.10\nvalues = [0.10, 12345678901234567.891, 12345678901234567.8911]";
-        let limit = param(&text.replace(", 12345678901234567.8911]", "]")).unwrap();
-        assert!(detail(&limit, "12345678901234567.891").is_none());
-        assert!(detail(&limit, "12345678901234567.8911").unwrap().1.ends_with("or less"));
-        assert!(param(text).unwrap_err().contains("expected 12345678901234567.891 or less"));
-        let shown = crate::statements::schema::schema(std::slice::from_ref(&limit));
-        for digits in [
-            "\"maximum\":12345678901234567.891",
-            "\"minimum\":-99999999999999999999.5",
-            "\"default\":0.10",
-            "\"enum\":[0.10,12345678901234567.891]",
-        ] {
-            assert!(shown.get().contains(digits), "{digits}: {shown}");
-        }
-        let large = param("name = 'x'\ntype = 'numeric'\nmaximum = 99999999999999999999\nminimum = 0x10").unwrap();
-        assert!(detail(&large, "99999999999999999999").is_none() && detail(&large, "1e20").is_some());
-        assert!(detail(&large, "15").unwrap().1.contains("16 or more"));
-        for none in ["inf", "nan", "'a'"] {
-            let error = param(&format!("name = 'x'\ntype = 'numeric'\nmaximum = {none}")).unwrap_err();
-            assert!(error.contains("maximum: expected a number"), "{none}: {error}");
-        }
-    }
-
-    #[test]
-    fn what_a_header_gets_wrong_is_said() {
-        for (text, words) in [
-            ("name = '1x'\ntype = 'int'", "begins with no digit"),
-            ("name = 'x'\ntype = 'int; drop'", "type: expected"),
-            ("name = 'x'\ntype = 'int'\nmax_length = 3", "max_length doesn't go with"),
-            ("name = 'x'\ntype = 'text'\nminimum = 3", "minimum doesn't go with"),
-            ("name = 'x'\ntype = 'int'\ndefault = 'a'", "default: expected an integer"),
-            ("name = 'x'\ntype = 'int'\nvalues = [1, 'a']", "values: \"a\": expected an integer"),
-            ("name = 'x'\ntype = 'text'\npattern = '('", "pattern: expected a regular expression"),
-            ("name = 'x'\ntype = 'date'\ndefault = 2026-01-01", "in quotes"),
-            ("name = 'x'\ntype = 'jsonb'\nnullable = true", "nullable doesn't go with"),
-        ] {
-            let error = param(text).unwrap_err();
-            assert!(error.contains(words), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_value_keeps_its_literal_and_names_its_type() {
-        let id = param("name = 'id'\ntype = 'numeric'").unwrap();
-        let given = RawValue::from_string("1.10".to_owned()).unwrap();
-        assert_eq!(id.value(Some(&given)).unwrap().get(), r#"{"type":"numeric","value":1.10}"#);
-        assert!(id.value(None).is_err());
-        let note = param("name = 'note'\ntype = 'text'\nnullable = true").unwrap();
-        assert_eq!(note.value(None).unwrap().get(), r#"{"type":"text","value":null}"#);
-    }
-}
+mod tests;

@@ -1,7 +1,8 @@
 //! The saved statements in effect: the folder, read whole, and put in the place of what was there before.
 //!
-//! A file that is broken takes nothing from the others. What it held when it was last whole stays in effect, and says that it
-//! does. Whoever begins with a set keeps it: a job that is being checked never sees half of one and half of the next.
+//! A file that is broken takes nothing from the others. What it held when it was last whole stays in effect, and says
+//! that it does. Whoever begins with a set keeps it: a job that is being checked never sees half of one and half of the
+//! next.
 
 use std::collections::BTreeMap;
 use std::fs;

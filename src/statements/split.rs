@@ -1,8 +1,8 @@
-//! Where one statement of a file ends and the next begins: at a `;` outside of quotes, comments and parentheses, as psql
-//! and the server's lexer (section 4.1 of the manual) have it. Knows no statement.
+//! Where one statement of a file ends and the next begins: at a `;` outside of quotes, comments and parentheses, as
+//! psql and the server's lexer (section 4.1 of the manual) have it. Knows no statement.
 
-/// The statements of a text, each with the line on which it begins, comments before it included (0 for the first line of the
-/// text), without those that are nothing but blanks and comments.
+/// The statements of a text, each with the line on which it begins, comments before it included (0 for the first line
+/// of the text), without those that are nothing but blanks and comments.
 pub(super) fn statements(text: &str) -> Vec<(usize, &str)> {
     let mut found = Vec::new();
     let (mut from, mut at) = (0, 0);

@@ -1,8 +1,8 @@
 //! Bodies that jobs read: kept in bounded parts, complete or not there.
 //!
 //! An upload that is being received can't be seen. One statement makes it ready, and only if every part is there. What
-//! is broken off, unused or deleted goes in small steps ([`store::sweep`]); one that an unfinished job names stays. Knows
-//! no HTTP and no kind: what the bytes mean is its readers' business.
+//! is broken off, unused or deleted goes in small steps ([`store::sweep`]); one that an unfinished job names stays.
+//! Knows no HTTP and no kind: what the bytes mean is its readers' business.
 
 mod reader;
 pub mod store;

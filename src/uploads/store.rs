@@ -263,8 +263,8 @@ fn remove(connection: &mut PgConnection, ids: &[Uuid]) -> Result<usize, DbError>
     Ok(parts)
 }
 
-/// Gives up uploads whose time has passed at `now`, keeps those for longer that a job uses, and deletes what was given up; for
-/// about as long as `patience`. What is left then is for the next time.
+/// Gives up uploads whose time has passed at `now`, keeps those for longer that a job uses, and deletes what was given
+/// up; for about as long as `patience`. What is left then is for the next time.
 ///
 /// # Errors
 /// When the database fails.

@@ -2,8 +2,8 @@
 //! committed the same way, part by part, each with the cursor at which it goes on.
 //!
 //! The transaction is marked, its WAL flushed, and the mark recorded with the queue under the job's lease; only then
-//! the COMMIT is sent. Whoever comes after a crash asks the target what became of that very transaction. docs/exactly-once.md
-//! has the reasons. Nothing is created in the target's database.
+//! the COMMIT is sent. Whoever comes after a crash asks the target what became of that very transaction.
+//! docs/exactly-once.md has the reasons. Nothing is created in the target's database.
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::pg::PgConnection;
@@ -22,8 +22,8 @@ use crate::work::context::{CommitState, WorkContext};
 /// may not be committed.
 ///
 /// # Errors
-/// When the transaction could not be prepared for it, the lease is lost, the attempt is to end, or the server refused the
-/// COMMIT: then nothing of it took effect. After any other error of the COMMIT the worker finds out.
+/// When the transaction could not be prepared for it, the lease is lost, the attempt is to end, or the server refused
+/// the COMMIT: then nothing of it took effect. After any other error of the COMMIT the worker finds out.
 pub fn commit<T: Serialize + ?Sized>(
     ctx: &WorkContext<'_>,
     session: &mut Session,
@@ -33,8 +33,8 @@ pub fn commit<T: Serialize + ?Sized>(
     commit_as(ctx, session, effect, CommitState::Committed)
 }
 
-/// Commits the transaction that `session` is in as a part of the job, whose work goes on at `cursor`, in this attempt or in
-/// the next one. Rolls it back when it may not be committed.
+/// Commits the transaction that `session` is in as a part of the job, whose work goes on at `cursor`, in this attempt
+/// or in the next one. Rolls it back when it may not be committed.
 ///
 /// # Errors
 /// As [`commit`].
@@ -101,17 +101,17 @@ fn prepare(
     let column = |n: usize| rows.get(0, n).unwrap_or_default();
     let mark = TransactionMark::new(column(0), column(1), column(2));
     ctx.flush(&mark.server)?;
-    // Answered after the flush: so the server that was flushed is the one that gave out the number, and not one that has
-    // crashed in between and gives it to somebody else.
+    // Answered after the flush: so the server that was flushed is the one that gave out the number, and not one that
+    // has crashed in between and gives it to somebody else.
     session.execute_batch(&last_settings(ctx))?;
     ctx.record(&mark, &effect)?;
     ctx.check()?;
     Ok(mark.server)
 }
 
-/// What holds for the rest of the transaction: its COMMIT is as safe as it can be. It may have to wait for the queue before;
-/// for how long, the login's own `idle_in_transaction_session_timeout` says. One that this ends is rolled back, and tried
-/// again.
+/// What holds for the rest of the transaction: its COMMIT is as safe as it can be. It may have to wait for the queue
+/// before; for how long, the login's own `idle_in_transaction_session_timeout` says. One that this ends is rolled back,
+/// and tried again.
 fn last_settings(ctx: &WorkContext<'_>) -> String {
     let left = ctx.statement_ms_left();
     format!("SET LOCAL statement_timeout = {left}; {SAFE_COMMIT_SQL}")

@@ -268,7 +268,7 @@ impl Registry {
             Found::Statement(statement, entry) => {
                 let resolved = statement::Resolved::of(Arc::clone(statement), args).map_err(invalid_args)?;
                 ctx.use_settings_of(statement);
-                Ok((entry.validate)(&resolved.args, ctx)?.at("/args/name"))
+                Ok(resolved.as_called((entry.validate)(&resolved.args, ctx)?))
             }
             Found::Kind(entry) => (entry.validate)(args, ctx),
             Found::NoKind(kind) => Err(unknown_kind(kind)),
@@ -371,7 +371,8 @@ impl Registry {
             Found::Kind(entry) => (entry.run)(self, args, ctx),
             Found::Statement(statement, entry) => {
                 let resolved = statement::begin(Arc::clone(statement), args, ctx)?;
-                (entry.run)(self, &resolved.args, ctx)
+                let outcome = (entry.run)(self, &resolved.args, ctx);
+                outcome.map_err(|error| resolved.as_its_caller_knows_it(error))
             }
             Found::NoKind(kind) => Err(unknown_kind(kind)),
             Found::NoStatement(name, _) => Err(statement::unknown_here(name)),

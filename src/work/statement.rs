@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 use crate::queue::{ErrorCode, JobError};
 use crate::statements::{Statement, Statements, ValueError};
 use crate::work::context::WorkContext;
+use crate::work::validation::Validation;
 use crate::work::{ArgError, CheckError, WorkError, registry};
 
 /// The kind of saved statements.
@@ -88,13 +89,49 @@ impl Resolved {
 
     /// What the kind refuses, as the job's caller knows it.
     pub fn translated(&self, refused: CheckError) -> CheckError {
-        let pointer = |error: &ArgError| {
-            let n = error.pointer.rsplit_once("/params/").and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
-            let param = n.and_then(|n: usize| self.statement.params.get(n));
-            param.map_or("/name".to_owned(), |param| format!("/params/{}", param.name))
-        };
-        let errors = refused.errors.iter().map(|error| ArgError::new(pointer(error), error.detail.clone())).collect();
-        CheckError { errors }
+        let error = |error: &ArgError| ArgError::new(self.argument(&error.pointer), error.detail.clone());
+        CheckError { errors: refused.errors.iter().map(error).collect() }
+    }
+
+    /// The caller's argument that an argument of the kind comes from: a value, or the name for what the operator wrote.
+    fn argument(&self, pointer: &str) -> String {
+        let n = pointer.rsplit_once("/params/").and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
+        let param = n.and_then(|n: usize| self.statement.params.get(n)).filter(|_| !pointer.ends_with("/type"));
+        param.map_or("/name".to_owned(), |param| format!("/params/{}", param.name))
+    }
+
+    /// What was found of it, by the arguments of its caller.
+    pub fn as_called(&self, mut found: Validation) -> Validation {
+        for problem in &mut found.problems {
+            problem.pointer = format!("/args{}", self.argument(&problem.pointer));
+            problem.error.message = self.by_name(&problem.error.message);
+        }
+        for statement in &mut found.statements {
+            statement.pointer = Some("/args/name".to_owned());
+        }
+        found
+    }
+
+    /// An error whose message begins with the place of a value has the value's name there.
+    pub fn as_its_caller_knows_it(&self, error: WorkError) -> WorkError {
+        let named = |error: JobError| JobError { message: self.by_name(&error.message), ..error };
+        match error {
+            WorkError::Retry(error) => WorkError::Retry(named(error)),
+            WorkError::Fail(error) => WorkError::Fail(named(error)),
+            other => other,
+        }
+    }
+
+    fn by_name(&self, message: &str) -> String {
+        match message.split_once(": ") {
+            Some((place, rest)) if place.starts_with('/') && place.contains("/params/") => {
+                match self.argument(place).as_str() {
+                    "/name" => message.to_owned(),
+                    argument => format!("{argument}: {rest}"),
+                }
+            }
+            _ => message.to_owned(),
+        }
     }
 }
 

@@ -74,13 +74,13 @@ pub struct PlanColumn {
 }
 
 impl Validation {
-    /// What was found of statements, each with its pointer.
-    pub(crate) fn of(looked_at: Vec<(String, Result<StatementPlan, WorkError>)>) -> Result<Validation, WorkError> {
+    /// What was found of statements; an error has its pointer.
+    pub(crate) fn of(looked_at: Vec<Result<StatementPlan, (String, WorkError)>>) -> Result<Validation, WorkError> {
         let mut validation = Validation { valid: true, ..Validation::default() };
-        for (pointer, outcome) in looked_at {
+        for outcome in looked_at {
             match outcome {
                 Ok(plan) => validation.statements.push(plan),
-                Err(error) => validation.stands_in_the_way(pointer, error)?,
+                Err((pointer, error)) => validation.stands_in_the_way(pointer, error)?,
             }
         }
         Ok(validation)
@@ -93,17 +93,6 @@ impl Validation {
             error: JobError::new(ErrorCode::InvalidArgs, error.detail),
         };
         Validation { problems: refused.errors.into_iter().map(problem).collect(), ..Validation::default() }
-    }
-
-    /// The same, with one pointer for everything: where the caller wrote none of what was looked at.
-    pub(crate) fn at(mut self, pointer: &str) -> Validation {
-        for problem in &mut self.problems {
-            pointer.clone_into(&mut problem.pointer);
-        }
-        for statement in &mut self.statements {
-            statement.pointer = Some(pointer.to_owned());
-        }
-        self
     }
 
     /// Notes what the job would fail with.

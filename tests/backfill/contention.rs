@@ -37,7 +37,8 @@ fn a_batch_that_meets_a_lock_is_tried_again() {
 fn a_deadlock_costs_no_attempt() {
     let app = TestApp::start();
     table(&app.target, 100);
-    // Ours looks for a deadlock after 4 s of waiting, before it gives the lock up after 5 s; the other one doesn't look.
+    // Ours looks for a deadlock after 4 s of waiting, before it gives the lock up after 5 s; the other one doesn't
+    // look.
     app.target.run(&format!("ALTER DATABASE {} SET deadlock_timeout = '4s'", app.target.name()));
     app.target.run(
         "CREATE FUNCTION public.waits() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -1,5 +1,5 @@
-//! Crashes, cancels and pauses at every point of a batch: each row is changed once, and the counts say so. Real processes,
-//! real faults, and locks for barriers.
+//! Crashes, cancels and pauses at every point of a batch: each row is changed once, and the counts say so. Real
+//! processes, real faults, and locks for barriers.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! Each guard made false and true again for real: the work waits outside of any transaction, says for what, and goes on.
+//! Each guard made false and true again for real: the work waits outside of any transaction, says for what, and goes
+//! on.
 
 use std::time::Duration;
 

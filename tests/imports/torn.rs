@@ -1,5 +1,5 @@
-//! One error that takes many rows with it: what can't be told from a file that was cut off ends the job, whatever it may refuse,
-//! and what is lost counts as so many rows.
+//! One error that takes many rows with it: what can't be told from a file that was cut off ends the job, whatever it
+//! may refuse, and what is lost counts as so many rows.
 
 use std::io::Write;
 

@@ -22,8 +22,8 @@ pub fn program() -> Command {
     without_settings(command)
 }
 
-/// Any program, with nothing of the surrounding environment that would be a setting. Which server it runs stays: that is
-/// what the tests are run on.
+/// Any program, with nothing of the surrounding environment that would be a setting. Which server it runs stays: that
+/// is what the tests are run on.
 pub fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars() {
         let ours = name.starts_with("SLOWLANE_") && name != "SLOWLANE_POSTGRES_BIN";

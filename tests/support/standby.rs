@@ -107,8 +107,8 @@ impl Drop for Standby {
     }
 }
 
-/// Copies a running cluster so that the copy follows it. By the server's own functions and not by `pg_basebackup`, which only
-/// knows servers up to its own version.
+/// Copies a running cluster so that the copy follows it. By the server's own functions and not by `pg_basebackup`,
+/// which only knows servers up to its own version.
 fn back_up(primary: &Postgres, to: &Path, source: &str) {
     let from = primary.cluster.lock().unwrap().folder().join("pgdata");
     let mut session = Session::connect(&primary.superuser()).unwrap();

@@ -4,8 +4,8 @@
 //! A whole run writes its tables and its chart into docs/; chosen numbers only print. What is promised of slowlane is
 //! checked, and stands beside the tables as met or missed: at the largest number at once its answers stay within twice
 //! those of an idle slowlane, and no kill loses accepted work. Where a promise is missed, or nothing was checked,
-//! the run ends with a failure; README shows the numbers in any case, and what was missed below them. The aggregate is judged too, but decides nothing: it keeps
-//! every core busy, so that what an answer waits for is a core.
+//! the run ends with a failure; README shows the numbers in any case, and what was missed below them. The aggregate is
+//! judged too, but decides nothing: it keeps every core busy, so that what an answer waits for is a core.
 
 use std::fs::{Permissions, set_permissions};
 use std::os::unix::fs::PermissionsExt;

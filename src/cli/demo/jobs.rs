@@ -53,12 +53,13 @@ const MARK: &str = "slowlane demo load fills tables here";
 pub struct Queue<'q> {
     /// Where it is.
     pub dsn: &'q Dsn,
-    /// What the jobs name as their queue and as their target: no other process may serve both but for the same database.
+    /// What the jobs name as their queue and as their target: no other process may serve both but for the same
+    /// database.
     pub name: &'q str,
 }
 
-/// Loads the data into the target by jobs of this queue, unless it is there. Says how many rows were loaded; `None` when
-/// there was nothing to do.
+/// Loads the data into the target by jobs of this queue, unless it is there. Says how many rows were loaded; `None`
+/// when there was nothing to do.
 ///
 /// # Errors
 /// When a database fails, a job does, or the target has some of the tables only: they are somebody else's then.

@@ -13,8 +13,8 @@ const FILES: [(&str, &str); 3] = [
     ("report_delays.sql", include_str!("../../../demo/statements/report_delays.sql")),
 ];
 
-/// The folder of saved statements within a folder of data. Made and filled when it isn't there: one that is there may have been
-/// changed by whoever tries things out.
+/// The folder of saved statements within a folder of data. Made and filled when it isn't there: one that is there may
+/// have been changed by whoever tries things out.
 ///
 /// # Errors
 /// When it can't be written.

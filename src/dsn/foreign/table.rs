@@ -1,5 +1,5 @@
-//! Which parameters are known of other drivers, and what becomes of each. Kept for readers by docs/dsn.md, which is written
-//! from it.
+//! Which parameters are known of other drivers, and what becomes of each. Kept for readers by docs/dsn.md, which is
+//! written from it.
 
 use crate::dsn::Driver;
 use crate::dsn::driver::Dialect;
@@ -33,8 +33,8 @@ const FRAMEWORK: How = How::Dropped("it is about what that framework does beside
 const ORIGIN: How = How::Dropped("it only says who made the string");
 const OBJECT: How = How::Dropped("it names code of that driver's");
 
-/// Every parameter of a URL that is known of other drivers and that libpq doesn't have. Where two have one of the same name and
-/// another meaning, the first is that of a string that shows none of them.
+/// Every parameter of a URL that is known of other drivers and that libpq doesn't have. Where two have one of the same
+/// name and another meaning, the first is that of a string that shows none of them.
 pub const TABLE: &[Foreign] = &[
     of("ssl", ANY, How::Tls),
     of("sslaccept", PRISMA, How::Tls),

@@ -39,8 +39,9 @@ impl Tls {
     /// libpq's sslmode for it, and whether the server's certificate is to be checked by the system's roots when no file
     /// is named. `None` when the string says nothing.
     ///
-    /// pgjdbc verifies with `ssl=true` alone; node-postgres verifies with every word but `disable` and `no-verify`; lib/pq asks for
-    /// TLS where nothing is said; pgx, sqlx and Npgsql trust the system's authorities where no file is named.
+    /// pgjdbc verifies with `ssl=true` alone; node-postgres verifies with every word but `disable` and `no-verify`;
+    /// lib/pq asks for TLS where nothing is said; pgx, sqlx and Npgsql trust the system's authorities where no file is
+    /// named.
     pub fn resolve(&self, driver: Driver) -> Result<Option<(&'static str, bool)>, DsnError> {
         let mut wanted: Option<(&'static str, bool)> = None;
         let mut raise = |mode: &'static str, by_system: bool| {

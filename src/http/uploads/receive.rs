@@ -1,8 +1,8 @@
 //! A body on its way into the database.
 //!
 //! It is stored part by part: while one is written on a thread of the doorway, the next one is gathered, and no more is
-//! read before that is done. A body that breaks off, is too large, comes too slowly or isn't what its digest says leaves
-//! nothing behind.
+//! read before that is done. A body that breaks off, is too large, comes too slowly or isn't what its digest says
+//! leaves nothing behind.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -136,7 +136,8 @@ impl Receiving {
         }
     }
 
-    /// Has a part written, as soon as the one before it is. `behind` bytes of those that have come belong to later parts.
+    /// Has a part written, as soon as the one before it is. `behind` bytes of those that have come belong to later
+    /// parts.
     async fn write(&mut self, part: Vec<u8>, behind: i64) -> Result<(), Problem> {
         self.written().await?;
         check_room(&self.shared, 0)?;

@@ -1,7 +1,7 @@
 //! One batch: the rows between two keys are found by the index, and changed by one statement.
 //!
-//! Names are looked up and quoted, keys are parameters. The caller's expressions stand in the statement as they are, each
-//! between two pairs of parentheses; one that isn't a single expression between one pair is refused before.
+//! Names are looked up and quoted, keys are parameters. The caller's expressions stand in the statement as they are,
+//! each between two pairs of parentheses; one that isn't a single expression between one pair is refused before.
 
 use std::ffi::CString;
 
@@ -179,8 +179,8 @@ impl Statements {
         (from..from + self.key.len()).map(value).collect()
     }
 
-    /// Changes the first `rows` rows behind `after`, within the transaction that the session is in. Rows with equal keys come
-    /// together. `None` when there is none up to `last`.
+    /// Changes the first `rows` rows behind `after`, within the transaction that the session is in. Rows with equal
+    /// keys come together. `None` when there is none up to `last`.
     pub fn run(
         &self,
         session: &mut Session,
@@ -202,8 +202,8 @@ impl Statements {
         Ok(Some(Batch { upto, scanned, affected }))
     }
 
-    /// How the server would go about the first batch, within the transaction that the session is in. `None` when there is
-    /// no row.
+    /// How the server would go about the first batch, within the transaction that the session is in. `None` when there
+    /// is no row.
     pub fn plan(&self, session: &mut Session, rows: u64) -> Result<Option<StatementPlan>, PqError> {
         let Some(last) = self.last_key(session)? else { return Ok(None) };
         let Some((upto, _)) = self.bound(session, None, &last, rows)? else { return Ok(None) };
@@ -262,8 +262,8 @@ fn exactly<T>(session: &mut Session, look: impl FnOnce(&mut Session) -> Result<T
     found
 }
 
-/// Each of the caller's expressions, alone between parentheses, is one expression: then it is one in the statement as well,
-/// where another pair stands around it, and reaches no word of ours.
+/// Each of the caller's expressions, alone between parentheses, is one expression: then it is one in the statement as
+/// well, where another pair stands around it, and reaches no word of ours.
 fn try_expressions(session: &mut Session, work: &Backfill, table: &Table) -> Result<(), Misplaced> {
     let types = named_types(session, &work.params).map_err(|error| misplaced(work, "", error))?;
     let from = format!(" FROM {} WHERE false", table.name);
@@ -277,8 +277,9 @@ fn try_expressions(session: &mut Session, work: &Backfill, table: &Table) -> Res
     Ok(())
 }
 
-/// An expression of one row: in a WHERE the server takes no aggregate, no window and no set. In a SELECT it does, and a batch would
-/// insert something that depends on its size. `types` are those that the server gave all parameters in the SELECT.
+/// An expression of one row: in a WHERE the server takes no aggregate, no window and no set. In a SELECT it does, and a
+/// batch would insert something that depends on its size. `types` are those that the server gave all parameters in the
+/// SELECT.
 fn of_one_row(
     session: &mut Session,
     pointer: &str,
@@ -338,8 +339,8 @@ fn expressions(work: &Backfill) -> Vec<(String, &str)> {
     set.chain(select).chain(condition).collect()
 }
 
-/// Why the statement `tried` can't be had, with the argument that it is about: a value, or the expression in which the server
-/// points at a place.
+/// Why the statement `tried` can't be had, with the argument that it is about: a value, or the expression in which the
+/// server points at a place.
 fn misplaced(work: &Backfill, tried: &str, error: PrepareError) -> Misplaced {
     let place = match &error {
         PrepareError::Server(server) => server.position.and_then(|position| place_of(work, tried, position)),

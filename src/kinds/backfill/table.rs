@@ -35,10 +35,11 @@ pub(super) struct Key {
 pub(super) struct Form {
     /// The type as which it is read, where the server can't tell it from its operator: a composite type.
     pub read_as: Option<String>,
-    /// It is written as a number: the text of a `regclass` and its like is a name, which isn't always one that leads back.
+    /// It is written as a number: the text of a `regclass` and its like is a name, which isn't always one that leads
+    /// back.
     pub as_oid: bool,
-    /// It is written as a number: an amount of money is written in the way of `lc_monetary`, which reads another one's as
-    /// another amount.
+    /// It is written as a number: an amount of money is written in the way of `lc_monetary`, which reads another one's
+    /// as another amount.
     pub money: bool,
 }
 
@@ -164,9 +165,9 @@ impl Table {
         Ok(Key { names: key, operators, shape, forms })
     }
 
-    /// Where the operators by which an index orders its rows are found. The order of rows is always theirs; an operator that is
-    /// only named is looked for in the session's `search_path`, and of a type from elsewhere another one would be taken without a
-    /// word (`text <= text` for `citext`).
+    /// Where the operators by which an index orders its rows are found. The order of rows is always theirs; an operator
+    /// that is only named is looked for in the session's `search_path`, and of a type from elsewhere another one would
+    /// be taken without a word (`text <= text` for `citext`).
     fn operators(&self, session: &mut Session, index: &str, key: &[String]) -> Result<Option<String>, WorkError> {
         let rows = session.query(
             "SELECT pg_catalog.count(DISTINCT o.oprnamespace), pg_catalog.bool_and(pg_catalog.pg_operator_is_visible(o.oid)),
@@ -214,8 +215,8 @@ impl Table {
         Ok(key)
     }
 
-    /// An index that begins with these columns; with [`Directions::Alike`] one that gives the rows in the order in which the
-    /// columns compare.
+    /// An index that begins with these columns; with [`Directions::Alike`] one that gives the rows in the order in
+    /// which the columns compare.
     fn index(
         &self,
         session: &mut Session,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::kinds::backfill::batch::{Batch, Statements, without_position};
 use crate::kinds::backfill::size::BatchSize;
 use crate::kinds::backfill::{Cursor, Progress};
+use crate::kinds::prepared::PrepareError;
 use crate::pq::{PqError, Session};
 use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
@@ -44,8 +45,8 @@ pub(super) struct Attempted<'s> {
 }
 
 impl Attempted<'_> {
-    /// Changes the next rows in a transaction, and leaves it open. One that takes too long or meets others' locks is rolled
-    /// back, and tried again with half of its rows. `None` when no row is left.
+    /// Changes the next rows in a transaction, and leaves it open. One that takes too long or meets others' locks is
+    /// rolled back, and tried again with half of its rows. `None` when no row is left.
     pub fn batch(
         &self,
         ctx: &WorkContext<'_>,
@@ -71,7 +72,9 @@ impl Attempted<'_> {
             };
             // Stopped by our own cancel, perhaps.
             ctx.check()?;
-            let Some(trouble) = Trouble::of(&error) else { return Err(without_position(error)) };
+            let Some(trouble) = Trouble::of(&error) else {
+                return Err(PrepareError::of_run(error).or_server(without_position));
+            };
             session.command("ROLLBACK")?;
             let of_one = size.rows() == 1;
             size.split();

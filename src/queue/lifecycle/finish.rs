@@ -1,7 +1,7 @@
 //! Ending attempts: jobs finish, wait for a retry, or are handed back, many by one statement, each under its lease.
 //!
-//! A row whose lease has moved on is not touched; its attempt then has no say. Nor is one of which a transaction on its target is
-//! in doubt, unless the end says what became of that. Leaving `jobs`, entering
+//! A row whose lease has moved on is not touched; its attempt then has no say. Nor is one of which a transaction on its
+//! target is in doubt, unless the end says what became of that. Leaving `jobs`, entering
 //! `finished_jobs` and the result's manifest are one statement: there is no moment at which half of it can be seen. The
 //! attempt that ended its job is told by the record of the job.
 
@@ -43,8 +43,8 @@ pub enum Ending {
     },
     /// It stopped because it was asked to pause, and can go on from where it was. Nothing is charged.
     Pause,
-    /// It was interrupted through no fault of its own: claimable again at once, counted in `interruptions`. Where it is one
-    /// too many in a row, the job ends as `poison` instead.
+    /// It was interrupted through no fault of its own: claimable again at once, counted in `interruptions`. Where it is
+    /// one too many in a row, the job ends as `poison` instead.
     HandBack {
         /// How.
         by: Interruption,
@@ -236,9 +236,9 @@ fn finished(endings: &[(Lease, Ending)]) -> Vec<(&Lease, &Finished)> {
 /// A job that would wait again: what was asked of it, and its interruptions in a row.
 type Waiting = (Uuid, Option<DateTime<Utc>>, i32, i32, bool);
 
-/// Of the jobs that would wait again, those that end instead, unless a transaction of theirs is in doubt: whether that one
-/// took effect comes first. A caller was told that his job would be stopped: it has, and doesn't come back. An interruption
-/// may be one too many. Locked, so that no request comes in between.
+/// Of the jobs that would wait again, those that end instead, unless a transaction of theirs is in doubt: whether that
+/// one took effect comes first. A caller was told that his job would be stopped: it has, and doesn't come back. An
+/// interruption may be one too many. Locked, so that no request comes in between.
 fn overruled(
     connection: &mut PgConnection,
     endings: &[(Lease, Ending)],
@@ -274,8 +274,8 @@ fn overruled(
     Ok(overruled)
 }
 
-/// The owner of the row `j` is the one of the end `e`. Said so that no index can serve it: by the index of what a worker
-/// holds, each end would look at everything that its worker runs.
+/// The owner of the row `j` is the one of the end `e`. Said so that no index can serve it: by the index of what a
+/// worker holds, each end would look at everything that its worker runs.
 const MINE: &str = "j.worker_id IS NOT DISTINCT FROM e.worker_id AND (j.state || '') = 'running'";
 
 /// The end `e` says what became of the job's recorded transaction, or there is none.

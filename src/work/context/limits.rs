@@ -1,5 +1,5 @@
-//! What an attempt asks of its sessions, and how long their statements may take and wait: by the job, its saved statement,
-//! the target, and the target's own login.
+//! What an attempt asks of its sessions, and how long their statements may take and wait: by the job, its saved
+//! statement, the target, and the target's own login.
 
 use std::time::Duration;
 

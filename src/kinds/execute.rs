@@ -162,12 +162,10 @@ impl Execute {
     /// Everything but the COMMIT.
     fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>) -> Result<Executed, WorkError> {
         session.execute_batch("BEGIN")?;
-        left_out::hear_warnings(session)?;
         let begun = transaction(session)?;
         let mut statements = Vec::with_capacity(self.statements.len());
         for (n, statement) in self.statements.iter().enumerate() {
             ctx.check()?;
-            set_timeout(session, ctx)?;
             let before = Before::look(ctx, session, &statement.sql)?;
             let mut count = statement.run(session).map_err(|error| at(n, error))?;
             // A COMMIT AND CHAIN leaves the session in a transaction: in another one.
@@ -175,8 +173,7 @@ impl Execute {
             if ended || session.transaction_status() != TransactionStatus::InTransaction {
                 return Err(at(n, ended_the_transaction(ctx)));
             }
-            let warnings = ctx.take_warnings();
-            before.something_was_done(session, &count.command, &warnings).map_err(|error| at(n, error))?;
+            let warnings = before.something_was_done(ctx, session).map_err(|error| at(n, error))?;
             count.warned(warnings);
             ctx.count(|statistics| {
                 statistics.rows_affected = statistics.rows_affected.saturating_add(count.rows_affected);
@@ -283,11 +280,6 @@ fn transaction(session: &mut Session) -> Result<String, WorkError> {
         &[],
     )?;
     Ok(rows.get(0, 0).unwrap_or_default().to_owned())
-}
-
-fn set_timeout(session: &mut Session, ctx: &WorkContext<'_>) -> Result<(), WorkError> {
-    let left = ctx.statement_ms_left();
-    session.execute_batch(&format!("SET LOCAL statement_timeout = {left}")).map_err(WorkError::from)
 }
 
 #[cfg(test)]

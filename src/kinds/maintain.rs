@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::fate::SAFE_COMMITS_SQL;
-use crate::kinds::context::{Warning, WorkContext};
+use crate::kinds::context::{HEAR_WARNINGS_SQL, Warning, WorkContext};
 use crate::kinds::validate::{Validation, look_at_target};
 use crate::kinds::{ArgError, CleanedUp, Work, WorkError, reads};
 use crate::pq::Session;
@@ -295,6 +295,7 @@ impl Maintain {
         let mut session = ctx.session()?;
         // An index that was there when the job succeeded is there after a crash of its server.
         session.execute_batch(SAFE_COMMITS_SQL)?;
+        session.query(HEAR_WARNINGS_SQL, &[])?;
         let session = &mut *session;
         if self.action == Action::DropIndex {
             let steps = Steps { ctx, session, timeout: self.lock_timeout(ctx), own, dropped: Vec::new(), tries: 0 };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
-use crate::kinds::context::{Warning, WorkContext};
+use crate::kinds::context::{HEAR_WARNINGS_SQL, Warning, WorkContext};
 use crate::kinds::names::Named;
 use crate::kinds::validate::{Validation, look_at_target};
 use crate::kinds::{ArgError, Work, WorkError, exactly_once, reads};
@@ -85,6 +85,7 @@ impl Refresh {
     fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>, view: &View) -> Result<Refreshed, WorkError> {
         ctx.check()?;
         let left = ctx.statement_ms_left();
+        session.query(HEAR_WARNINGS_SQL, &[])?;
         session.execute_batch(&format!("BEGIN; SET LOCAL statement_timeout = {left}"))?;
         ctx.phase("refreshing");
         let concurrently = if self.concurrently { "CONCURRENTLY " } else { "" };

@@ -276,3 +276,21 @@ fn maintain_is_a_privilege_from_17_on() {
     }
     its.target.run(&format!("DROP ROLE maintainer_{name}"));
 }
+
+#[test]
+fn what_the_server_warns_of_is_heard_whatever_the_login_wants_to_hear() {
+    let app = with_table();
+    app.target.run(&format!("ALTER DATABASE {} SET client_min_messages = 'error'", app.target.name()));
+    as_role(&app.target)
+        .execute_batch(
+            "CREATE FUNCTION public.loud(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+                 $$BEGIN RAISE WARNING 'loud'; RETURN $1; END$$;
+             CREATE TABLE public.l AS SELECT 1 AS id; CREATE INDEX ON public.l (public.loud(id));
+             CREATE MATERIALIZED VIEW public.v AS SELECT public.loud(id) FROM public.l",
+        )
+        .unwrap();
+    let warned = output(&app, &json!({"action": "analyze", "table": "l"}));
+    assert_eq!(warned["warnings"][0]["message"], "loud", "{warned}");
+    let job = app.ended(&app.submit(&json!({"kind": "refresh", "args": {"view": "v"}})));
+    assert_eq!(job["output"]["warnings"][0]["message"], "loud", "{job}");
+}

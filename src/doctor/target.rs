@@ -9,7 +9,7 @@ use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
+use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs};
 use crate::db::roles::DEMO_LOAD_LOCK;
 use crate::db::{DbError, targets};
 use crate::doctor::connect;
@@ -303,9 +303,7 @@ fn not_maintained(look: &mut Look<'_>, version: i32, tables: bool, (views, all_v
             schema: answer.text(row, 1).to_owned(),
             is_view: answer.text(row, 2) == "m",
             role: answer.text(row, 3).to_owned(),
-            owner: answer.text(row, 4).to_owned(),
-            owner_is_strong: answer.is(row, 5),
-            is_member: answer.is(row, 6),
+            owner: Owner::from(|column| answer.text(row, 4 + column)),
         })
         .collect()
     };
@@ -337,7 +335,7 @@ fn not_maintained(look: &mut Look<'_>, version: i32, tables: bool, (views, all_v
 /// The statements for all of these, each once.
 fn lets(theirs: &[Theirs], version: i32) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
-    for sql in theirs.iter().take(NAMED).flat_map(|theirs| theirs.sql(version)) {
+    for sql in theirs.iter().take(NAMED).flat_map(|theirs| theirs.sql(version, false)) {
         if !all.contains(&sql) {
             all.push(sql);
         }

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
+use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs, as_a_superuser};
 use crate::kinds::context::{HEAR_WARNINGS_SQL, Warning, WorkContext};
 use crate::kinds::names::Named;
 use crate::kinds::validate::{Validation, look_at_target};
@@ -159,9 +159,7 @@ impl View {
                 schema: text(5).to_owned(),
                 is_view: true,
                 role: text(6).to_owned(),
-                owner: text(7).to_owned(),
-                owner_is_strong: text(8) == "t",
-                is_member: text(9) == "t",
+                owner: Owner::from(|column| text(7 + column)),
             },
         })
     }
@@ -172,9 +170,9 @@ impl View {
                 ErrorCode::PermissionDenied,
                 format!("{}, the role of the target, may not refresh {}", self.theirs.role, self.name),
                 format!(
-                    "the role has to be a member of the view's owner {}, or from Postgres 17 on have MAINTAIN; as a superuser: {}",
-                    self.theirs.owner,
-                    self.theirs.sql(session.server_version()).join("; ")
+                    "the role has to be a member of the view's owner {}, or from Postgres 17 on have MAINTAIN{}",
+                    self.theirs.owner.name,
+                    as_a_superuser(&[&self.theirs], session.server_version(), false)
                 ),
             );
         }

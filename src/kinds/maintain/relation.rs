@@ -2,7 +2,7 @@
 
 use super::Action;
 use super::tables::not_allowed;
-use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
+use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs};
 use crate::kinds::WorkError;
 use crate::kinds::names::Named;
 use crate::pq::Session;
@@ -108,21 +108,19 @@ impl Relation {
         };
         let rows = session.query(
             &format!(
-                "SELECT current_user, {OWNER_SQL}, c.relkind = 'm' FROM pg_catalog.pg_class c
+                "SELECT current_user, c.relkind = 'm', {OWNER_SQL} FROM pg_catalog.pg_class c
                   WHERE c.oid = $1::oid AND NOT {allowed}"
             ),
             &[Some(&self.oid)],
         )?;
         if !rows.is_empty() {
-            let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
+            let text = |column| rows.get(0, column).unwrap_or_default();
             let theirs = Theirs {
                 name: self.table.clone(),
                 schema: self.schema.clone(),
-                is_view: text(4) == "t",
-                role: text(0),
-                owner: text(1),
-                owner_is_strong: text(2) == "t",
-                is_member: text(3) == "t",
+                is_view: text(1) == "t",
+                role: text(0).to_owned(),
+                owner: Owner::from(|column| text(2 + column)),
             };
             return Err(not_allowed(version, action, &[&theirs]));
         }

@@ -123,20 +123,9 @@ impl Work for Execute {
 
 /// What the server never runs in a transaction, and so not in an `execute`.
 pub(super) fn not_in_a_transaction(sql: &str) -> Option<WorkError> {
-    let words = first_words(sql, 6);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let alone = match words.as_slice() {
-        ["VACUUM", ..] | ["ALTER", "SYSTEM", ..] => true,
-        ["CREATE" | "DROP", "DATABASE" | "TABLESPACE" | "SUBSCRIPTION", ..] => true,
-        ["CREATE" | "DROP" | "REINDEX", rest @ ..] => rest.contains(&"CONCURRENTLY"),
-        _ => false,
-    };
-    alone.then(|| {
-        let error = JobError::new(ErrorCode::StatementNotAllowed, "this statement can't run in a transaction");
-        WorkError::Fail(
-            error.with_hint("execute runs its statements in one; see the kind maintain for indexes and VACUUM"),
-        )
-    })
+    let hint = hints::outside_of_transactions(sql)?;
+    let error = JobError::new(ErrorCode::StatementNotAllowed, "this statement can't run in a transaction");
+    Some(WorkError::Fail(error.with_hint(hint)))
 }
 
 /// What is wrong with a statement as far as its first words show it.

@@ -6,6 +6,7 @@ use crate::db::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs};
 use crate::kinds::WorkError;
 use crate::kinds::names::Named;
 use crate::pq::Session;
+use crate::pq::quote::identifier;
 use crate::queue::{ErrorCode, JobError};
 
 /// A table, and one of its indexes where that is what was named.
@@ -125,6 +126,22 @@ impl Relation {
             return Err(not_allowed(version, action, &[&theirs]));
         }
         self.may_be_written(session)
+    }
+
+    /// An index is made in its table's schema, by the role itself.
+    pub fn may_get_an_index(&self, session: &mut Session) -> Result<(), WorkError> {
+        let rows = session.query(
+            "SELECT current_user WHERE NOT pg_catalog.has_schema_privilege($1, 'CREATE')",
+            &[Some(&self.schema)],
+        )?;
+        let Some(role) = rows.get(0, 0) else { return Ok(()) };
+        let message = format!("{role}, the role of the target, may not create anything in the schema {}", self.schema);
+        let hint = format!(
+            "an index is made in its table's schema; in psql, as the schema's owner: GRANT CREATE ON SCHEMA {} TO {}",
+            identifier(&self.schema),
+            identifier(role)
+        );
+        Err(WorkError::Fail(JobError::new(ErrorCode::PermissionDenied, message).with_hint(hint)))
     }
 
     /// A REINDEX that fails on a target that can only be read would leave what nobody may drop.

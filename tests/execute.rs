@@ -2,6 +2,7 @@
 //! and logs of jobs.
 
 mod left_out;
+mod outside;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -106,7 +107,7 @@ fn a_statement_that_fails_takes_all_back_and_is_named() {
         assert!(job["error"]["message"].as_str().unwrap().starts_with("/statements/1"), "{job}");
     }
     let job = run(&app, &json!([{"sql": "VACUUM public.t"}]));
-    assert!(job["error"]["hint"].as_str().unwrap().contains("one transaction"), "{job}");
+    assert!(job["error"]["hint"].as_str().unwrap().contains("outside of a transaction"), "{job}");
     assert_eq!(app.target.count("SELECT count(*) FROM public.t"), 0);
     // The sessions that failed hurt no later job.
     for n in 0..6 {

@@ -13,6 +13,7 @@ mod invalid;
 mod leavings;
 mod parts;
 mod skipped;
+mod validate;
 
 const OLD_SNAPSHOTS: &str = "waiting for old snapshots";
 

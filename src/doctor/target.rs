@@ -19,7 +19,7 @@ use crate::dsn::Dsn;
 use crate::pq::quote::{identifier, text_array};
 use crate::queue::fleet::workers::DEAD_AFTER;
 use crate::target;
-use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
+use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs};
 
 /// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than
 /// they are.
@@ -305,9 +305,7 @@ fn not_maintained(look: &mut Look<'_>, version: i32, tables: bool, (views, all_v
             schema: answer.text(row, 1).to_owned(),
             is_view: answer.text(row, 2) == "m",
             role: answer.text(row, 3).to_owned(),
-            owner: answer.text(row, 4).to_owned(),
-            owner_is_strong: answer.is(row, 5),
-            is_member: answer.is(row, 6),
+            owner: Owner::from(|column| answer.text(row, 4 + column)),
         })
         .collect()
     };
@@ -339,7 +337,7 @@ fn not_maintained(look: &mut Look<'_>, version: i32, tables: bool, (views, all_v
 /// The statements for all of these, each once.
 fn lets(theirs: &[Theirs], version: i32) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
-    for sql in theirs.iter().take(NAMED).flat_map(|theirs| theirs.sql(version)) {
+    for sql in theirs.iter().take(NAMED).flat_map(|theirs| theirs.sql(version, false)) {
         if !all.contains(&sql) {
             all.push(sql);
         }

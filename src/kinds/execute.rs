@@ -125,20 +125,9 @@ impl Work for Execute {
 
 /// What the server never runs in a transaction, and so not in an `execute`.
 pub(super) fn not_in_a_transaction(sql: &str) -> Option<WorkError> {
-    let words = first_words(sql, 6);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let alone = match words.as_slice() {
-        ["VACUUM", ..] | ["ALTER", "SYSTEM", ..] => true,
-        ["CREATE" | "DROP", "DATABASE" | "TABLESPACE" | "SUBSCRIPTION", ..] => true,
-        ["CREATE" | "DROP" | "REINDEX", rest @ ..] => rest.contains(&"CONCURRENTLY"),
-        _ => false,
-    };
-    alone.then(|| {
-        let error = JobError::new(ErrorCode::StatementNotAllowed, "this statement can't run in a transaction");
-        WorkError::Fail(
-            error.with_hint("execute runs its statements in one; see the kind maintain for indexes and VACUUM"),
-        )
-    })
+    let hint = hints::outside_of_transactions(sql)?;
+    let error = JobError::new(ErrorCode::StatementNotAllowed, "this statement can't run in a transaction");
+    Some(WorkError::Fail(error.with_hint(hint)))
 }
 
 /// What is wrong with a statement as far as its first words show it.
@@ -164,12 +153,10 @@ impl Execute {
     /// Everything but the COMMIT.
     fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>) -> Result<Executed, WorkError> {
         session.execute_batch("BEGIN")?;
-        left_out::hear_warnings(session)?;
         let begun = transaction(session)?;
         let mut statements = Vec::with_capacity(self.statements.len());
         for (n, statement) in self.statements.iter().enumerate() {
             ctx.check()?;
-            set_timeout(session, ctx)?;
             let before = Before::look(ctx, session, &statement.sql)?;
             let mut count = statement.run(session).map_err(|error| at(n, error))?;
             // A COMMIT AND CHAIN leaves the session in a transaction: in another one.
@@ -177,8 +164,7 @@ impl Execute {
             if ended || session.transaction_status() != TransactionStatus::InTransaction {
                 return Err(at(n, ended_the_transaction(ctx)));
             }
-            let warnings = ctx.take_warnings();
-            before.something_was_done(session, &count.command, &warnings).map_err(|error| at(n, error))?;
+            let warnings = before.something_was_done(ctx, session).map_err(|error| at(n, error))?;
             count.warned(warnings);
             ctx.count(|statistics| {
                 statistics.rows_affected = statistics.rows_affected.saturating_add(count.rows_affected);
@@ -291,11 +277,6 @@ fn transaction(session: &mut Session) -> Result<String, WorkError> {
         &[],
     )?;
     Ok(rows.get(0, 0).unwrap_or_default().to_owned())
-}
-
-fn set_timeout(session: &mut Session, ctx: &WorkContext<'_>) -> Result<(), WorkError> {
-    let left = ctx.statement_ms_left();
-    session.execute_batch(&format!("SET LOCAL statement_timeout = {left}")).map_err(WorkError::from)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! | `relation` | the table or index, as the catalog has it, and what the role may do with it |
 //! | `definition` | the index that is to be created, and whether it is there |
 //! | `compare` | whether two indexes are the same |
+//! | `trial` | for which argument the server takes no such index |
 //! | `build` | REINDEX, and CREATE INDEX of one table |
 //! | `partitions`, `parents` | CREATE INDEX of a partitioned table, by parts |
 //! | `drop` | DROP INDEX |
@@ -19,6 +20,7 @@
 //! | `tables` | the tables that a VACUUM or an ANALYZE goes through, and which of them were done |
 //! | `rebuilt` | the indexes that a REINDEX goes through, and which of them were rebuilt |
 //! | `skipped` | what was left out, and when that is a failure |
+//! | `validate` | what a run would refuse |
 
 use std::time::{Duration, Instant};
 
@@ -26,11 +28,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::fate::SAFE_COMMITS_SQL;
+use crate::kinds::backfill::Misplaced;
 use crate::kinds::planning::look_at_target;
 use crate::kinds::reads;
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError, RawJson};
-use crate::work::context::{Warning, WorkContext};
+use crate::work::context::{HEAR_WARNINGS_SQL, Warning, WorkContext};
 use crate::work::validation::Validation;
 use crate::work::{ArgError, CleanedUp, Work, WorkError};
 
@@ -49,6 +52,8 @@ mod skipped;
 mod statement;
 mod storage;
 mod tables;
+mod trial;
+mod validate;
 
 pub use arguments::IndexColumn;
 pub use locks::TRIES;
@@ -263,7 +268,7 @@ impl Work for Maintain {
             Action::Vacuum | Action::Analyze => reads::must_be_primary,
             Action::Reindex | Action::CreateIndex | Action::DropIndex => reads::must_write,
         };
-        look_at_target(ctx, needs, |_| Ok(()))
+        look_at_target(ctx, needs, |session| self.look(session).map_err(Misplaced::apart))
     }
 
     fn run(&self, ctx: &mut WorkContext<'_>) -> Result<Maintained, WorkError> {
@@ -297,6 +302,7 @@ impl Maintain {
         let mut session = ctx.session()?;
         // An index that was there when the job succeeded is there after a crash of its server.
         session.execute_batch(SAFE_COMMITS_SQL)?;
+        session.query(HEAR_WARNINGS_SQL, &[])?;
         let session = &mut *session;
         if self.action == Action::DropIndex {
             let steps = Steps { ctx, session, timeout: self.lock_timeout(ctx), own, dropped: Vec::new(), tries: 0 };
@@ -327,39 +333,39 @@ impl Maintain {
     }
 
     /// What is to be done about an error that the server has no hint for.
-    fn explained(&self, error: WorkError) -> WorkError {
-        let explain = |error: JobError| {
-            // One in a statement of ours says nothing to the caller; of an expression that was tried alone it does.
-            let ours = self.action == Action::CreateIndex && !error.message.starts_with('/');
-            let error = JobError { position: error.position.filter(|_| !ours), ..error };
-            let hint = match error.sqlstate.as_deref() {
-                Some(skipped::NOT_SUPPORTED) if self.rebuilds_concurrently() && error.code == ErrorCode::SqlError => {
-                    return JobError { code: ErrorCode::NotSupported.into(), ..error }
-                        .with_hint(rebuilt::NOT_CONCURRENTLY);
-                }
-                Some("23505") if self.action == Action::CreateIndex => {
-                    "the rows must be unique in these columns before the index can be"
-                }
-                Some("42501") if self.action == Action::CreateIndex => {
-                    "the role of the target needs USAGE and CREATE on the schema, and CREATE on the tablespace where one is \
+    fn explain(&self, error: JobError) -> JobError {
+        // One in a statement of ours says nothing to the caller; of an expression that was tried alone it does.
+        let ours = self.action == Action::CreateIndex && !error.message.starts_with('/');
+        let error = JobError { position: error.position.filter(|_| !ours), ..error };
+        let hint = match error.sqlstate.as_deref() {
+            Some(skipped::NOT_SUPPORTED) if self.rebuilds_concurrently() && error.code == ErrorCode::SqlError => {
+                return JobError { code: ErrorCode::NotSupported.into(), ..error }.with_hint(rebuilt::NOT_CONCURRENTLY);
+            }
+            Some("23505") if self.action == Action::CreateIndex => {
+                "the rows must be unique in these columns before the index can be"
+            }
+            Some("42501") if self.action == Action::CreateIndex => {
+                "the role of the target needs USAGE and CREATE on the schema, and CREATE on the tablespace where one is \
                      named; in psql, as the owner: GRANT USAGE, CREATE ON SCHEMA … TO …"
-                }
-                Some("42P17") if self.action == Action::CreateIndex => {
-                    "an index holds only what functions give that are marked IMMUTABLE; what depends on a setting, such as \
+            }
+            Some("42P17") if self.action == Action::CreateIndex => {
+                "an index holds only what functions give that are marked IMMUTABLE; what depends on a setting, such as \
                      the time zone, isn't: write t AT TIME ZONE 'UTC', say"
-                }
-                Some("42704") if self.tablespace.is_some() => "SELECT spcname FROM pg_tablespace lists the tablespaces",
-                Some("42501") => {
-                    "the role of the target needs USAGE on the schema; in psql, as its owner: GRANT USAGE ON SCHEMA … TO …"
-                }
-                _ => return error,
-            };
-            if error.hint.is_some() { error } else { error.with_hint(hint) }
+            }
+            Some("42704") if self.tablespace.is_some() => "SELECT spcname FROM pg_tablespace lists the tablespaces",
+            Some("42501") => {
+                "the role of the target needs USAGE on the schema; in psql, as its owner: GRANT USAGE ON SCHEMA … TO …"
+            }
+            _ => return error,
         };
+        if error.hint.is_some() { error } else { error.with_hint(hint) }
+    }
+
+    fn explained(&self, error: WorkError) -> WorkError {
         match error {
             // Another attempt looks whether it is what was wanted.
             error if self.action == Action::CreateIndex && name_was_taken(&error) => taken(error),
-            WorkError::Fail(error) => WorkError::Fail(explain(error)),
+            WorkError::Fail(error) => WorkError::Fail(self.explain(error)),
             error => error,
         }
     }

@@ -11,8 +11,8 @@ use crate::kinds::planning::look_at_target;
 use crate::kinds::reads;
 use crate::pq::Session;
 use crate::queue::{ErrorCode, JobError};
-use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
-use crate::work::context::{Warning, WorkContext};
+use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs, as_a_superuser};
+use crate::work::context::{HEAR_WARNINGS_SQL, Warning, WorkContext};
 use crate::work::validation::Validation;
 use crate::work::{ArgError, Work, WorkError, exactly_once};
 
@@ -87,6 +87,7 @@ impl Refresh {
     fn up_to_commit(&self, session: &mut Session, ctx: &WorkContext<'_>, view: &View) -> Result<Refreshed, WorkError> {
         ctx.check()?;
         let left = ctx.statement_ms_left();
+        session.query(HEAR_WARNINGS_SQL, &[])?;
         session.execute_batch(&format!("BEGIN; SET LOCAL statement_timeout = {left}"))?;
         ctx.phase("refreshing");
         let concurrently = if self.concurrently { "CONCURRENTLY " } else { "" };
@@ -160,9 +161,7 @@ impl View {
                 schema: text(5).to_owned(),
                 is_view: true,
                 role: text(6).to_owned(),
-                owner: text(7).to_owned(),
-                owner_is_strong: text(8) == "t",
-                is_member: text(9) == "t",
+                owner: Owner::from(|column| text(7 + column)),
             },
         })
     }
@@ -173,9 +172,9 @@ impl View {
                 ErrorCode::PermissionDenied,
                 format!("{}, the role of the target, may not refresh {}", self.theirs.role, self.name),
                 format!(
-                    "the role has to be a member of the view's owner {}, or from Postgres 17 on have MAINTAIN; as a superuser: {}",
-                    self.theirs.owner,
-                    self.theirs.sql(session.server_version()).join("; ")
+                    "the role has to be a member of the view's owner {}, or from Postgres 17 on have MAINTAIN{}",
+                    self.theirs.owner.name,
+                    as_a_superuser(&[&self.theirs], session.server_version(), false)
                 ),
             );
         }

@@ -106,6 +106,10 @@ pub struct Notice {
     pub sqlstate: String,
     /// What it says.
     pub message: String,
+    /// The function of the server's source that says it.
+    pub function: String,
+    /// The line of the server's source: the same for the same message of one server.
+    pub line: String,
 }
 
 impl Notice {

@@ -404,6 +404,8 @@ unsafe extern "C" fn receive_notice(arg: *mut c_void, result: *const pq::PGresul
         severity: field(result, pq::PG_DIAG_SEVERITY_NONLOCALIZED).unwrap_or_default(),
         sqlstate: field(result, pq::PG_DIAG_SQLSTATE).unwrap_or_default(),
         message: field(result, pq::PG_DIAG_MESSAGE_PRIMARY).unwrap_or_default(),
+        function: field(result, pq::PG_DIAG_SOURCE_FUNCTION).unwrap_or_default(),
+        line: field(result, pq::PG_DIAG_SOURCE_LINE).unwrap_or_default(),
     };
     let mut notices = notices.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(sink) = &mut notices.sink {

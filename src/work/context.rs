@@ -37,8 +37,9 @@ use crate::work::{States, WorkError};
 
 pub use limits::unknown_time_zone;
 pub use waits::{Looks, Waits};
+use warnings::Heard;
 pub use warnings::Warning;
-pub(crate) use warnings::Warnings;
+pub(crate) use warnings::{HEAR_WARNINGS_SQL, Unlogged, Warnings};
 
 /// Between two tries to reach the queue.
 const QUEUE_PAUSE: Duration = Duration::from_millis(250);
@@ -61,7 +62,7 @@ pub struct Services {
 pub struct Said {
     progress: Mutex<Progress>,
     log: Mutex<LogBuffer>,
-    warnings: Mutex<Warnings>,
+    heard: Mutex<Heard>,
     /// Transactions that were recorded, or may have been.
     recorded: AtomicI32,
     waits: Mutex<Waits>,
@@ -532,7 +533,9 @@ impl<'a> WorkContext<'a> {
 }
 
 fn say_notice(said: &Said, notice: Notice) {
-    said.hear(&notice);
+    if !said.hear(&notice) {
+        return;
+    }
     let level = match notice.severity.as_str() {
         severity if severity.starts_with("DEBUG") => LogLevel::Debug,
         "NOTICE" => LogLevel::Notice,

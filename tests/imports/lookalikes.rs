@@ -124,6 +124,8 @@ fn names_that_look_alike_are_told_apart() {
     }
     let job = import(&app, CSV, "{\"id\":1}\n", &json!({"table": "t"}));
     told(&job, "unknown_columns", "the file looks like JSON", "format to ndjson");
+    let twice = import(&app, CSV, "id,First Name,id\n1,a,2\n", &json!({"table": "t"}));
+    told(&twice, "duplicate_columns", "the column id twice: names 1 and 3 are the same", "leave it out of the file");
     let args = json!({"table": "t", "columns": ["ID"]});
     told(&import(&app, CSV, "x\n1\n", &args), "unknown_columns", "ID (capital and small letters differ", "");
 }

@@ -176,18 +176,37 @@ fn an_expression_is_one_and_nothing_else() {
         }
     }
     // What is one, and what an index can't have.
-    for (args, told) in [
-        (alone("(SELECT 1)"), "subquer"),
-        (alone("num, id"), "pseudo-type"),
-        (alone("count(*)"), "aggregate"),
-        (alone("now()::text || name"), "IMMUTABLE"),
-        (filtered("num"), "boolean"),
-        (filtered("num > random()"), "IMMUTABLE"),
+    for (args, pointer, told) in [
+        (alone("(SELECT 1)"), "/columns/0/expression: ", "subquer"),
+        (alone("num, id"), "/columns/0/expression: ", "pseudo-type"),
+        (alone("count(*)"), "/columns/0/expression: ", "aggregate"),
+        (alone("now()::text || name"), "/columns/0/expression: ", "IMMUTABLE"),
+        (index(&json!(["id", {"expression": "now()"}]), &json!({})), "/columns/1/expression: ", "IMMUTABLE"),
+        (
+            index(&json!(["id", {"expression": "point(num, 1)"}]), &json!({})),
+            "/columns/1/expression: ",
+            "operator class",
+        ),
+        (filtered("num"), "/where: ", "boolean"),
+        (filtered("num > random()"), "/where: ", "IMMUTABLE"),
+        (index(&json!(["num"]), &json!({"tablespace": "none"})), "/tablespace: ", "none"),
+        (filtered("public.t.num > 1"), "/where: ", "FROM-clause"),
+        (alone("public.t.num + 1"), "/columns/0/expression: ", "FROM-clause"),
     ] {
         let job = run(&app, &args);
         assert_eq!(code(&job), ("failed", "sql_error"), "{job}");
-        assert!(job["error"]["message"].as_str().unwrap().contains(told), "{job}");
-        assert_eq!(job["error"]["position"], Value::Null, "{job}");
+        let message = job["error"]["message"].as_str().unwrap();
+        assert!(message.starts_with(pointer) && message.contains(told), "{job}");
+        let looked = app.post("/v1/jobs/validate", &super::job(&args)).json();
+        let problem = &looked["problems"][0];
+        assert_eq!(
+            (&problem["pointer"], &problem["error"]["sqlstate"]),
+            (&json!(format!("/args{}", pointer.trim_end_matches(": "))), &job["error"]["sqlstate"]),
+            "{looked}"
+        );
+        if told != "FROM-clause" {
+            assert_eq!(job["error"]["position"], Value::Null, "{job}");
+        }
         assert!(told != "IMMUTABLE" || hint(&job).contains("IMMUTABLE"), "{job}");
     }
     assert_eq!(app.target.count("SELECT count(*) FROM public.witness"), 0);
@@ -393,4 +412,40 @@ fn builds_beside_a_long_query_end_well_and_name_the_job_in_their_way() {
         assert_eq!((&job["state"], &job["attempt"]), (&json!("succeeded"), &json!(1)), "{job}");
     }
     assert!(valid(&app.target, "public.i") && valid(&app.target, "public.j"));
+}
+
+/// The job of a hint, as a caller would take it from there.
+fn job_of(hint: &str) -> Option<Value> {
+    let (_, rest) = hint.split_once("drop it by ")?;
+    serde_json::Deserializer::from_str(rest).into_iter().next()?.ok()
+}
+
+#[test]
+fn what_is_in_the_way_is_dropped_by_the_job_that_is_named_or_none_is() {
+    let app = with_table();
+    as_role(&app.target)
+        .execute_batch(
+            "CREATE TABLE public.p (id int, num int) PARTITION BY LIST (id); CREATE INDEX whole ON public.p (num);
+             CREATE TABLE public.p1 PARTITION OF public.p FOR VALUES IN (1); CREATE INDEX alone ON public.t (num)",
+        )
+        .unwrap();
+    for (table, name, dropped) in
+        [("t", "alone", true), ("t", "t_pkey", false), ("p1", "p1_num_idx", false), ("p", "whole", true)]
+    {
+        let wanted = json!({"action": "create_index", "table": table, "name": name, "columns": ["num", "id"]});
+        let failed = run(&app, &wanted);
+        assert_eq!(code(&failed), ("failed", "index_exists"), "{failed}");
+        let named = job_of(hint(&failed));
+        if name == "t_pkey" {
+            assert!(hint(&failed).contains("DROP CONSTRAINT t_pkey") && named.is_none(), "{failed}");
+            continue;
+        }
+        if !dropped {
+            assert!(hint(&failed).contains("a part of the partitioned index public.whole"), "{failed}");
+            continue;
+        }
+        let job = app.ended(&app.submit(&named.unwrap_or_else(|| panic!("{failed}"))));
+        assert_eq!(job["state"], "succeeded", "{job}");
+        assert_eq!(output(&app, &wanted)["index"]["was_there"], false);
+    }
 }

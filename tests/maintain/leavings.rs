@@ -83,3 +83,34 @@ fn a_checkpoint_of_a_job_that_left_nothing_goes_with_it() {
     dropped_by_itself(&app.queue, &app.target);
     assert!(valid(&app.target, "public.v"));
 }
+
+#[test]
+fn nobody_waits_long_behind_a_table_that_is_to_be_locked_for_an_incomplete_index() {
+    let app = super::with_table();
+    as_role(&app.target)
+        .execute_batch(
+            "CREATE TABLE public.p (id int) PARTITION BY LIST (id); CREATE TABLE public.p1 PARTITION OF public.p FOR VALUES IN (1)",
+        )
+        .unwrap();
+    let mut writer = app.target.session();
+    writer.execute_batch("BEGIN; INSERT INTO public.p1 VALUES (1)").unwrap();
+    let id = app.submit(&job(&json!({"action": "create_index", "table": "p", "name": "p_i", "columns": ["id"]})));
+    eventually("it builds", || builds(&app.target, "waiting for writers before build"));
+    let mut reader = app.target.session();
+    reader.execute_batch("BEGIN; SELECT FROM ONLY public.p").unwrap();
+    assert_eq!(app.post(&format!("/v1/jobs/{id}/cancel"), &json!({})).status, 202);
+    assert_eq!(app.ended(&id)["state"], "cancelled");
+    writer.execute_batch("COMMIT").unwrap();
+    eventually("a worker waits for the table", || {
+        app.queue.run("UPDATE job_checkpoints SET looked_at = now() - interval '1 minute' WHERE leaves");
+        app.target.count(
+            "SELECT count(*) FROM pg_locks WHERE relation = 'public.p'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted
+                AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        ) == 1
+    });
+    // Who comes behind it goes on soon: the worker itself would have five seconds.
+    let mut another = app.target.session();
+    another.execute_batch("SET lock_timeout = '3s'; SELECT FROM public.p").unwrap();
+    reader.execute_batch("COMMIT").unwrap();
+    dropped_by_itself(&app.queue, &app.target);
+}

@@ -4,6 +4,8 @@
 
 use serde_json::{Value, json};
 
+use slowlane::pq::Session;
+
 use super::{as_role, code, hint, job, log, output, run, with_table};
 use crate::support::app::TestApp;
 use crate::support::postgres::{Database, Postgres};
@@ -275,4 +277,86 @@ fn maintain_is_a_privilege_from_17_on() {
         assert_eq!(skipped(&output(&its, args)), [], "{args}");
     }
     its.target.run(&format!("DROP ROLE maintainer_{name}"));
+}
+
+#[test]
+fn what_the_server_warns_of_is_heard_whatever_the_login_wants_to_hear() {
+    let app = with_table();
+    app.target.run(&format!("ALTER DATABASE {} SET client_min_messages = 'error'", app.target.name()));
+    as_role(&app.target)
+        .execute_batch(
+            "CREATE FUNCTION public.loud(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS
+                 $$BEGIN RAISE WARNING 'loud'; RETURN $1; END$$;
+             CREATE TABLE public.l AS SELECT 1 AS id; CREATE INDEX ON public.l (public.loud(id));
+             CREATE MATERIALIZED VIEW public.v AS SELECT public.loud(id) FROM public.l",
+        )
+        .unwrap();
+    let warned = output(&app, &json!({"action": "analyze", "table": "l"}));
+    assert_eq!(warned["warnings"][0]["message"], "loud", "{warned}");
+    let job = app.ended(&app.submit(&json!({"kind": "refresh", "args": {"view": "v"}})));
+    assert_eq!(job["output"]["warnings"][0]["message"], "loud", "{job}");
+}
+
+/// What comes with a refusal is run as it is: the role then can, and whoever owned the table still can.
+#[test]
+fn the_sql_of_a_refusal_lets_the_role() {
+    let postgres = Postgres::shared();
+    let (target, password) = (postgres.work(), postgres.work().dsn.get("password").unwrap().to_owned());
+    let name = target.name().to_owned();
+    // Neither inherits by itself, as from 16 on each membership says; the one that owns may create roles.
+    let (work, strong, plain) = (format!("work_{name}"), format!("strong_{name}"), format!("plain_{name}"));
+    target.run(&format!(
+        "CREATE ROLE {work} LOGIN NOINHERIT PASSWORD '{password}'; CREATE ROLE {strong} LOGIN NOINHERIT CREATEROLE PASSWORD '{password}';
+         CREATE ROLE {plain}; GRANT ALL ON SCHEMA public TO {work}, {strong}, {plain};
+         CREATE TABLE public.s (id int); ALTER TABLE public.s OWNER TO {strong};
+         CREATE TABLE public.z (id int); CREATE TABLE public.o (id int); ALTER TABLE public.o OWNER TO {plain};
+         CREATE MATERIALIZED VIEW public.sv AS SELECT id FROM public.s; ALTER MATERIALIZED VIEW public.sv OWNER TO {strong};
+         CREATE MATERIALIZED VIEW public.ov AS SELECT id FROM public.o; ALTER MATERIALIZED VIEW public.ov OWNER TO {plain}",
+    ));
+    let login = |role: &str| target.dsn.clone().with("user", role);
+    let app = TestApp::on(postgres.queue(), Database { dsn: login(&work), ..target.clone() }, |_| {});
+    let maintain = |table: &str, action: &str| job(&json!({"action": action, "table": table}));
+    let create = |table: &str| {
+        job(&json!({"action": "create_index", "table": table, "name": format!("{table}_i"), "columns": ["id"]}))
+    };
+    let refresh = |view: &str| json!({"kind": "refresh", "args": {"view": view}});
+    for wanted in [
+        maintain("s", "vacuum"),
+        maintain("z", "analyze"),
+        maintain("o", "reindex"),
+        refresh("sv"),
+        refresh("ov"),
+        create("s"),
+        create("z"),
+        create("o"),
+    ] {
+        let first = app.ended(&app.submit(&wanted));
+        if first["state"] == "succeeded" {
+            // What was printed for another one of the same owner's.
+            continue;
+        }
+        assert_eq!(code(&first), ("failed", "permission_denied"), "{first}");
+        let (_, sql) = hint(&first).split_once("as a superuser: ").unwrap_or_else(|| panic!("{first}"));
+        for _ in 0..2 {
+            target.run(sql);
+        }
+        let then = app.ended(&app.submit(&wanted));
+        assert_eq!(then["state"], "succeeded", "{sql}: {then}");
+    }
+    // Its memberships let it change what it has owned, and a superuser needs none.
+    let mut owner = Session::connect(&login(&strong)).unwrap();
+    owner.execute_batch("INSERT INTO public.s VALUES (1); SELECT * FROM public.s").unwrap();
+    let version = target.version();
+    if version >= 160_000 {
+        owner.execute_batch("ALTER TABLE public.s ADD COLUMN more int").unwrap();
+    }
+    // What is the server's own stays so.
+    let failed = app.ended(&app.submit(&maintain("pg_catalog.pg_authid", "vacuum")));
+    assert_eq!(code(&failed), ("failed", "permission_denied"), "{failed}");
+    assert!(hint(&failed).contains("of the server's own") && !hint(&failed).contains("GRANT"), "{failed}");
+    drop(owner);
+    target.run(&format!(
+        "REASSIGN OWNED BY {strong}, {plain}, {work}_owner TO CURRENT_USER; DROP OWNED BY {strong}, {plain}, {work}, {work}_owner;
+         DROP ROLE {strong}, {plain}, {work}_owner"
+    ));
 }

@@ -24,6 +24,15 @@ impl Misplaced {
         Misplaced { unsaid: true, ..Misplaced::at(pointer, error) }
     }
 
+    /// With more in its error.
+    pub fn explained(self, explain: impl FnOnce(JobError) -> JobError) -> Misplaced {
+        let error = match self.error {
+            WorkError::Fail(error) => WorkError::Fail(explain(error)),
+            other => other,
+        };
+        Misplaced { error, ..self }
+    }
+
     /// The argument, and the error.
     pub fn apart(self) -> (String, WorkError) {
         (self.pointer, self.error)

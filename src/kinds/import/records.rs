@@ -68,6 +68,8 @@ pub(super) struct Records<'c> {
     in_quotes: bool,
     /// The line on which the quotes opened.
     opened: u64,
+    /// What is behind the quote that closed last: a quote there is a doubled one, and opens nothing anew.
+    behind_closing: Option<usize>,
     returns: Returns,
     line: u64,
     /// Line feeds and lone carriage returns within the record.
@@ -93,6 +95,7 @@ impl<'c> Records<'c> {
             looked: 0,
             in_quotes: false,
             opened: 0,
+            behind_closing: None,
             returns: if csv.is_some() { Returns::Unknown } else { Returns::AreData },
             line: 1,
             feeds: 0,
@@ -171,7 +174,11 @@ impl<'c> Records<'c> {
                 }
                 byte if self.quotes(byte) => {
                     self.in_quotes = !self.in_quotes;
-                    self.opened = self.line.saturating_add(self.feeds).saturating_add(self.returned());
+                    if !self.in_quotes {
+                        self.behind_closing = Some(behind);
+                    } else if self.behind_closing != Some(at) {
+                        self.opened = self.line.saturating_add(self.feeds).saturating_add(self.returned());
+                    }
                 }
                 // An escape of nothing.
                 _ => {}
@@ -223,12 +230,13 @@ impl<'c> Records<'c> {
         let record = Record { start: self.start, end, line: self.line, lines, spans, ending };
         self.line = self.line.saturating_add(lines).saturating_add(self.returned());
         (self.start, self.looked, self.in_quotes) = (behind, behind, false);
-        (self.feeds, self.lone_returns) = (0, 0);
+        (self.feeds, self.lone_returns, self.behind_closing) = (0, 0, None);
         record
     }
 
     fn fill(&mut self) -> Result<(), WorkError> {
         self.buffer.drain(..self.start);
+        self.behind_closing = self.behind_closing.and_then(|behind| behind.checked_sub(self.start));
         (self.looked, self.start) = (self.looked.saturating_sub(self.start), 0);
         if self.buffer.len() > MAX_ROW_BYTES {
             let message = format!("line {}: the row that begins there is larger than {MAX_ROW_BYTES} bytes", self.line);
@@ -341,6 +349,9 @@ mod tests {
             ("a\nb,\"c\nd\ne", &[(1, 1, Ending::Line), (2, 3, Ending::InQuotes(2))]),
             ("a\n\"b\nc\",\"d\ne\n", &[(1, 1, Ending::Line), (2, 3, Ending::InQuotes(3))]),
             ("a\rb,\"c\rd\r", &[(1, 1, Ending::Line), (2, 2, Ending::InQuotes(2))]),
+            // A doubled quote opens nothing.
+            ("a\n\"b\nc\"\"\nd", &[(1, 1, Ending::Line), (2, 3, Ending::InQuotes(2))]),
+            ("a\n\"b\nc\",\"\"\"d", &[(1, 1, Ending::Line), (2, 2, Ending::InQuotes(3))]),
         ] {
             let mut records = read(file.as_bytes(), usual());
             let mut found = Vec::new();

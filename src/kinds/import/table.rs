@@ -123,7 +123,15 @@ impl Table {
                 );
             }
             if names.get(..n).unwrap_or_default().contains(name) {
-                return fail(ErrorCode::DuplicateColumns, format!("{whose} names the column {name} twice"));
+                let first = names.iter().position(|earlier| earlier == name).unwrap_or_default();
+                let message = format!(
+                    "{whose} names the column {name} twice: names {} and {} are the same",
+                    first.saturating_add(1),
+                    n.saturating_add(1)
+                );
+                let hint = "give one of them another name, or leave it out of the file; where they are right in another order, name \
+                            the columns in `columns`: then the header isn't read";
+                return Err(WorkError::Fail(JobError::new(ErrorCode::DuplicateColumns, message).with_hint(hint)));
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::locks::{DEADLOCK, FIRST_PAUSE, Locks, TRIES};
 use super::rebuilt::Rebuilt;
 use super::relation::Relation;
 use super::skipped::Told;
-use super::{Action, Maintain, Maintained, partitions, statement};
+use super::{Action, Maintain, Maintained, MaintainedParts, partitions, statement, trial};
 use crate::pq::Session;
 use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
@@ -99,6 +99,32 @@ impl Maintain {
             Action::CreateIndex => Some(Definition::find(steps.session, self, relation)?),
             _ => None,
         };
+        let made = self.indexed(relation, &mut steps, definition.as_ref());
+        match (made, &definition) {
+            // What the server has against it is told with its argument.
+            (Err(WorkError::Fail(error)), Some(definition)) if error.code == ErrorCode::SqlError => {
+                let told = trial::refusal(steps.session, definition, relation).ok().flatten();
+                Err(told.map_or(WorkError::Fail(error), WorkError::from))
+            }
+            (made, definition) => {
+                let (told, parts, there) = made?;
+                if let Some(start) = steps.own.as_ref() {
+                    indexes::settle(steps.ctx, steps.session, start)?;
+                }
+                let was_there = there == There::Whole || definition.is_none();
+                let built = self.built(steps, relation, definition.as_ref(), was_there, told)?;
+                Ok(Maintained { partitions: parts, ..built })
+            }
+        }
+    }
+
+    /// All of it but what is told of it.
+    fn indexed(
+        &self,
+        relation: &Relation,
+        steps: &mut Steps<'_, '_>,
+        definition: Option<&Definition>,
+    ) -> Result<(Told, Option<MaintainedParts>, There), WorkError> {
         steps.drop_left_over()?;
         let by_parts = self.concurrently() && relation.partitioned && definition.is_some();
         let mut locks = steps.locks(relation);
@@ -108,35 +134,33 @@ impl Maintain {
             (false, true) => locks.probe(steps.session)?,
             (false, false) => {}
         }
-        let there = match &definition {
+        let there = match definition {
             Some(definition) => definition.is_there(steps.session, relation)?,
             None => There::Nothing,
         };
+        if definition.is_some() && there == There::Nothing {
+            relation.may_get_an_index(steps.session)?;
+        }
         let mut parts = None;
-        let told = match (&definition, there) {
+        let told = match (definition, there) {
             (_, There::Whole) => Told::default(),
             (Some(definition), _) if by_parts => {
-                let made = parts.insert(partitions::create(&mut steps, relation, definition)?);
+                let made = parts.insert(partitions::create(steps, relation, definition)?);
                 Told { done: u64::try_from(made.built).unwrap_or(u64::MAX), ..Told::default() }
             }
             (Some(definition), There::Incomplete) => return Err(incomplete(definition)),
             (Some(_), _) => {
-                self.build(&mut steps, &mut locks, relation, definition.as_ref())?;
+                self.build(steps, &mut locks, relation, definition)?;
                 Told { done: 1, ..Told::default() }
             }
             (None, _) => {
                 let before = Rebuilt::look(steps.ctx, steps.session, relation, self.concurrently())?;
-                self.build(&mut steps, &mut locks, relation, None)?;
+                self.build(steps, &mut locks, relation, None)?;
                 before.told(steps.ctx, steps.session)?
             }
         };
         steps.count(&locks);
-        if let Some(start) = steps.own.as_ref() {
-            indexes::settle(steps.ctx, steps.session, start)?;
-        }
-        let was_there = there == There::Whole || definition.is_none();
-        let built = self.built(steps, relation, definition.as_ref(), was_there, told)?;
-        Ok(Maintained { partitions: parts, ..built })
+        Ok((told, parts, there))
     }
 
     /// One statement, concurrent or not.
@@ -198,7 +222,7 @@ impl Maintain {
     }
 }
 
-fn incomplete(definition: &Definition) -> WorkError {
+pub(super) fn incomplete(definition: &Definition) -> WorkError {
     let name = definition.qualified();
     let message = format!("{name} is there, and is incomplete: some partitions lack their index");
     let hint = "submit it without concurrently: false: then what is missing is built, and it becomes whole";

@@ -9,31 +9,35 @@ use uuid::Uuid;
 
 use super::arguments::{IndexColumn, IndexNulls, IndexOrder};
 use super::compare::{Alike, Words, described};
+use super::drop::{Dropping, dropping};
 use super::indexes::BEING_BUILT;
 use super::relation::Relation;
 use super::statement::{as_a_job, list};
 use super::{IndexMethod, Maintain};
-use crate::kinds::backfill::{Params, enclosed, try_expression};
+use crate::kinds::backfill::{Misplaced, Params, enclosed, try_expression};
 use crate::pq::quote::identifier;
 use crate::pq::{PqError, Session};
 use crate::queue::{ErrorCode, JobError};
 use crate::work::WorkError;
 
 /// An index as it is to be. All but `name` is quoted.
+#[derive(Clone)]
 pub(super) struct Definition {
     /// Its name as it is.
     pub name: String,
-    quoted_name: String,
-    quoted_schema: String,
+    pub quoted_name: String,
+    pub quoted_schema: String,
     pub unique: bool,
-    nulls_not_distinct: bool,
-    method: IndexMethod,
-    keys: Vec<String>,
-    included: Vec<String>,
-    storage: Vec<String>,
+    pub nulls_not_distinct: bool,
+    pub method: IndexMethod,
+    pub keys: Vec<String>,
+    /// The argument of each of them.
+    pub places: Vec<String>,
+    pub included: Vec<String>,
+    pub storage: Vec<String>,
     /// Its name as it is, where one was asked for.
-    tablespace: Option<String>,
-    condition: Option<String>,
+    pub tablespace: Option<String>,
+    pub condition: Option<String>,
 }
 
 /// What there is of an index already.
@@ -52,15 +56,17 @@ pub(super) fn quoted_columns(
     session: &mut Session,
     relation: &Relation,
     columns: &[IndexColumn],
-) -> Result<Vec<String>, WorkError> {
-    find_columns(session, relation, columns.iter().map(IndexColumn::name))
+) -> Result<Vec<String>, Misplaced> {
+    find_columns(session, relation, "/columns", columns.iter().map(IndexColumn::name).enumerate())
 }
 
+/// The columns of these names, each with its place in the argument at `pointer`.
 fn find_columns<'n>(
     session: &mut Session,
     relation: &Relation,
-    names: impl Iterator<Item = &'n str>,
-) -> Result<Vec<String>, WorkError> {
+    pointer: &str,
+    names: impl Iterator<Item = (usize, &'n str)>,
+) -> Result<Vec<String>, Misplaced> {
     let rows = session.query(
         "SELECT attname, pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute
           WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
@@ -68,22 +74,22 @@ fn find_columns<'n>(
     )?;
     let text = |row, column| rows.get(row, column).unwrap_or_default();
     let (mut found, mut unknown) = (Vec::new(), Vec::new());
-    for name in names {
+    for (n, name) in names {
         match (0..rows.len()).find(|row| text(*row, 0) == name) {
             Some(row) => found.push(text(row, 1).to_owned()),
-            None => unknown.push(name),
+            None => unknown.push((n, name)),
         }
     }
-    if unknown.is_empty() {
-        return Ok(found);
-    }
+    let Some((first, _)) = unknown.first() else { return Ok(found) };
     let known: Vec<&str> = (0..rows.len()).map(|row| text(row, 0)).collect();
-    let message = format!("{} doesn't have these columns: {}", relation.table, unknown.join(", "));
+    let names: Vec<&str> = unknown.iter().map(|(_, name)| *name).collect();
+    let message = format!("{} doesn't have these columns: {}", relation.table, names.join(", "));
     let mut hint = format!("it has: {}", known.join(", "));
-    if let Some(expression) = unknown.iter().find(|name| name.contains(['(', '-', '+', ':', '|'])) {
+    if let Some(expression) = names.iter().find(|name| name.contains(['(', '-', '+', ':', '|'])) {
         hint.push_str(&format!("; an expression of an index is written as {}", json!({"expression": expression})));
     }
-    Err(WorkError::Fail(JobError::new(ErrorCode::UnknownColumns, message).with_hint(hint)))
+    let error = WorkError::Fail(JobError::new(ErrorCode::UnknownColumns, message).with_hint(hint));
+    Err(Misplaced::at(format!("{pointer}/{first}"), error))
 }
 
 fn find_opclass(session: &mut Session, name: &str, method: IndexMethod) -> Result<String, WorkError> {
@@ -120,24 +126,37 @@ fn find_collation(session: &mut Session, name: &str) -> Result<String, WorkError
     })
 }
 
-/// The caller's expression, if it is one: with the parentheses that it needs in any place.
-fn tried(session: &mut Session, relation: &Relation, pointer: &str, expression: &str) -> Result<String, WorkError> {
-    let from = format!(" FROM {} WHERE false", relation.table);
-    let parameters = try_expression(session, pointer, expression, &from, Params::default())?;
+/// The caller's expression, if it is one: with the parentheses that it needs in any place. It knows its table by the bare name:
+/// by that one the server compares it with what is there.
+fn tried(session: &mut Session, relation: &Relation, pointer: &str, expression: &str) -> Result<String, Misplaced> {
+    let from = format!(" FROM {} AS {} WHERE false", relation.table, identifier(&relation.name_as_it_is));
+    let parameters = try_expression(session, pointer, expression, &from, Params::default())
+        .map_err(|error| error.explained(|error| with_the_bare_name(error, relation)))?;
     if parameters.is_empty() {
         return Ok(enclosed(expression));
     }
-    let message = format!("{pointer}: expected an expression without parameters");
-    Err(WorkError::Fail(JobError::new(ErrorCode::ExpressionNotAllowed, message)))
+    let message = "expected an expression without parameters";
+    Err(Misplaced::within(pointer, WorkError::Fail(JobError::new(ErrorCode::ExpressionNotAllowed, message))))
+}
+
+fn with_the_bare_name(error: JobError, relation: &Relation) -> JobError {
+    match error.sqlstate.as_deref() {
+        Some("42P01") => error.with_hint(format!(
+            "write a column's name alone, or behind {}, without the schema: an index is of one table",
+            identifier(&relation.name_as_it_is)
+        )),
+        _ => error,
+    }
 }
 
 impl Definition {
     /// Looks up what the arguments name, and tries their expressions.
-    pub fn find(session: &mut Session, args: &Maintain, relation: &Relation) -> Result<Definition, WorkError> {
+    pub fn find(session: &mut Session, args: &Maintain, relation: &Relation) -> Result<Definition, Misplaced> {
         let version = session.server_version() / 10_000;
         if args.nulls_not_distinct == Some(true) && version < 15 {
             let message = format!("nulls_not_distinct needs PostgreSQL 15, and the target is {version}");
-            return Err(WorkError::Fail(JobError::new(ErrorCode::NotSupported, message)));
+            let error = WorkError::Fail(JobError::new(ErrorCode::NotSupported, message));
+            return Err(Misplaced::at("/nulls_not_distinct", error));
         }
         let name = args.name.as_deref().unwrap_or_default();
         let quoted = session.query(
@@ -145,12 +164,15 @@ impl Definition {
             &[Some(name), Some(&relation.schema)],
         )?;
         // All of them at once: each that isn't there is named.
-        let columns = args.columns.iter().flatten().filter_map(|column| column.column.as_deref());
-        find_columns(session, relation, columns)?;
-        let mut keys = Vec::new();
+        let columns = args.columns.iter().flatten().enumerate();
+        let columns = columns.filter_map(|(n, column)| column.column.as_deref().map(|name| (n, name)));
+        find_columns(session, relation, "/columns", columns)?;
+        let (mut keys, mut places) = (Vec::new(), Vec::new());
         let method = args.method.unwrap_or_default();
         for (n, column) in args.columns.iter().flatten().enumerate() {
             keys.push(key(session, relation, method, n, column)?);
+            let what = if column.expression.is_some() { "/expression" } else { "" };
+            places.push(format!("/columns/{n}{what}"));
         }
         let condition = args.condition.as_deref();
         let condition = condition.map(|condition| tried(session, relation, "/where", condition)).transpose()?;
@@ -163,7 +185,8 @@ impl Definition {
             nulls_not_distinct: args.nulls_not_distinct.unwrap_or(false),
             method,
             keys,
-            included: find_columns(session, relation, include.iter().map(String::as_str))?,
+            places,
+            included: find_columns(session, relation, "/include", include.iter().map(String::as_str).enumerate())?,
             storage: args.with.as_ref().map(super::StorageParameters::sql).unwrap_or_default(),
             tablespace: args.tablespace.clone(),
             condition,
@@ -188,7 +211,7 @@ impl Definition {
         self.sql(concurrently, quoted_name, table, &tablespace)
     }
 
-    fn sql(&self, concurrently: &str, quoted_name: &str, table: &str, tablespace: &str) -> String {
+    pub(super) fn sql(&self, concurrently: &str, quoted_name: &str, table: &str, tablespace: &str) -> String {
         let unique = if self.unique { " UNIQUE" } else { "" };
         let behind = |word: &str, items: &[String]| match items {
             [] => String::new(),
@@ -235,7 +258,8 @@ impl Definition {
                 ));
             }
             (true, false, false) => {
-                return Err(WorkError::Fail(exists(invalid(&name)).with_hint(if_nobody_needs(&name))));
+                let hint = if_nobody_needs(session, rows.get(0, 4).unwrap_or_default(), &name)?;
+                return Err(WorkError::Fail(exists(invalid(&name)).with_hint(hint)));
             }
             (false, ..) => {
                 let of = rows.get(0, 5).map(|table| format!(" an index of {table}"));
@@ -252,16 +276,19 @@ impl Definition {
     /// Compares an index of the table with what the server makes of this definition.
     fn must_be(&self, session: &mut Session, relation: &Relation, oid: &str) -> Result<(), WorkError> {
         let name = self.qualified();
-        let fail = |message: String| {
-            let hint = format!("choose another name; or, {}", if_nobody_needs(&name));
+        let fail = |session: &mut Session, message: String| {
+            let hint = format!("choose another name; or, {}", if_nobody_needs(session, oid, &name)?);
             Err(WorkError::Fail(JobError::new(ErrorCode::IndexExists, message).with_hint(hint)))
         };
         let there = described(session, "i.indexrelid = $1::oid", &[Some(oid)])?.into_iter().next();
-        let Some(there) = there else { return fail(format!("{name} was there, and is gone")) };
+        let Some(there) = there else { return fail(session, format!("{name} was there, and is gone")) };
         let wanted = match self.as_the_server_has_it(session, relation)? {
             Ok(wanted) => wanted,
             Err(error) => {
-                return fail(format!("{name} is there, and can't be compared with what is wanted: {}", error.message));
+                return fail(
+                    session,
+                    format!("{name} is there, and can't be compared with what is wanted: {}", error.message),
+                );
             }
         };
         let (wanted, alike) = match &self.tablespace {
@@ -272,7 +299,19 @@ impl Definition {
         if differences.is_empty() {
             return Ok(());
         }
-        fail(format!("{name} is there with another definition: it differs in {}", differences.join("; ")))
+        fail(session, format!("{name} is there with another definition: it differs in {}", differences.join("; ")))
+    }
+
+    /// A name for a copy of the table, quoted, and one for its index as it is: of the same name where that can be, for an expression may name
+    /// its table.
+    pub(super) fn copy(session: &mut Session, relation: &Relation) -> Result<(String, String), WorkError> {
+        let may_temp = session
+            .query("SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')", &[])?;
+        let (schema, copy) = match may_temp.get(0, 0) {
+            Some("t") => ("pg_temp".to_owned(), relation.name_as_it_is.clone()),
+            _ => (identifier(&relation.schema), format!("slowlane_{}", Uuid::now_v7().simple())),
+        };
+        Ok((format!("{schema}.{}", identifier(&copy)), format!("slowlane_{}", Uuid::now_v7().simple())))
     }
 
     /// What the server makes of this definition: of an index of an empty table with the same columns, in a
@@ -282,19 +321,11 @@ impl Definition {
         session: &mut Session,
         relation: &Relation,
     ) -> Result<Result<Words, PqError>, WorkError> {
-        let may_temp = session
-            .query("SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'TEMPORARY')", &[])?;
-        // Of the same name where that can be: an expression may name its table.
-        let (schema, copy) = match may_temp.get(0, 0) {
-            Some("t") => ("pg_temp".to_owned(), relation.name_as_it_is.clone()),
-            _ => (identifier(&relation.schema), format!("slowlane_{}", Uuid::now_v7().simple())),
-        };
-        let table = format!("{schema}.{}", identifier(&copy));
-        let index = identifier(&format!("slowlane_{}", Uuid::now_v7().simple()));
+        let (table, index) = Definition::copy(session, relation)?;
         session.execute_batch("BEGIN")?;
         let compared =
             session.execute_batch(&format!("CREATE TABLE {table} (LIKE {})", relation.table)).and_then(|()| {
-                session.execute_batch(&self.sql("", &index, &table, ""))?;
+                session.execute_batch(&self.sql("", &identifier(&index), &table, ""))?;
                 described(session, "i.indrelid = pg_catalog.to_regclass($1)", &[Some(&table)])
             });
         session.execute_batch("ROLLBACK")?;
@@ -310,13 +341,20 @@ fn invalid(name: &str) -> String {
     format!("{name} is there, and is invalid: a build that was not finished has left it, or a drop")
 }
 
-/// How an index is got rid of.
-fn if_nobody_needs(name: &str) -> String {
-    let job = as_a_job(&json!({"action": "drop_index", "index": name}));
-    format!(
-        "if nobody needs it, drop it by {job} and submit this job again; what a job of slowlane's left that has ended is \
-         dropped by itself within a minute, once nobody is in the way"
-    )
+/// How an index is got rid of: only what would be done.
+fn if_nobody_needs(session: &mut Session, oid: &str, name: &str) -> Result<String, WorkError> {
+    let job = match dropping(session, oid)? {
+        Dropping::Concurrently => json!({"action": "drop_index", "index": name}),
+        Dropping::Exclusively => {
+            json!({"action": "drop_index", "index": name, "concurrently": false, "allow_exclusive_lock": true})
+        }
+        Dropping::Not(why) => return Ok(format!("it can't be dropped by itself, for {why}")),
+    };
+    Ok(format!(
+        "if nobody needs it, drop it by {} and submit this job again; what a job of slowlane's left that has ended is \
+         dropped by itself within a minute, once nobody is in the way",
+        as_a_job(&job)
+    ))
 }
 
 /// One element of the key, as it stands in SQL.
@@ -326,16 +364,20 @@ fn key(
     method: IndexMethod,
     n: usize,
     column: &IndexColumn,
-) -> Result<String, WorkError> {
+) -> Result<String, Misplaced> {
+    let at = |what: &str, error: WorkError| Misplaced::at(format!("/columns/{n}/{what}"), error);
     let mut text = match &column.expression {
         Some(expression) => tried(session, relation, &format!("/columns/{n}/expression"), expression)?,
-        None => find_columns(session, relation, std::iter::once(column.name()))?.join(""),
+        None => find_columns(session, relation, "/columns", std::iter::once((n, column.name())))?.join(""),
     };
     if let Some(collation) = &column.collation {
-        text.push_str(&format!(" COLLATE {}", find_collation(session, collation)?));
+        text.push_str(&format!(
+            " COLLATE {}",
+            find_collation(session, collation).map_err(|error| at("collation", error))?
+        ));
     }
     if let Some(opclass) = &column.opclass {
-        text.push_str(&format!(" {}", find_opclass(session, opclass, method)?));
+        text.push_str(&format!(" {}", find_opclass(session, opclass, method).map_err(|error| at("opclass", error))?));
     }
     text.push_str(match column.order {
         Some(IndexOrder::Asc) => " ASC",

@@ -67,10 +67,18 @@ impl Maintain {
         Ok(done(&steps, doomed))
     }
 
-    /// Only what could be read, and nothing has, is missing: a name that can't be read may be that of an index.
+    /// As it is when there is no such index.
     fn missing(&self, steps: &mut Steps<'_, '_>, error: JobError) -> Result<Maintained, WorkError> {
+        self.may_be_missing(steps.session, error)?;
         let name = self.index.clone().unwrap_or_default();
-        if !Named::index("/index", &name).is_missing(steps.session)? {
+        let index = MaintainedIndex { name, bytes: 0, valid: false, was_there: false };
+        Ok(maintained(steps, 0, None, index))
+    }
+
+    /// Only what could be read, and nothing has, is missing: a name that can't be read may be that of an index.
+    pub(super) fn may_be_missing(&self, session: &mut Session, error: JobError) -> Result<(), WorkError> {
+        let name = self.index.as_deref().unwrap_or_default();
+        if !Named::index("/index", name).is_missing(session)? {
             let hint =
                 error.hint.clone().unwrap_or_else(|| "name an index; psql's \\d lists those of a table".to_owned());
             return Err(WorkError::Fail(error.with_hint(&hint)));
@@ -79,8 +87,7 @@ impl Maintain {
             let hint = "write if_exists: true where that is as good as dropped";
             return Err(WorkError::Fail(error.with_hint(hint)));
         }
-        let index = MaintainedIndex { name, bytes: 0, valid: false, was_there: false };
-        Ok(maintained(steps, 0, None, index))
+        Ok(())
     }
 }
 
@@ -108,8 +115,30 @@ fn name_of(session: &mut Session, oid: &str) -> Result<Option<String>, WorkError
     Ok(rows.get(0, 0).map(str::to_owned))
 }
 
+/// How an index can be dropped.
+pub(super) enum Dropping {
+    Concurrently,
+    /// Only while nobody uses its table.
+    Exclusively,
+    /// Not by itself: why, and what to do instead.
+    Not(String),
+}
+
+/// Looks how an index can be dropped.
+pub(super) fn dropping(session: &mut Session, oid: &str) -> Result<Dropping, WorkError> {
+    match must_be_free(session, oid, true) {
+        Ok(()) => Ok(Dropping::Concurrently),
+        Err(WorkError::Fail(error)) if error.code == ErrorCode::NotSupported => Ok(Dropping::Exclusively),
+        Err(WorkError::Fail(error)) if error.code == ErrorCode::IndexNeeded => {
+            let hint = error.hint.map(|hint| format!(": {hint}")).unwrap_or_default();
+            Ok(Dropping::Not(format!("{}{hint}", error.message)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Refuses what the server would refuse, with what to do instead.
-fn must_be_free(session: &mut Session, oid: &str, concurrently: bool) -> Result<(), WorkError> {
+pub(super) fn must_be_free(session: &mut Session, oid: &str, concurrently: bool) -> Result<(), WorkError> {
     let rows = session.query(
         "SELECT pg_catalog.format('%I.%I', n.nspname, x.relname), x.relkind = 'I',
                 (SELECT pg_catalog.format('%I.%I', pn.nspname, p.relname) FROM pg_catalog.pg_inherits h

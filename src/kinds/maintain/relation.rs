@@ -4,8 +4,9 @@ use super::Action;
 use super::tables::not_allowed;
 use crate::kinds::names::Named;
 use crate::pq::Session;
+use crate::pq::quote::identifier;
 use crate::queue::{ErrorCode, JobError};
-use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
+use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs};
 use crate::work::WorkError;
 
 /// A table, and one of its indexes where that is what was named.
@@ -108,25 +109,39 @@ impl Relation {
         };
         let rows = session.query(
             &format!(
-                "SELECT current_user, {OWNER_SQL}, c.relkind = 'm' FROM pg_catalog.pg_class c
+                "SELECT current_user, c.relkind = 'm', {OWNER_SQL} FROM pg_catalog.pg_class c
                   WHERE c.oid = $1::oid AND NOT {allowed}"
             ),
             &[Some(&self.oid)],
         )?;
         if !rows.is_empty() {
-            let text = |column| rows.get(0, column).unwrap_or_default().to_owned();
+            let text = |column| rows.get(0, column).unwrap_or_default();
             let theirs = Theirs {
                 name: self.table.clone(),
                 schema: self.schema.clone(),
-                is_view: text(4) == "t",
-                role: text(0),
-                owner: text(1),
-                owner_is_strong: text(2) == "t",
-                is_member: text(3) == "t",
+                is_view: text(1) == "t",
+                role: text(0).to_owned(),
+                owner: Owner::from(|column| text(2 + column)),
             };
             return Err(not_allowed(version, action, &[&theirs]));
         }
         self.may_be_written(session)
+    }
+
+    /// An index is made in its table's schema, by the role itself.
+    pub fn may_get_an_index(&self, session: &mut Session) -> Result<(), WorkError> {
+        let rows = session.query(
+            "SELECT current_user WHERE NOT pg_catalog.has_schema_privilege($1, 'CREATE')",
+            &[Some(&self.schema)],
+        )?;
+        let Some(role) = rows.get(0, 0) else { return Ok(()) };
+        let message = format!("{role}, the role of the target, may not create anything in the schema {}", self.schema);
+        let hint = format!(
+            "an index is made in its table's schema; in psql, as the schema's owner: GRANT CREATE ON SCHEMA {} TO {}",
+            identifier(&self.schema),
+            identifier(role)
+        );
+        Err(WorkError::Fail(JobError::new(ErrorCode::PermissionDenied, message).with_hint(hint)))
     }
 
     /// A REINDEX that fails on a target that can only be read would leave what nobody may drop.

@@ -11,7 +11,7 @@ use super::{Action, Maintain};
 use crate::pq::Session;
 use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};
-use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Theirs};
+use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs, as_a_superuser};
 use crate::work::WorkError;
 use crate::work::context::{Warnings, WorkContext};
 
@@ -108,9 +108,7 @@ impl Tables {
                 schema: text(row, 8),
                 is_view: text(row, 3) == "m",
                 role: text(row, 9),
-                owner: text(row, 10),
-                owner_is_strong: is(row, 11),
-                is_member: is(row, 12),
+                owner: Owner::from(|column| rows.get(row, 10 + column).unwrap_or_default()),
             },
         };
         Ok(Tables { tables: (0..rows.len()).map(table).collect(), counted: rows.get(0, 7) == Some("on") })
@@ -157,20 +155,15 @@ fn lets(version: i32, action: Action, tables: &[&Theirs]) -> String {
     // MAINTAIN isn't enough to make or drop an index.
     let of_owner = [Action::CreateIndex, Action::DropIndex].contains(&action);
     let by_privilege = version >= HAS_MAINTAIN && !of_owner;
-    let version = if by_privilege { version } else { version.min(HAS_MAINTAIN - 1) };
-    let mut sql: Vec<String> = Vec::new();
-    for statement in tables.iter().take(NAMED_IN_HINT).flat_map(|table| table.sql(version)) {
-        if !sql.contains(&statement) {
-            sql.push(statement);
-        }
-    }
-    let owner = tables.first().map(|table| table.owner.as_str()).unwrap_or_default();
+    let owner = tables.first().map(|table| table.owner.name.as_str()).unwrap_or_default();
     let or = match (by_privilege, tables.len()) {
         (false, _) => "",
         (true, 1) => ", or have MAINTAIN on it",
         (true, _) => ", or have MAINTAIN on each of these",
     };
-    format!("the role has to be a member of the table's owner {owner}{or}; as a superuser: {}", sql.join("; "))
+    let tables: Vec<&Theirs> = tables.iter().copied().take(NAMED_IN_HINT).collect();
+    let sql = as_a_superuser(&tables, version, of_owner);
+    format!("the role has to be a member of the table's owner {owner}{or}{sql}")
 }
 
 /// Looks, runs `step`, and looks again.
@@ -307,14 +300,14 @@ fn is_locked(what: &str, words: &str) -> Skipped {
 
 #[cfg(test)]
 mod tests {
-    use super::{Action, Theirs, lets};
+    use super::{Action, Owner, Theirs, lets};
 
     #[test]
     fn only_an_owner_makes_and_drops_indexes() {
         let theirs = Theirs {
             name: "public.t".to_owned(),
             role: "work".to_owned(),
-            owner: "app".to_owned(),
+            owner: Owner { name: "app".to_owned(), role_inherits: true, ..Owner::default() },
             ..Theirs::default()
         };
         for (action, by_privilege) in [

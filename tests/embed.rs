@@ -150,7 +150,7 @@ fn what_is_wrong_is_told_with_what_to_do_and_without_a_password() {
     let mut strong = Target::at(postgres.superuser());
     let refused = whole().target("default", strong.clone()).build().unwrap().start().err().unwrap();
     assert!(matches!(refused, AppError::Target(_)) && refused.to_string().contains("is a superuser"), "{refused}");
-    strong.allow_unsafe_role = true;
+    strong.spec.allow_unsafe_role = true;
     whole().target("default", strong).build().unwrap().start().unwrap().stop().unwrap();
     let refused = whole().queue(&empty.dsn).build().unwrap().start().err().unwrap();
     assert!(

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use slowlane::metrics::Metrics;
 use slowlane::target::activity::CommandProgress;
-use slowlane::target::{Target, TargetBackend, TargetSettings};
+use slowlane::target::{Target, TargetBackend, TargetSettings, TargetSpec};
 
 use crate::support::app::TestApp;
 use crate::support::postgres::{Database, Postgres};
@@ -177,13 +177,7 @@ fn what_the_server_counts_is_read_of_every_command_that_it_counts() {
     );
     let settings = TargetSettings {
         dsn: Postgres::shared().superuser().with("dbname", database.name()),
-        work_mem: None,
-        time_zone: None,
-        lock_timeout_ms: None,
-        allow_unsafe_role: true,
-        read_only: false,
-        synchronous: false,
-        statements_only: false,
+        spec: TargetSpec { allow_unsafe_role: true, ..TargetSpec::default() },
     };
     let target = Target::new("observed", settings, 1, &Arc::new(Metrics::default()));
     let blocks = database.count("SELECT pg_relation_size('public.t') / current_setting('block_size')::int");

@@ -142,8 +142,8 @@ fn a_job_a_saved_statement_and_a_target_may_name_a_time_zone() {
     std::fs::write(folder.path().join("zone.sql"), file).unwrap();
     let (queue, work) = (postgres.queue(), postgres.work());
     let mut target = Target::at(&work.dsn);
-    target.time_zone = Some("Europe/Berlin".to_owned());
-    target.lock_timeout_ms = Some(9_000);
+    target.spec.time_zone = Some("Europe/Berlin".to_owned());
+    target.spec.lock_timeout_ms = Some(9_000);
     let config = slowlane::config::Config { listen: ([127, 0, 0, 1], 0).into(), ..Default::default() };
     let server = Server::builder().config(config).queue(&queue.dsn).target("default", target).statements(folder.path());
     let running = server.registry(crate::support::kinds::registry()).build().unwrap().start().unwrap();
@@ -218,8 +218,8 @@ fn a_target_whose_settings_cant_be_is_refused_at_the_start() {
     let (queue, work) = (postgres.queue(), postgres.work());
     let refused = |zone: Option<&str>, lock_timeout_ms: Option<i64>| {
         let mut target = Target::at(&work.dsn);
-        target.time_zone = zone.map(str::to_owned);
-        target.lock_timeout_ms = lock_timeout_ms;
+        target.spec.time_zone = zone.map(str::to_owned);
+        target.spec.lock_timeout_ms = lock_timeout_ms;
         let config = slowlane::config::Config { listen: ([127, 0, 0, 1], 0).into(), ..Default::default() };
         let server = Server::builder().config(config).queue(&queue.dsn).target("default", target).build().unwrap();
         server.start().err().map(|error| error.to_string()).unwrap_or_default()

@@ -331,7 +331,7 @@ fn a_target_may_run_nothing_but_saved_statements() {
     let (queue, target) = (postgres.queue(), postgres.work());
     tables(&target);
     let mut closed = Target::at(&target.dsn);
-    closed.statements_only = true;
+    closed.spec.statements_only = true;
     let server = Embedded::builder().queue(&queue.dsn).target("default", closed).target("open", &target.dsn);
     let server = server.statements(folder.path()).queues(["default", "second"]).listen(([127, 0, 0, 1], 0)).workers(2);
     let running = server.build().unwrap().start().unwrap();

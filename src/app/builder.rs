@@ -8,9 +8,10 @@ use std::time::Duration;
 use crate::app::AppError;
 use crate::app::process::{Listeners, Parts};
 use crate::app::server::{Server, Workers};
-use crate::config::{self, Config, ConfigError, DsnReader, RefusedTarget, TargetConfig};
+use crate::config::{self, Config, ConfigError, DsnReader, RefusedTarget};
 use crate::dsn::{Dsn, Secret};
 use crate::pq;
+use crate::target::{TargetSettings, TargetSpec};
 use crate::work::{Registry, Work};
 
 /// Where a database is: a connection string, or the environment variable that holds one.
@@ -94,75 +95,34 @@ impl From<&Dsn> for DatabaseUrl {
 /// A database that work runs on.
 ///
 /// ```
+/// use slowlane::target::TargetSpec;
 /// use slowlane::{DatabaseUrl, Target};
 ///
 /// let mut target = Target::at(DatabaseUrl::env("REPORTS_URL"));
-/// target.read_only = true;
-/// target.work_mem = Some("256MB".to_owned());
+/// target.spec = TargetSpec { read_only: true, work_mem: Some("256MB".to_owned()), ..TargetSpec::default() };
 /// ```
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Where it is. Its role is one of its own: no superuser, and without any right on the schema `slowlane`.
     pub url: DatabaseUrl,
-    /// `work_mem` of its sessions. Defaults to the server's own.
-    pub work_mem: Option<String>,
-    /// The time zone of its sessions, by name. Defaults to that of the login: of its role, its database or its
-    /// connection string. A job may name another.
-    pub time_zone: Option<String>,
-    /// How long a statement waits for a lock, in milliseconds: 1 to 3,600,000. Defaults to 5,000. A job may say another
-    /// time.
-    pub lock_timeout_ms: Option<i64>,
-    /// A role with more rights than work needs is accepted. Defaults to no.
-    pub allow_unsafe_role: bool,
-    /// Its sessions can only read, whatever the kind. Defaults to no.
-    pub read_only: bool,
-    /// Whatever is promoted in its place is a synchronous standby, which has every commit. Defaults to no.
-    pub synchronous: bool,
-    /// It runs saved statements, and nothing else that a caller asks for. Defaults to no.
-    pub statements_only: bool,
+    /// What it is told.
+    pub spec: TargetSpec,
 }
 
 impl Target {
     /// A target with nothing said but where it is.
     pub fn at(url: impl Into<DatabaseUrl>) -> Target {
-        Target {
-            url: url.into(),
-            work_mem: None,
-            time_zone: None,
-            lock_timeout_ms: None,
-            allow_unsafe_role: false,
-            read_only: false,
-            synchronous: false,
-            statements_only: false,
-        }
+        Target { url: url.into(), spec: TargetSpec::default() }
     }
 
-    fn read(self, name: &str, strict: bool) -> Result<TargetConfig, ConfigError> {
-        Ok(TargetConfig {
-            dsn: self.url.read(&format!("target {name}"), strict)?,
-            work_mem: self.work_mem,
-            time_zone: self.time_zone,
-            lock_timeout_ms: self.lock_timeout_ms,
-            allow_unsafe_role: self.allow_unsafe_role,
-            read_only: self.read_only,
-            synchronous: self.synchronous,
-            statements_only: self.statements_only,
-        })
+    fn read(self, name: &str, strict: bool) -> Result<TargetSettings, ConfigError> {
+        Ok(TargetSettings { dsn: self.url.read(&format!("target {name}"), strict)?, spec: self.spec })
     }
 }
 
-impl From<TargetConfig> for Target {
-    fn from(config: TargetConfig) -> Target {
-        Target {
-            url: config.dsn.into(),
-            work_mem: config.work_mem,
-            time_zone: config.time_zone,
-            lock_timeout_ms: config.lock_timeout_ms,
-            allow_unsafe_role: config.allow_unsafe_role,
-            read_only: config.read_only,
-            synchronous: config.synchronous,
-            statements_only: config.statements_only,
-        }
+impl From<TargetSettings> for Target {
+    fn from(settings: TargetSettings) -> Target {
+        Target { url: settings.dsn.into(), spec: settings.spec }
     }
 }
 
@@ -271,7 +231,7 @@ macro_rules! said_of_both {
         /// on `default`.
         pub fn target(mut self, name: &str, target: impl Into<Target>) -> Self {
             let target = target.into();
-            let statements_only = target.statements_only;
+            let statements_only = target.spec.statements_only;
             self.given
                 .targets
                 .insert(name.to_owned(), GivenTarget { target: Some(target), refused: None, statements_only });

@@ -12,7 +12,7 @@ use diesel::pg::PgConnection;
 
 use crate::app::AppError;
 use crate::app::process::{CONTROL_STATEMENT_TIMEOUT, DIED, manager};
-use crate::config::{Config, TargetConfig};
+use crate::config::Config;
 use crate::db::migrations::{self, MigrateError};
 use crate::db::{DbError, Source, preflight, roles, slots};
 use crate::metrics::Metrics;
@@ -133,7 +133,7 @@ fn look_at_slots(connection: &mut PgConnection, config: &Config) {
 /// As [`wait_for_queue`] and [`open_targets`].
 pub(super) fn open_all(
     queue: &Source,
-    targets: BTreeMap<String, TargetConfig>,
+    targets: BTreeMap<String, TargetSettings>,
     config: &Config,
     metrics: &Arc<Metrics>,
     stopping: &Stop,
@@ -156,22 +156,12 @@ fn named(name: &str) -> std::thread::Builder {
 /// # Errors
 /// [`TargetError`](crate::target::TargetError) of one that is wrong for good, or when no thread can be started.
 pub(super) fn open_targets(
-    targets: BTreeMap<String, TargetConfig>,
+    targets: BTreeMap<String, TargetSettings>,
     workers: u32,
     regardless: bool,
     metrics: &Arc<Metrics>,
 ) -> Result<Targets, AppError> {
-    let open = |name: String, target: TargetConfig| {
-        let settings = TargetSettings {
-            dsn: target.dsn,
-            work_mem: target.work_mem,
-            time_zone: target.time_zone,
-            lock_timeout_ms: target.lock_timeout_ms,
-            allow_unsafe_role: target.allow_unsafe_role,
-            read_only: target.read_only,
-            synchronous: target.synchronous,
-            statements_only: target.statements_only,
-        };
+    let open = |name: String, settings: TargetSettings| {
         let target = Target::new(&name, settings, workers, metrics);
         match target.verify() {
             Err(error) if !error.passes() && !regardless => return Err(error),

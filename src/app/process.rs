@@ -15,11 +15,11 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::app::{AppError, databases};
-use crate::config::{Config, RefusedTarget, TargetConfig};
+use crate::config::{Config, RefusedTarget};
 use crate::db::doorway::DoorwayThreads;
 use crate::db::pool::{self, Manager, Pool, Purpose};
-use crate::db::{Doorway, Source, time_zone};
-use crate::dsn::{self, Dsn};
+use crate::db::{Doorway, Source};
+use crate::dsn::Dsn;
 use crate::http::{self, Api, ApiTarget, Common, DepthClock, HttpSettings, TargetFacts, Token, Usability};
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
@@ -28,7 +28,7 @@ use crate::queue::fleet::queues::CLAIMERS;
 use crate::queue::fleet::signals::{Message, Signals};
 use crate::queue::intake::writer::Writer;
 use crate::statements::{self, Reloader};
-use crate::target::{Target, Targets};
+use crate::target::{Target, TargetSettings, Targets};
 use crate::work::Registry;
 use crate::worker::listener::{Hints, HintsConfig};
 use crate::worker::threads::Stop;
@@ -59,7 +59,7 @@ pub struct Parts {
     /// The names of the targets, each with whether it runs saved statements only: jobs on others are refused.
     pub target_names: BTreeMap<String, bool>,
     /// The databases that work runs on; none where no workers run.
-    pub targets: BTreeMap<String, TargetConfig>,
+    pub targets: BTreeMap<String, TargetSettings>,
     /// Those of which isn't known where they are: their jobs wait.
     pub refused: RefusedTargets,
     /// The kinds that it knows.
@@ -339,21 +339,18 @@ fn start_reloading(registry: &Registry, signals: &Signals) -> Result<Option<Relo
 }
 
 /// What the HTTP side is told of targets: nothing that is secret.
-fn api_targets(names: BTreeMap<String, bool>, targets: &BTreeMap<String, TargetConfig>) -> BTreeMap<String, ApiTarget> {
-    let facts = |target: &TargetConfig| {
+fn api_targets(
+    names: BTreeMap<String, bool>,
+    targets: &BTreeMap<String, TargetSettings>,
+) -> BTreeMap<String, ApiTarget> {
+    let facts = |target: &TargetSettings| {
         let said = |keyword: &str| target.dsn.get(keyword).filter(|value| !value.is_empty()).map(str::to_owned);
         TargetFacts {
             host: said("host").or_else(|| said("hostaddr")),
             port: said("port"),
             database: said("dbname"),
             user: said("user"),
-            read_only: target.read_only,
-            synchronous: target.synchronous,
-            allow_unsafe_role: target.allow_unsafe_role,
-            // What is no size and no name may be a secret in the wrong place.
-            work_mem: target.work_mem.clone().filter(|size| dsn::is_memory(size)),
-            time_zone: target.time_zone.clone().filter(|zone| time_zone::is_name(zone)),
-            lock_timeout_ms: target.lock_timeout_ms,
+            spec: target.spec.shown(),
         }
     };
     let target = |(name, statements_only): (String, bool)| {
@@ -371,7 +368,7 @@ fn api_targets(names: BTreeMap<String, bool>, targets: &BTreeMap<String, TargetC
 pub fn workers_before_serving(
     queue: &Dsn,
     name: &str,
-    targets: BTreeMap<String, TargetConfig>,
+    targets: BTreeMap<String, TargetSettings>,
     registry: Registry,
 ) -> Result<(Workers, Arc<Signals>), AppError> {
     let config = Config { workers: 1, ..Config::default() };

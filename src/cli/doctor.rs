@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::cli::{Failure, Sources, counted, dsn_reader};
-use crate::config::{self, Config, ConfigError, File, TargetConfig};
+use crate::config::{self, Config, ConfigError, File};
 use crate::db::pool::{Manager, Purpose};
 use crate::doctor::connect;
 use crate::doctor::queue::QueueSettings;
@@ -17,6 +17,7 @@ use crate::doctor::target::{Examined, FromQueue};
 use crate::doctor::{self, Connections, Finding, FindingCode, Report, Severity, Subject};
 use crate::dsn::{self, Dsn};
 use crate::target::CONNECTIONS_BESIDE;
+use crate::target::TargetSettings;
 
 /// How long a statement may take.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -137,7 +138,7 @@ fn place(dsn: &Dsn) -> Place {
 
 impl<'c> Needs<'c> {
     /// Counted as docs/operations.md does.
-    fn of<'t>(config: &'c Config, queue: Option<&Dsn>, targets: impl Iterator<Item = &'t TargetConfig>) -> Needs<'c> {
+    fn of<'t>(config: &'c Config, queue: Option<&Dsn>, targets: impl Iterator<Item = &'t TargetSettings>) -> Needs<'c> {
         let of_queue = config.queue_connections();
         let of_target = config.workers.saturating_add(CONNECTIONS_BESIDE);
         let mut by_server: BTreeMap<Place, u32> = BTreeMap::new();
@@ -164,16 +165,8 @@ impl<'c> Needs<'c> {
     }
 }
 
-fn examined<'t>(name: &'t str, target: &'t TargetConfig, connections: Connections) -> Examined<'t> {
-    Examined {
-        name,
-        dsn: &target.dsn,
-        read_only: target.read_only,
-        statements_only: target.statements_only,
-        allow_unsafe_role: target.allow_unsafe_role,
-        connections,
-        session_name: connect::NAME,
-    }
+fn examined<'t>(name: &'t str, target: &'t TargetSettings, connections: Connections) -> Examined<'t> {
+    Examined { name, dsn: &target.dsn, spec: &target.spec, connections, session_name: connect::NAME }
 }
 
 fn look_at(target: &Examined<'_>, queue: Result<&Dsn, &ConfigError>) -> Report {

@@ -12,11 +12,12 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use crate::cli::{Failure, Sources, counted, dsn_reader, folder};
-use crate::config::{ConfigError, Connections, TargetConfig};
+use crate::config::{ConfigError, Connections};
 use crate::dsn::path_or;
 use crate::kinds::{self, saved_statements as check};
 use crate::pq::Session;
 use crate::statements::{FileName, Loaded, Statement};
+use crate::target::TargetSettings;
 use crate::target::sessions;
 use crate::work::WorkError;
 
@@ -80,7 +81,7 @@ struct Looked<'l> {
 
 /// The sessions with the targets, opened when they are first needed, or why there is none.
 struct Targets {
-    configured: BTreeMap<String, Result<TargetConfig, ConfigError>>,
+    configured: BTreeMap<String, Result<TargetSettings, ConfigError>>,
     open: BTreeMap<String, Result<Session, String>>,
 }
 
@@ -93,7 +94,7 @@ impl Targets {
         };
         let open = || sessions::open_alone(&target.dsn, "slowlane statements check").map_err(|error| error.to_string());
         let session = self.open.entry(name.to_owned()).or_insert_with(open);
-        Some(session.as_mut().map(|session| (session, target.read_only)).map_err(|error| error.clone()))
+        Some(session.as_mut().map(|session| (session, target.spec.read_only)).map_err(|error| error.clone()))
     }
 }
 

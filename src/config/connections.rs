@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::config::{ConfigError, DsnReader, File, variable};
 use crate::dsn::{self, Dsn};
+use crate::target::{TargetSettings, TargetSpec};
 
 /// Where the databases are. Given apart from the other settings because `dev` has its own.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -22,77 +23,23 @@ pub struct Connections {
 pub(super) const DEMO_VARIABLE: &str = "SLOWLANE_DEMO_URL";
 
 /// The keys of `[targets.<name>]`.
-pub(super) const TARGET_KEYS: [&str; 9] = [
-    "dsn",
-    "dsn_env",
-    "work_mem",
-    "time_zone",
-    "lock_timeout_ms",
-    "allow_unsafe_role",
-    "read_only",
-    "synchronous",
-    "statements_only",
-];
+pub(super) fn target_keys() -> impl Iterator<Item = &'static str> + Clone {
+    ["dsn", "dsn_env"].into_iter().chain(TargetSpec::KEYS)
+}
 
 /// `[targets.<name>]` of slowlane.toml.
 #[derive(Clone, Deserialize)]
 pub(super) struct TargetEntry {
     dsn: Option<String>,
     dsn_env: Option<String>,
-    work_mem: Option<String>,
-    time_zone: Option<String>,
-    lock_timeout_ms: Option<i64>,
-    #[serde(default)]
-    allow_unsafe_role: bool,
-    #[serde(default)]
-    read_only: bool,
-    #[serde(default)]
-    synchronous: bool,
-    #[serde(default)]
-    statements_only: bool,
+    #[serde(flatten)]
+    spec: TargetSpec,
 }
 
 /// Where a target's connection string stands.
 enum TargetSource<'s> {
     File(&'s TargetEntry),
     Variable(&'s str),
-}
-
-/// A database that work runs on.
-#[derive(Clone, Debug)]
-pub struct TargetConfig {
-    /// Where it is.
-    pub dsn: Dsn,
-    /// `work_mem` of its sessions; the server's own when absent.
-    pub work_mem: Option<String>,
-    /// The time zone of its sessions, by name; that of the login when absent.
-    pub time_zone: Option<String>,
-    /// How long a statement waits for a lock, in milliseconds: 1 to 3,600,000. 5,000 when absent.
-    pub lock_timeout_ms: Option<i64>,
-    /// A role with more rights than work needs is accepted. Defaults to no.
-    pub allow_unsafe_role: bool,
-    /// Its sessions can only read. Defaults to no.
-    pub read_only: bool,
-    /// Whatever is promoted in its place is a synchronous standby. Defaults to no.
-    pub synchronous: bool,
-    /// It runs saved statements, and nothing else that a caller asks for. Defaults to no.
-    pub statements_only: bool,
-}
-
-impl TargetConfig {
-    /// A target with nothing said but where it is.
-    pub fn at(dsn: Dsn) -> TargetConfig {
-        TargetConfig {
-            dsn,
-            work_mem: None,
-            time_zone: None,
-            lock_timeout_ms: None,
-            allow_unsafe_role: false,
-            read_only: false,
-            synchronous: false,
-            statements_only: false,
-        }
-    }
 }
 
 /// The demo's database: what `--database-url` says, then `SLOWLANE_DEMO_URL`.
@@ -146,7 +93,7 @@ impl Connections {
     ///
     /// # Errors
     /// When there is none, or a connection string is missing or refused.
-    pub fn targets(&self, file: &File, reader: DsnReader<'_>) -> Result<BTreeMap<String, TargetConfig>, ConfigError> {
+    pub fn targets(&self, file: &File, reader: DsnReader<'_>) -> Result<BTreeMap<String, TargetSettings>, ConfigError> {
         let targets = self.each_target(file, reader)?;
         targets.into_iter().map(|(name, target)| Ok((name, target?))).collect()
     }
@@ -159,12 +106,12 @@ impl Connections {
         &self,
         file: &File,
         reader: DsnReader<'_>,
-    ) -> Result<BTreeMap<String, Result<TargetConfig, ConfigError>>, ConfigError> {
+    ) -> Result<BTreeMap<String, Result<TargetSettings, ConfigError>>, ConfigError> {
         let read = |(name, source): (String, TargetSource<'_>)| {
             let target = match source {
                 TargetSource::File(entry) => entry.resolve(&name, reader),
                 TargetSource::Variable(variable) => {
-                    reader.read_variable(&format!("target {name}"), variable).map(TargetConfig::at)
+                    reader.read_variable(&format!("target {name}"), variable).map(TargetSettings::at)
                 }
             };
             (name, target)
@@ -179,7 +126,7 @@ impl Connections {
     /// When there is none, or a name can't be used.
     pub fn target_names(&self, file: &File) -> Result<BTreeMap<String, bool>, ConfigError> {
         let statements_only =
-            |source: &TargetSource<'_>| matches!(source, TargetSource::File(entry) if entry.statements_only);
+            |source: &TargetSource<'_>| matches!(source, TargetSource::File(entry) if entry.spec.statements_only);
         let sources = self.target_sources(file)?.into_iter();
         Ok(sources.map(|(name, source)| (name, statements_only(&source))).collect())
     }
@@ -228,7 +175,7 @@ impl TargetEntry {
         self.dsn_env.as_deref() == Some(variable)
     }
 
-    fn resolve(&self, name: &str, reader: DsnReader<'_>) -> Result<TargetConfig, ConfigError> {
+    fn resolve(&self, name: &str, reader: DsnReader<'_>) -> Result<TargetSettings, ConfigError> {
         let setting = format!("targets.{name}");
         let dsn = match (&self.dsn, &self.dsn_env) {
             (Some(text), None) => reader.read(&setting, text)?,
@@ -237,15 +184,6 @@ impl TargetEntry {
                 return Err(ConfigError::Missing(format!("{setting}: expected either dsn or dsn_env")));
             }
         };
-        Ok(TargetConfig {
-            dsn,
-            work_mem: self.work_mem.clone(),
-            time_zone: self.time_zone.clone(),
-            lock_timeout_ms: self.lock_timeout_ms,
-            allow_unsafe_role: self.allow_unsafe_role,
-            read_only: self.read_only,
-            synchronous: self.synchronous,
-            statements_only: self.statements_only,
-        })
+        Ok(TargetSettings { dsn, spec: self.spec.clone() })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::config::connections::{TARGET_KEYS, TargetEntry};
+use crate::config::connections::{TargetEntry, target_keys};
 use crate::config::{ConfigError, Settings, most_alike};
 
 /// Keys that are no settings of their own.
@@ -84,8 +84,8 @@ fn read_targets(value: toml::Value) -> Result<BTreeMap<String, TargetEntry>, Str
     let mut targets = BTreeMap::new();
     for (name, table) in tables {
         check_keys(table.keys())?;
-        if let Some(unknown) = table.keys().find(|key| !TARGET_KEYS.contains(&key.as_str())) {
-            return Err(format!("targets.{name}: {}", unknown_key(unknown, TARGET_KEYS.into_iter())));
+        if let Some(unknown) = table.keys().find(|key| !target_keys().any(|known| known == key.as_str())) {
+            return Err(format!("targets.{name}: {}", unknown_key(unknown, target_keys())));
         }
         let entry = serde_path_to_error::deserialize(table)
             .map_err(|error| format!("targets.{name}.{}: a value of another type is expected", error.path()))?;

@@ -21,12 +21,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use connections::check_name as check_target_name;
-pub use connections::{Connections, TargetConfig, demo_database};
+pub use connections::{Connections, demo_database};
 pub use file::File;
 pub use reader::DsnReader;
 pub use settings::{DEFAULT_LISTEN, LogFormat, LogJobs, Settings, Span};
 
 use crate::dsn::{self, Dsn, DsnError, Secret};
+use crate::target::TargetSettings;
 use connections::DEMO_VARIABLE;
 
 /// The settings of a process, complete and checked. Each field is explained at [`Settings`].
@@ -192,7 +193,7 @@ impl Config {
         &self,
         queue: &Dsn,
         names: &BTreeMap<String, bool>,
-        targets: &BTreeMap<String, TargetConfig>,
+        targets: &BTreeMap<String, TargetSettings>,
     ) -> String {
         let text = |value: &str| toml::Value::String(value.to_owned()).to_string();
         let list = |values: &[String]| format!("[{}]", values.iter().map(|v| text(v)).collect::<Vec<_>>().join(", "));
@@ -243,20 +244,20 @@ impl Config {
             lines.push(format!("statements_only = {statements_only}"));
             let Some(target) = targets.get(name) else { continue };
             lines.push(format!("dsn = {}", text(&target.dsn.masked())));
-            if let Some(work_mem) = &target.work_mem {
+            if let Some(work_mem) = &target.spec.work_mem {
                 lines.push(format!("work_mem = {}", text(if dsn::is_memory(work_mem) { work_mem } else { "***" })));
             }
-            if let Some(zone) = &target.time_zone {
+            if let Some(zone) = &target.spec.time_zone {
                 // A connection string in its place isn't repeated.
                 let is_name = zone.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'/' | b'+' | b'-'));
                 lines.push(format!("time_zone = {}", text(if is_name { zone } else { "***" })));
             }
-            if let Some(ms) = target.lock_timeout_ms {
+            if let Some(ms) = target.spec.lock_timeout_ms {
                 lines.push(format!("lock_timeout_ms = {ms}"));
             }
-            lines.push(format!("allow_unsafe_role = {}", target.allow_unsafe_role));
-            lines.push(format!("read_only = {}", target.read_only));
-            lines.push(format!("synchronous = {}", target.synchronous));
+            lines.push(format!("allow_unsafe_role = {}", target.spec.allow_unsafe_role));
+            lines.push(format!("read_only = {}", target.spec.read_only));
+            lines.push(format!("synchronous = {}", target.spec.synchronous));
         }
         lines.join("\n") + "\n"
     }
@@ -354,7 +355,7 @@ mod tests {
                     assert!(!said.contains("hunter2X"), "{toml}: {said}");
                 }
             }
-            for key in connections::TARGET_KEYS {
+            for key in connections::target_keys() {
                 let dsn = if key.starts_with("dsn") { "" } else { target };
                 let said =
                     said(&format!("{}\n{key} = \"{text}\"", if dsn.is_empty() { "[targets.default]" } else { dsn }));
@@ -400,7 +401,7 @@ mod tests {
         let text = config.print(
             &dsn,
             &BTreeMap::from([("default".to_owned(), false)]),
-            &BTreeMap::from([("default".to_owned(), TargetConfig::at(dsn.clone()))]),
+            &BTreeMap::from([("default".to_owned(), crate::target::TargetSettings::at(dsn.clone()))]),
         );
         assert!(!text.contains("hunter2"), "{text}");
         assert!(File::parse(&text).is_ok(), "{text}");

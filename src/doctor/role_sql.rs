@@ -14,9 +14,9 @@ pub fn script(target: &Examined<'_>) -> String {
     let database = said("dbname", &user);
     let (role, quoted) = (identifier(&user), literal(&user));
     let base = identifier(&database);
-    let writes = !target.read_only;
+    let writes = !target.spec.read_only;
     let rights = if writes { "SELECT, INSERT, UPDATE, DELETE" } else { "SELECT" };
-    let change = match (target.read_only, target.statements_only) {
+    let change = match (target.spec.read_only, target.spec.statements_only) {
         (true, _) => "-- The target is declared read_only: jobs read.",
         (false, true) => "-- The target runs saved statements only: grant what these need, instead of all of this.",
         (false, false) => "-- Jobs read and change rows. Narrow it to the schemas and tables that jobs are for.",
@@ -31,7 +31,7 @@ pub fn script(target: &Examined<'_>) -> String {
         }
         false => "",
     };
-    let more = match writes && !target.statements_only {
+    let more = match writes && !target.spec.statements_only {
         true => format!(
             "
 -- Where jobs are to make tables and indexes of their own:

@@ -18,8 +18,8 @@ use crate::doctor::server::{self, Connections};
 use crate::dsn::Dsn;
 use crate::pq::quote::{identifier, text_array};
 use crate::queue::fleet::workers::DEAD_AFTER;
-use crate::target;
 use crate::target::rights::{HAS_MAINTAIN, OWNER_SQL, Owner, Theirs};
+use crate::target::{self, TargetSpec};
 
 /// How long a session may carry the name of a job that nobody runs, in seconds: ends of jobs are written later than
 /// they are.
@@ -36,12 +36,8 @@ pub struct Examined<'t> {
     pub name: &'t str,
     /// Where it is.
     pub dsn: &'t Dsn,
-    /// Its sessions can only read.
-    pub read_only: bool,
-    /// It runs saved statements only.
-    pub statements_only: bool,
-    /// A role with more rights than work needs is accepted.
-    pub allow_unsafe_role: bool,
+    /// What it is told.
+    pub spec: &'t TargetSpec,
     /// Connections that one process may open.
     pub connections: Connections,
     /// The `application_name` of the session that looks.
@@ -150,7 +146,7 @@ fn read_only(look: &mut Look<'_>, target: &Examined<'_>) {
     let Some(answer) = look.ask("whether the target can be written", sql, &[]) else { return };
     let reads = answer.is(0, 0) || answer.is(0, 1);
     look.fact("standby", answer.is(0, 0));
-    if reads && !target.read_only {
+    if reads && !target.spec.read_only {
         let why = if answer.is(0, 0) { "it is a standby" } else { "its sessions are read-only by default" };
         let detail = format!(
             "the target only reads ({why}), and isn't declared read_only: jobs that change something fail with read_only"
@@ -175,9 +171,9 @@ fn too_strong(look: &mut Look<'_>, target: &Examined<'_>) {
     };
     let Some(what) = rights.excess() else { return };
     let role = identifier(&role);
-    let severity = if target.allow_unsafe_role { Severity::Warning } else { Severity::Error };
+    let severity = if target.spec.allow_unsafe_role { Severity::Warning } else { Severity::Error };
     let allowed =
-        if target.allow_unsafe_role { "allow_unsafe_role lets it" } else { "slowlane refuses it at the start" };
+        if target.spec.allow_unsafe_role { "allow_unsafe_role lets it" } else { "slowlane refuses it at the start" };
     let detail = format!("the work role {what}, and whoever may submit a job can do all that it may; {allowed}");
     let fix = format!(
         "name a role of its own in the connection string, and make it by what `slowlane doctor --role-sql {}` prints; or take the right away",
@@ -241,7 +237,7 @@ fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
     let (reads, changes, inserts, owns, views) = (number(0), number(1), number(2), number(3), number(4));
     let temporary = answer.is(0, 5);
     let (role, database) = (identifier(answer.text(0, 6)), identifier(answer.text(0, 7)));
-    let writes = !target.read_only;
+    let writes = !target.spec.read_only;
     // Of a database without tables nothing can be said.
     if !answer.is(0, 9) {
         look.fact("kinds", Value::Null);
@@ -268,7 +264,7 @@ fn too_weak(look: &mut Look<'_>, target: &Examined<'_>) {
         weak(Severity::Warning, "query", "may read no table at all", &grants);
     }
     // What a role for statements may do is what the statements need.
-    if !writes || target.statements_only {
+    if !writes || target.spec.statements_only {
         return;
     }
     if changes + inserts == 0 {

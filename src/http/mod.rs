@@ -52,6 +52,7 @@ use crate::queue::fleet::signals::Signals;
 use crate::queue::intake::writer::Writer;
 use crate::queue::model::pointer::step;
 use crate::statements::Reloader;
+use crate::target::TargetSpec;
 use crate::work::Registry;
 
 /// The largest body of a request: 1 MiB.
@@ -164,18 +165,9 @@ pub struct TargetFacts {
     pub database: Option<String>,
     /// The role.
     pub user: Option<String>,
-    /// Sessions can only read.
-    pub read_only: bool,
-    /// A commit waits for a standby.
-    pub synchronous: bool,
-    /// A role with more rights than work needs is accepted.
-    pub allow_unsafe_role: bool,
-    /// `work_mem` of its sessions.
-    pub work_mem: Option<String>,
-    /// The time zone of its sessions, where the settings name one.
-    pub time_zone: Option<String>,
-    /// How long a statement waits for a lock, where the settings say that.
-    pub lock_timeout_ms: Option<i64>,
+    /// What it is told.
+    #[serde(flatten)]
+    pub spec: TargetSpec,
 }
 
 pub(crate) struct Shared {

@@ -32,9 +32,7 @@ impl Work for Check {
         let examined = Examined {
             name: &name,
             dsn: &settings.dsn,
-            read_only: settings.read_only,
-            statements_only: settings.statements_only,
-            allow_unsafe_role: settings.allow_unsafe_role,
+            spec: &settings.spec,
             // What else of this process goes to the same server is known to whoever has all of its settings.
             connections: Connections { here: target.size().saturating_add(CONNECTIONS_BESIDE), beside: 0 },
             // Whoever ends the sessions of this attempt ends this one too.

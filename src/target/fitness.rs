@@ -38,7 +38,7 @@ impl Target {
     }
 
     fn look(&self) -> Result<(), TargetError> {
-        self.settings.check(&self.name)?;
+        self.settings.spec.check(&self.name)?;
         let away = |reason: String, passes: bool| TargetError::Unreachable { name: self.name.clone(), reason, passes };
         preflight(&self.source).map_err(|error| match error.kind {
             PqErrorKind::Connect(failure) => away(error.message, failure.passes()),
@@ -56,7 +56,7 @@ impl Target {
 
     /// Whether there is such a time zone, the server alone knows.
     fn check_time_zone(&self) -> Result<(), TargetError> {
-        let Some(zone) = &self.settings.time_zone else { return Ok(()) };
+        let Some(zone) = &self.settings.spec.time_zone else { return Ok(()) };
         let set = self.supervisor.supervise(|connection| {
             let set = diesel::sql_query("SELECT pg_catalog.set_config('TimeZone', $1, true)").bind::<Text, _>(zone);
             Ok(set.execute(connection)?)
@@ -135,7 +135,7 @@ impl Target {
 /// A read-only transaction is no wall: a superuser's `COPY … TO PROGRAM` starts its program inside one. Grants are.
 fn check(name: &str, settings: &TargetSettings, rights: &RoleRights) -> Result<(), TargetError> {
     let Some(what) = rights.excess() else { return Ok(()) };
-    if settings.allow_unsafe_role {
+    if settings.spec.allow_unsafe_role {
         log::warn!(target = name; "the role of this target {what}, and allow_unsafe_role lets it");
         return Ok(());
     }

@@ -54,7 +54,7 @@ pub use crate::target::work_role::{ROLE_SQL, RoleRights};
 
 use loans::WorkManager;
 pub use loans::{DieselLoan, SessionLoan, Work, reset_diesel, reset_session};
-pub use settings::{TargetError, TargetSettings};
+pub use settings::{TargetError, TargetSettings, TargetSpec};
 
 /// How long a statement waits for a lock where nobody says it: 5 s.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -234,14 +234,15 @@ impl Target {
     }
 
     fn prologue<'a>(&'a self, application_name: &'a str, timeout: Duration, asks: &'a SessionAsks) -> Prologue<'a> {
-        let of_target = self.settings.lock_timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
+        let of_target =
+            self.settings.spec.lock_timeout_ms.and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis);
         Prologue {
             application_name,
             statement_timeout: timeout,
             lock_timeout: asks.lock_timeout.or(of_target).unwrap_or(LOCK_TIMEOUT),
-            time_zone: asks.time_zone.as_deref().or(self.settings.time_zone.as_deref()),
-            work_mem: self.settings.work_mem.as_deref(),
-            read_only: self.settings.read_only,
+            time_zone: asks.time_zone.as_deref().or(self.settings.spec.time_zone.as_deref()),
+            work_mem: self.settings.spec.work_mem.as_deref(),
+            read_only: self.settings.spec.read_only,
         }
     }
 
@@ -303,12 +304,12 @@ impl Target {
 
     /// It runs saved statements only.
     pub fn is_statements_only(&self) -> bool {
-        self.settings.statements_only
+        self.settings.spec.statements_only
     }
 
     /// A commit waits for a standby.
     pub fn is_synchronous(&self) -> bool {
-        self.settings.synchronous
+        self.settings.spec.synchronous
     }
 
     /// What became of a transaction, where it was marked and flushed before its COMMIT. A commit that this finds will not
@@ -317,7 +318,8 @@ impl Target {
     /// # Errors
     /// When the target can't be asked.
     pub fn fate(&self, mark: &TransactionMark) -> Result<Fate, DbError> {
-        let ask = || self.supervisor.supervise(|connection| fate::ask(connection, mark, self.settings.synchronous));
+        let ask =
+            || self.supervisor.supervise(|connection| fate::ask(connection, mark, self.settings.spec.synchronous));
         let (fate, server) = ask()?;
         if fate != Fate::Committed {
             return Ok(fate);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use slowlane::target::{SessionAsks, SessionLoan, Target, TargetSettings};
+use slowlane::target::{SessionAsks, SessionLoan, Target, TargetSettings, TargetSpec};
 
 use super::{as_operator, login_has, result};
 use crate::support::app::TestApp;
@@ -316,16 +316,7 @@ fn a_session_that_was_never_lent_is_closed_too_when_the_logins_settings_have_cha
     // A session is ready a second after it has read its login's settings.
     let proxy = Proxy::before(&work.dsn);
     let dsn = proxy.dsn(&work.dsn).with("options", "-c post_auth_delay=1");
-    let settings = TargetSettings {
-        dsn,
-        work_mem: None,
-        time_zone: None,
-        lock_timeout_ms: None,
-        allow_unsafe_role: false,
-        read_only: false,
-        synchronous: false,
-        statements_only: false,
-    };
+    let settings = TargetSettings { dsn, spec: TargetSpec::default() };
     let target = Target::new("slow", settings, 2, &Arc::default());
     target.verify().unwrap();
     let lend = || target.session("test", crate::support::PATIENCE, &SessionAsks::default()).unwrap().0;

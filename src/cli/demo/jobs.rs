@@ -15,7 +15,6 @@ use uuid::Uuid;
 
 use crate::app::process;
 use crate::cli::Failure;
-use crate::config::TargetConfig;
 use crate::db::pool::{Manager, Purpose};
 use crate::db::roles::DEMO_LOAD_LOCK;
 use crate::dsn::Dsn;
@@ -25,6 +24,7 @@ use crate::queue::intake::insert::{self, Inserted};
 use crate::queue::intake::request::Accept;
 use crate::queue::record::read;
 use crate::queue::{Job, JobSpec, JobState, RawJson};
+use crate::target::{TargetSettings, TargetSpec};
 use crate::uploads::{ContentEncoding, ContentType, NewUpload, PART_BYTES, store};
 use crate::work::Registry;
 
@@ -110,7 +110,8 @@ fn run_jobs(queue: &Queue<'_>, target: &Dsn, schema: &str) -> Result<u64, Failur
     let purpose = Purpose { name: "demo", statement_timeout: PART_PATIENCE };
     let mut connection = Manager::queue(queue.dsn, &purpose).open()?;
     // The statements are the import's own, whatever the role could do beside that.
-    let target = TargetConfig { allow_unsafe_role: true, ..TargetConfig::at(target.clone()) };
+    let target =
+        TargetSettings { dsn: target.clone(), spec: TargetSpec { allow_unsafe_role: true, ..TargetSpec::default() } };
     let targets = [(queue.name.to_owned(), target)].into();
     let registry = Registry::default().with::<import::Import>();
     let (workers, signals) = process::workers_before_serving(queue.dsn, queue.name, targets, registry)?;

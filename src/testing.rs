@@ -18,7 +18,7 @@ use crate::db::pool::Manager;
 use crate::queue::InsertError;
 use crate::queue::fleet::workers::{self};
 use crate::queue::intake::insert::{self, Inserted};
-use crate::queue::intake::request::Accept;
+use crate::queue::intake::request::{Principal, Submission};
 use crate::queue::intake::retry::{self, RetryOf};
 use crate::queue::lifecycle::cancel;
 use crate::queue::model::{Job, JobSpec, Lease};
@@ -218,7 +218,7 @@ impl Bench {
                 return Err(TestingError::NotPossible(id, "retried", state.to_string()));
             }
         };
-        let again = Accept { retry_of: Some(id), ..Accept::new(spec) };
+        let again = Submission { retry_of: Some(id), ..Submission::new(Principal::default(), spec) };
         match insert::insert(&mut queue, &[&again])?.pop() {
             Some(Inserted::Created(job)) => Ok(job.id),
             _ => Err(TestingError::NotPossible(id, "retried", "retried already".to_owned())),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use slowlane::cluster::StopMode;
 use slowlane::db::pool::{Manager, Purpose};
 use slowlane::queue::fleet::signals::Signals;
-use slowlane::queue::intake::request::{Accept, AcceptError, Accepted};
+use slowlane::queue::intake::request::{AcceptError, Accepted, Principal, Submission};
 use slowlane::queue::intake::writer::Writer;
 use slowlane::queue::{JobSpec, RawJson};
 use uuid::Uuid;
@@ -218,8 +218,9 @@ fn work_stops_when_nobody_hears_the_beats_and_goes_on_when_they_arrive() {
     assert_eq!(app.ended(&id)["state"], "cancelled");
 }
 
-fn new_job(id: Uuid) -> Accept {
-    Accept {
+fn new_job(id: Uuid) -> Submission {
+    Submission {
+        principal: Principal::default(),
         id,
         spec: JobSpec {
             timeout_ms: 1000,

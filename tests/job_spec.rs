@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use diesel::connection::SimpleConnection;
 use serde_json::{Value, json};
 use slowlane::queue::intake::insert::{self, Inserted};
-use slowlane::queue::intake::request::Accept;
+use slowlane::queue::intake::request::{Principal, Submission};
 use slowlane::queue::lifecycle::cancel;
 use slowlane::queue::model::{Labels, SPEC, carried};
 use slowlane::queue::record::read;
@@ -95,7 +95,7 @@ fn every_field_comes_back_as_it_went_in() {
     let spec = unusual(upload);
     let by_json: JobSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
     assert_eq!(json_of(&by_json), json_of(&spec));
-    let accept = Accept::new(spec.clone());
+    let accept = Submission::new(Principal::default(), spec.clone());
     let inserted = insert::insert(&mut connection, &[&accept]).unwrap();
     let [Inserted::Created(told)] = inserted.as_slice() else { panic!("{inserted:?}") };
     assert_eq!(json_of(&told.spec), json_of(&spec));

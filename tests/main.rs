@@ -50,6 +50,7 @@ mod query;
 mod refresh;
 mod results;
 mod roles;
+mod routes;
 mod secrets;
 mod server_limits;
 mod settings;

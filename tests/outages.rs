@@ -15,7 +15,7 @@ use slowlane::db::pool::{self, Manager, Purpose};
 use slowlane::pq::{Patience, PqErrorKind, Session};
 use slowlane::queue::fleet::signals::Signals;
 use slowlane::queue::fleet::workers::DEAD_AFTER;
-use slowlane::queue::intake::request::{Accept, AcceptError, Accepted};
+use slowlane::queue::intake::request::{AcceptError, Accepted, Principal, Submission};
 use slowlane::queue::intake::writer::Writer;
 use slowlane::queue::{JobSpec, RawJson};
 use uuid::Uuid;
@@ -291,8 +291,9 @@ fn a_statement_that_was_never_sent_is_no_silence() {
     assert_eq!(database.text(pid), old);
 }
 
-fn new_job(id: Uuid) -> Accept {
-    Accept {
+fn new_job(id: Uuid) -> Submission {
+    Submission {
+        principal: Principal::default(),
         id,
         spec: JobSpec {
             timeout_ms: 1000,

@@ -4,28 +4,21 @@
 //! become rows through the [`Writer`]. Knows no worker, no libpq and no kind of work but by the [`Registry`] that it
 //! is handed.
 
-mod access;
-mod asking;
-mod check;
-mod cursor;
+mod extract;
 mod gauges;
-mod headers;
-mod history;
+mod guard;
 mod jobs;
-mod list;
-mod media;
-mod operate;
-mod paging;
+mod overview;
 mod probes;
 mod problem;
+mod queues;
 mod results;
+pub mod routes;
 mod statements;
-mod strict_json;
-mod submit;
+mod targets;
 mod uploads;
-mod validate;
 mod waiters;
-mod wire;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -33,16 +26,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Server;
-use actix_web::http::{KeepAlive, Method};
+use actix_web::http::KeepAlive;
 use actix_web::middleware::from_fn;
-use actix_web::{App, HttpRequest, HttpServer, Route, guard, web};
+use actix_web::{App, HttpServer, web};
 use serde::Serialize;
 use tokio::sync::Semaphore;
 
-pub use access::{ListenError, check_listen};
 pub use gauges::DepthClock;
+pub use guard::{ListenError, check_listen};
 pub use problem::Code;
-use problem::Problem;
 
 use crate::db::Doorway;
 use crate::http::waiters::Waiters;
@@ -50,7 +42,6 @@ use crate::metrics::Metrics;
 use crate::queue::fleet::health::Health;
 use crate::queue::fleet::signals::Signals;
 use crate::queue::intake::writer::Writer;
-use crate::queue::model::pointer::step;
 use crate::statements::Reloader;
 use crate::target::TargetSpec;
 use crate::work::Registry;
@@ -176,7 +167,7 @@ pub(crate) struct Shared {
     /// Parts of uploads that may be written at a time: reads of other requests come through the same doorway.
     part_writers: Arc<Semaphore>,
     /// What operators were told last.
-    last_look: operate::LastLook,
+    last_look: overview::LastLook,
 }
 
 impl std::ops::Deref for Shared {
@@ -204,10 +195,11 @@ pub fn server(api: Api, listener: TcpListener) -> std::io::Result<Server> {
     let waiters = Waiters::new(api.doorway.clone(), &api.signals, Arc::clone(&api.health));
     let common = api.common.clone();
     let part_writers = Arc::new(Semaphore::new((api.doorway.usage().size / 2).max(1)));
-    let shared = web::Data::new(Shared { api, waiters, part_writers, last_look: operate::LastLook::default() });
+    let shared = web::Data::new(Shared { api, waiters, part_writers, last_look: overview::LastLook::default() });
     gauges::start(common.clone());
     serve(common, listener, HTTP_THREADS, move |app| {
-        app.app_data(shared.clone()).configure(probe_routes).configure(job_routes);
+        app.app_data(shared.clone());
+        routes::serve(app, |_| true);
     })
 }
 
@@ -216,7 +208,7 @@ pub fn server(api: Api, listener: TcpListener) -> std::io::Result<Server> {
 /// # Errors
 /// When the listener can't be used.
 pub fn probe_server(common: web::Data<Common>, listener: TcpListener) -> std::io::Result<Server> {
-    serve(common, listener, 1, probe_routes)
+    serve(common, listener, 1, |app| routes::serve(app, |route| route.is_probe))
 }
 
 fn serve(
@@ -230,7 +222,7 @@ fn serve(
         App::new()
             .app_data(common.clone())
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
-            .wrap(from_fn(access::guard))
+            .wrap(from_fn(guard::guard))
             .wrap(from_fn(problem::as_documents))
             .configure(routes.clone())
             .default_service(web::to(problem::no_route))
@@ -242,92 +234,4 @@ fn serve(
     .disable_signals()
     .listen(listener)?;
     Ok(server.run())
-}
-
-/// GET and, as every server must, HEAD: the same without its body.
-fn reading() -> Route {
-    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
-}
-
-const READ: &[Method] = &[Method::GET, Method::HEAD];
-
-fn probe_routes(app: &mut web::ServiceConfig) {
-    app.service(resource("/healthz", READ).route(reading().to(probes::healthz)))
-        .service(resource("/readyz", READ).route(reading().to(probes::readyz)))
-        .service(resource("/metrics", READ).route(reading().to(probes::metrics)));
-}
-
-fn job_routes(app: &mut web::ServiceConfig) {
-    app.service(
-        resource("/v1/jobs", &[Method::GET, Method::HEAD, Method::POST])
-            .route(reading().to(list::list))
-            .route(web::post().to(submit::submit)),
-    )
-    .service(resource("/v1/jobs/validate", &[Method::POST]).route(web::post().to(validate::validate)))
-    .service(resource("/v1/jobs/{id}", READ).route(reading().to(jobs::get)))
-    .service(resource("/v1/jobs/{id}/cancel", &[Method::POST]).route(web::post().to(jobs::cancel)))
-    .service(resource("/v1/jobs/{id}/pause", &[Method::POST]).route(web::post().to(jobs::pause)))
-    .service(resource("/v1/jobs/{id}/resume", &[Method::POST]).route(web::post().to(jobs::resume)))
-    .service(resource("/v1/jobs/{id}/retry", &[Method::POST]).route(web::post().to(history::retry)))
-    .service(resource("/v1/jobs/{id}/attempts", READ).route(reading().to(history::attempts)))
-    .service(resource("/v1/jobs/{id}/log", READ).route(reading().to(history::log)))
-    .service(
-        resource("/v1/jobs/{id}/result", &[Method::GET, Method::HEAD, Method::DELETE])
-            .route(reading().to(results::manifest))
-            .route(web::delete().to(results::delete)),
-    )
-    .service(resource("/v1/jobs/{id}/result/data", READ).route(reading().to(results::data)))
-    .service(resource("/v1/workers", READ).route(reading().to(operate::workers)))
-    .service(resource("/v1/workers/{id}", READ).route(reading().to(operate::worker)))
-    .service(resource("/v1/targets", READ).route(reading().to(operate::targets)))
-    .service(resource("/v1/targets/{name}", READ).route(reading().to(operate::target)))
-    .service(resource("/v1/targets/{name}/check", &[Method::POST]).route(web::post().to(check::check)))
-    .service(resource("/v1/queues", READ).route(reading().to(operate::queues)))
-    .service(resource("/v1/queues/{name}", READ).route(reading().to(operate::queue)))
-    .service(resource("/v1/queues/{name}/pause", &[Method::POST]).route(web::post().to(operate::pause)))
-    .service(resource("/v1/queues/{name}/resume", &[Method::POST]).route(web::post().to(operate::resume)))
-    .service(resource("/v1/statements", READ).route(reading().to(statements::list)))
-    .service(resource("/v1/statements/reload", &[Method::POST]).route(web::post().to(statements::reload)))
-    .service(resource("/v1/statements/{name}", READ).route(reading().to(statements::get)))
-    .service(
-        resource("/v1/uploads", &[Method::GET, Method::HEAD, Method::POST])
-            .route(reading().to(uploads::list))
-            .route(web::post().to(uploads::create)),
-    )
-    .service(
-        resource("/v1/uploads/{id}", &[Method::GET, Method::HEAD, Method::DELETE])
-            .route(reading().to(uploads::get))
-            .route(web::delete().to(uploads::delete)),
-    );
-}
-
-/// For paths that know no parameters.
-fn no_parameters(request: &HttpRequest) -> Result<(), Problem> {
-    match web::Query::<Vec<(String, String)>>::from_query(request.query_string()) {
-        Ok(pairs) if pairs.is_empty() => Ok(()),
-        Ok(pairs) => {
-            let name = pairs.first().map(|(name, _)| name.as_str()).unwrap_or_default();
-            Err(paging::invalid(name, "unknown parameter; expected none"))
-        }
-        Err(_) => Err(Problem::new(Code::MalformedRequest, "the query can't be read")),
-    }
-}
-
-/// For requests without anything to say: no body, or an empty object.
-fn no_fields(request: &HttpRequest, body: Result<web::Bytes, actix_web::Error>) -> Result<(), Problem> {
-    let body = body.map_err(|error| submit::unreadable(&error))?;
-    if body.is_empty() {
-        return Ok(());
-    }
-    submit::check_is_json(request)?;
-    match strict_json::object(&body)?.keys().next() {
-        None => Ok(()),
-        Some(name) => Err(Problem::new(Code::InvalidRequest, "this request takes no fields")
-            .field(step(name), "unknown field; expected none")),
-    }
-}
-
-/// A resource that answers other methods with 405 and the ones that it has.
-fn resource(path: &str, methods: &'static [Method]) -> actix_web::Resource {
-    web::resource(path).default_service(web::to(move || async move { problem::method_not_allowed(methods) }))
 }

@@ -7,10 +7,11 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::http::headers::if_none_match;
-use crate::http::jobs::{self, parse_id, retry_after, until_it_may_begin};
+use crate::http::extract::headers::if_none_match;
+use crate::http::extract::parse_id;
+use crate::http::jobs::one::{self, retry_after, until_it_may_begin};
+use crate::http::jobs::wire::{self, Time};
 use crate::http::problem::{Code, Problem};
-use crate::http::wire::{self, Time};
 use crate::http::{Shared, State};
 use crate::queue::model::ResultState;
 use crate::queue::{Job, JobState};
@@ -47,7 +48,7 @@ struct FormatResource {
 
 /// The result of a job that has ended well; `None` for one of a kind that makes none.
 async fn find(shared: &Shared, id: Uuid) -> Result<Option<StoredResult>, Problem> {
-    let job = jobs::read(shared, id).await?;
+    let job = one::read(shared, id).await?;
     let stored = shared.doorway.run(move |connection| store::result(connection, id)).await?;
     match (job.status.state, stored) {
         (_, Some(stored)) if stored.state == ResultState::Available => Ok(Some(stored)),
@@ -110,7 +111,7 @@ pub(super) async fn manifest(shared: State, id: web::Path<String>) -> Result<Htt
 
 pub(super) async fn delete(shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
-    let job = jobs::read(&shared, id).await?;
+    let job = one::read(&shared, id).await?;
     if !job.status.state.is_final() {
         return Err(Problem::new(Code::JobNotFinished, "the job has not ended; cancel it first")
             .field("id", "expected a job that has ended"));

@@ -5,10 +5,11 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::http::extract::body::{no_fields, no_parameters};
+use crate::http::guard::refuse_when_stopping;
+use crate::http::jobs::wire::Time;
 use crate::http::problem::{Code, Problem};
-use crate::http::submit;
-use crate::http::wire::Time;
-use crate::http::{Shared, State, no_fields, no_parameters};
+use crate::http::{Shared, State};
 use crate::statements::{Broken, FileName, Loaded, Statement};
 
 #[derive(Serialize)]
@@ -109,7 +110,7 @@ pub(super) async fn reload(
     shared: State,
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
-    submit::refuse_when_stopping(&shared)?;
+    refuse_when_stopping(&shared)?;
     no_fields(&request, body)?;
     let loaded = read_again(&shared).await?;
     // The others have folders of their own, and read them now.

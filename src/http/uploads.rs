@@ -8,13 +8,13 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::http::State;
-use crate::http::headers::{coding_not_taken, content_coding};
-use crate::http::jobs::parse_id;
-use crate::http::media::MediaType;
-use crate::http::paging::{Paging, invalid};
+use crate::http::extract::headers::{coding_not_taken, content_coding};
+use crate::http::extract::media::MediaType;
+use crate::http::extract::paging::{Paging, invalid};
+use crate::http::extract::parse_id;
+use crate::http::guard::refuse_when_stopping;
+use crate::http::jobs::wire::{self, Time};
 use crate::http::problem::{Code, Problem};
-use crate::http::submit;
-use crate::http::wire::{self, Time};
 use crate::results::Format;
 use crate::uploads::store::{self, Deleted};
 use crate::uploads::{ContentEncoding, ContentType, Upload};
@@ -66,7 +66,7 @@ fn path(id: Uuid) -> String {
 }
 
 pub(super) async fn create(request: HttpRequest, shared: State, body: web::Payload) -> Result<HttpResponse, Problem> {
-    submit::refuse_when_stopping(&shared)?;
+    refuse_when_stopping(&shared)?;
     let declared = Declared {
         content_type: content_type(&request)?,
         content_encoding: content_encoding(&request)?,

@@ -21,7 +21,7 @@ use crate::dsn::Dsn;
 use crate::kinds::import;
 use crate::queue::fleet::signals::{ReadyHint, Signals};
 use crate::queue::intake::insert::{self, Inserted};
-use crate::queue::intake::request::Accept;
+use crate::queue::intake::request::{Principal, Submission};
 use crate::queue::record::read;
 use crate::queue::{Job, JobSpec, JobState, RawJson};
 use crate::target::{TargetSettings, TargetSpec};
@@ -156,7 +156,7 @@ fn submit(
     let plain = JobSpec::new("import", RawJson::of(&args)?);
     let mut job = JobSpec { upload: Some(upload), queue: queue.to_owned(), target: queue.to_owned(), ..plain };
     job.labels.insert("demo".to_owned(), table.rsplit('.').next().unwrap_or(table).to_owned());
-    let mut inserted = insert::insert(connection, &[&Accept::new(job)])?;
+    let mut inserted = insert::insert(connection, &[&Submission::new(Principal::default(), job)])?;
     match inserted.pop() {
         Some(Inserted::Created(job)) => {
             let (queue, priority, run_at, id) = (job.spec.queue.clone(), job.spec.priority, job.status.run_at, job.id);

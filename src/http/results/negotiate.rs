@@ -8,7 +8,7 @@ use actix_web::http::header;
 use actix_web::web;
 use flate2::write::GzEncoder;
 
-use crate::http::media::MediaType;
+use crate::http::extract::media::MediaType;
 use crate::http::problem::{Code, Problem};
 use crate::results::{Format, Representation};
 

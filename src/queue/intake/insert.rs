@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::db::prepared::Statement;
 use crate::db::{DbError, prepared};
-use crate::queue::intake::request::{Accept, Idempotency};
+use crate::queue::intake::request::Submission;
 use crate::queue::model::{Job, JobState, SPEC, bind_specs, sql_list, sql_parameters};
 use crate::queue::record::read;
 
@@ -77,9 +77,9 @@ pub fn end_backend(connection: &mut PgConnection, backend: &Backend) -> Result<(
 ///
 /// # Errors
 /// [`DbError::Query`] when one row is refused: then none is inserted.
-pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec<Inserted>, DbError> {
+pub fn insert(connection: &mut PgConnection, requests: &[&Submission]) -> Result<Vec<Inserted>, DbError> {
     let mut created = insert_rows(connection, requests)?;
-    let repeated: Vec<&&Accept> = requests.iter().filter(|request| !created.contains_key(&request.id)).collect();
+    let repeated: Vec<&&Submission> = requests.iter().filter(|request| !created.contains_key(&request.id)).collect();
     // The rows are committed by now: whatever goes wrong from here on is no refusal of theirs.
     let mut known = look_up_keys(connection, &repeated).unwrap_or_else(|error| {
         log::warn!("what idempotency keys were used for can't be learned: {error}");
@@ -101,14 +101,14 @@ pub fn insert(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec
 ///
 /// # Errors
 /// As [`insert()`].
-pub fn insert_missing(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Vec<Inserted>, DbError> {
+pub fn insert_missing(connection: &mut PgConnection, requests: &[&Submission]) -> Result<Vec<Inserted>, DbError> {
     let mut found = HashMap::new();
     for request in requests {
         if let Some(job) = read::job(connection, request.id)? {
             found.insert(job.id, job);
         }
     }
-    let missing: Vec<&Accept> = requests.iter().copied().filter(|r| !found.contains_key(&r.id)).collect();
+    let missing: Vec<&Submission> = requests.iter().copied().filter(|r| !found.contains_key(&r.id)).collect();
     let mut inserted = insert(connection, &missing)?.into_iter();
     Ok(requests
         .iter()
@@ -179,7 +179,7 @@ fn statement(with_more: bool) -> String {
     )
 }
 
-fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<HashMap<Uuid, Job>, DbError> {
+fn insert_rows(connection: &mut PgConnection, requests: &[&Submission]) -> Result<HashMap<Uuid, Job>, DbError> {
     let with_more = requests.iter().any(|request| request.idempotency.is_some() || request.spec.upload.is_some());
     let statement = prepared(statement(with_more))
         .bind::<Array<diesel::sql_types::Uuid>, _>(column(requests, |r| r.id))
@@ -188,7 +188,7 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
         .bind::<Nullable<diesel::sql_types::Uuid>, _>(requests.iter().map(|r| r.id).max());
     let mut statement = bind_specs(statement, &column(requests, |r| &r.spec));
     if with_more {
-        statement = bind_keys(statement, &column(requests, |r| r.idempotency.as_ref()));
+        statement = bind_keys(statement, requests);
     }
     let rows: Vec<Row> = statement.load(connection)?;
     let mut made: HashMap<Uuid, Row> = rows.into_iter().map(|row| (row.id, row)).collect();
@@ -200,28 +200,26 @@ fn insert_rows(connection: &mut PgConnection, requests: &[&Accept]) -> Result<Ha
     Ok(jobs.collect())
 }
 
-fn bind_keys<'s>(statement: Statement<'s>, keys: &[Option<&'s Idempotency>]) -> Statement<'s> {
-    let texts = |field: fn(&Idempotency) -> &str| keys.iter().map(|key| key.map(field)).collect::<Vec<_>>();
+fn bind_keys<'s>(statement: Statement<'s>, requests: &[&'s Submission]) -> Statement<'s> {
+    let key = |request: &'s Submission| request.idempotency.as_ref();
     statement
-        .bind::<Array<Nullable<Text>>, _>(texts(|key| &key.principal))
-        .bind::<Array<Nullable<Text>>, _>(texts(|key| &key.route))
-        .bind::<Array<Nullable<Text>>, _>(texts(|key| &key.key))
-        .bind::<Array<Nullable<Binary>>, _>(
-            keys.iter().map(|key| key.map(|key| key.fingerprint.as_slice())).collect::<Vec<_>>(),
-        )
+        .bind::<Array<Nullable<Text>>, _>(column(requests, |r| key(r).map(|_| r.principal.name())))
+        .bind::<Array<Nullable<Text>>, _>(column(requests, |r| key(r).map(|key| key.route.as_str())))
+        .bind::<Array<Nullable<Text>>, _>(column(requests, |r| key(r).map(|key| key.key.as_str())))
+        .bind::<Array<Nullable<Binary>>, _>(column(requests, |r| key(r).map(|key| key.fingerprint.as_slice())))
 }
 
-fn column<'r, T>(requests: &'r [&'r Accept], value: impl Fn(&'r Accept) -> T) -> Vec<T> {
+fn column<'r, T>(requests: &[&'r Submission], value: impl Fn(&'r Submission) -> T) -> Vec<T> {
     requests.iter().map(|request| value(request)).collect()
 }
 
-fn look_up_keys(connection: &mut PgConnection, requests: &[&&Accept]) -> Result<HashMap<Uuid, Inserted>, DbError> {
+fn look_up_keys(connection: &mut PgConnection, requests: &[&&Submission]) -> Result<HashMap<Uuid, Inserted>, DbError> {
     use crate::db::schema::idempotency_keys::dsl;
     let mut answers = HashMap::new();
     for request in requests {
         let Some(key) = &request.idempotency else { continue };
         let row: Option<(Vec<u8>, Uuid)> = dsl::idempotency_keys
-            .find((&key.principal, &key.route, &key.key))
+            .find((request.principal.name(), &key.route, &key.key))
             .select((dsl::fingerprint, dsl::job_id))
             .first(connection)
             .optional()?;

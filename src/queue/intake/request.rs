@@ -3,14 +3,35 @@
 //!
 //! Knows no thread and no statement.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::queue::model::{Job, JobOutcome, JobSpec, JobState, JobStatus};
 
-/// One request: a job, and the key that makes repeating it harmless.
+/// Who asks: everything that is kept belongs to one. Until callers have keys, everybody who may ask is one and the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Principal(Arc<str>);
+
+impl Principal {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Default for Principal {
+    fn default() -> Principal {
+        Principal(Arc::from("default"))
+    }
+}
+
+/// One request: a job, and beside it what no body can name.
 #[derive(Clone, Debug)]
-pub struct Accept {
+pub struct Submission {
+    /// Who asks.
+    pub principal: Principal,
     /// The id that the job gets: a UUIDv7 made in this process, so that a lost commit can be looked up.
     pub id: Uuid,
     /// The job, checked.
@@ -21,10 +42,10 @@ pub struct Accept {
     pub idempotency: Option<Idempotency>,
 }
 
-impl Accept {
+impl Submission {
     /// A job that is asked for once.
-    pub fn new(spec: JobSpec) -> Accept {
-        Accept { id: Uuid::now_v7(), spec, retry_of: None, idempotency: None }
+    pub fn new(principal: Principal, spec: JobSpec) -> Submission {
+        Submission { principal, id: Uuid::now_v7(), spec, retry_of: None, idempotency: None }
     }
 
     /// What the job is when its row has just been written.
@@ -39,11 +60,9 @@ impl Accept {
     }
 }
 
-/// An `Idempotency-Key` in its scope, and what it was used for.
+/// An `Idempotency-Key` of the principal's, and what it was used for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Idempotency {
-    /// Who uses it: nobody is handed another's job.
-    pub principal: String,
     /// Method and path.
     pub route: String,
     /// The key, unquoted.

@@ -17,7 +17,7 @@ use crate::db::DbError;
 use crate::db::pool::Manager;
 use crate::queue::fleet::signals::{ReadyHint, Signals};
 use crate::queue::intake::insert::{self, Inserted};
-use crate::queue::intake::request::{Accept, AcceptError, Accepted};
+use crate::queue::intake::request::{AcceptError, Accepted, Submission};
 use crate::queue::intake::retry;
 use crate::queue::model::JobState;
 
@@ -60,7 +60,7 @@ impl Ticket {
 }
 
 struct Waiting {
-    request: Accept,
+    request: Submission,
     bytes: usize,
     ticket: Arc<Ticket>,
     answer: oneshot::Sender<Result<Accepted, AcceptError>>,
@@ -92,7 +92,7 @@ impl Writer {
     ///
     /// # Errors
     /// [`AcceptError`] says what the caller can do.
-    pub async fn accept(&self, request: Accept) -> Result<Accepted, AcceptError> {
+    pub async fn accept(&self, request: Submission) -> Result<Accepted, AcceptError> {
         let id = request.id;
         let bytes = request.spec.args.text().len();
         if self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes) > MAX_WAITING_BYTES {
@@ -168,7 +168,7 @@ impl WriterThread {
         if group.is_empty() {
             return;
         }
-        let requests: Vec<&Accept> = group.iter().map(|waiting| &waiting.request).collect();
+        let requests: Vec<&Submission> = group.iter().map(|waiting| &waiting.request).collect();
         let outcomes = match self.insert(&requests) {
             Err(GroupError::Refused(_)) if requests.len() > 1 => {
                 requests.iter().map(|request| self.insert_alone(request)).collect()
@@ -183,13 +183,13 @@ impl WriterThread {
         }
     }
 
-    fn insert_alone(&mut self, request: &Accept) -> Result<Accepted, AcceptError> {
+    fn insert_alone(&mut self, request: &Submission) -> Result<Accepted, AcceptError> {
         let id = request.id;
         let mut outcomes = self.insert(&[request]).map_err(|error| error.for_job(id))?;
         outcomes.pop().unwrap_or(Err(AcceptError::OutcomeUnknown(id)))
     }
 
-    fn insert(&mut self, requests: &[&Accept]) -> Result<Vec<Result<Accepted, AcceptError>>, GroupError> {
+    fn insert(&mut self, requests: &[&Submission]) -> Result<Vec<Result<Accepted, AcceptError>>, GroupError> {
         let mut lost: Option<(insert::Backend, Instant)> = None;
         loop {
             let attempt = self.try_insert(requests, lost.as_ref().map(|(backend, _)| backend));
@@ -222,7 +222,11 @@ impl WriterThread {
 
     /// With `lost`, the session of an earlier try is ended first: only then is it certain that what isn't found
     /// now will not appear later.
-    fn try_insert(&mut self, requests: &[&Accept], lost: Option<&insert::Backend>) -> Result<Vec<Inserted>, DbError> {
+    fn try_insert(
+        &mut self,
+        requests: &[&Submission],
+        lost: Option<&insert::Backend>,
+    ) -> Result<Vec<Inserted>, DbError> {
         let session = match self.connection.take() {
             Some(session) => self.connection.insert(session),
             None => {

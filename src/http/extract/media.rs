@@ -23,7 +23,7 @@ const NAMES: [(&str, Format); 15] = [
 
 /// A media type, or another word with parameters, as a header has it.
 #[derive(Debug, PartialEq)]
-pub(super) struct MediaType {
+pub(in crate::http) struct MediaType {
     name: String,
     parameters: Vec<(String, String)>,
 }

@@ -4,7 +4,7 @@ use actix_web::http::header;
 use actix_web::{HttpResponseBuilder, web};
 use uuid::Uuid;
 
-use crate::http::cursor;
+use crate::http::extract::cursor;
 use crate::http::problem::{Code, Problem};
 
 /// Items on a page when the caller names no number.

@@ -8,14 +8,13 @@ use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header;
 use actix_web::middleware::Next;
-use actix_web::{Error, web};
+use actix_web::{Error, HttpMessage, web};
 use subtle::ConstantTimeEq;
 
 use crate::http::problem::{Code, Problem};
-use crate::http::{Common, HttpSettings};
-
-/// Paths that answer without a token: probes know none.
-const WITHOUT_TOKEN: [&str; 2] = ["/healthz", "/readyz"];
+use crate::http::routes::is_open;
+use crate::http::{Common, HttpSettings, Shared};
+use crate::queue::intake::request::Principal;
 
 /// A listen address that isn't safe as things are.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +46,7 @@ pub(super) async fn guard(
         let answer = problem.response(Some(request.path()));
         return Ok(request.into_response(answer).map_into_right_body());
     }
+    request.extensions_mut().insert(Principal::default());
     Ok(next.call(request).await?.map_into_left_body())
 }
 
@@ -71,7 +71,7 @@ fn check_token(request: &ServiceRequest, settings: &HttpSettings) -> Result<(), 
     let Some(token) = &settings.api_token else {
         return Ok(());
     };
-    if WITHOUT_TOKEN.contains(&request.path()) {
+    if is_open(request.path()) {
         return Ok(());
     }
     let given = header_text(request, header::AUTHORIZATION).unwrap_or_default();
@@ -84,6 +84,16 @@ fn check_token(request: &ServiceRequest, settings: &HttpSettings) -> Result<(), 
     Err(Problem::new(Code::Unauthorized, "the request needs the header Authorization: Bearer with the server's token")
         .field("Authorization", "expected Bearer and the token")
         .header(header::WWW_AUTHENTICATE, "Bearer realm=\"slowlane\""))
+}
+
+/// A server that stops takes nothing more.
+pub(super) fn refuse_when_stopping(shared: &Shared) -> Result<(), Problem> {
+    match shared.health.is_stopping() {
+        true => {
+            Err(Problem::new(Code::ShuttingDown, "this server is shutting down; try again, another one may answer"))
+        }
+        false => Ok(()),
+    }
 }
 
 fn header_text(request: &ServiceRequest, name: header::HeaderName) -> Option<String> {

@@ -4,10 +4,11 @@ use actix_web::{HttpRequest, HttpResponse};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::http::paging::{Paging, invalid};
+use crate::http::State;
+use crate::http::extract::paging::{Paging, invalid};
+use crate::http::jobs::one;
+use crate::http::jobs::wire::JobResource;
 use crate::http::problem::Problem;
-use crate::http::wire::JobResource;
-use crate::http::{State, jobs};
 use crate::queue::JobState;
 use crate::queue::record::read;
 use crate::queue::record::read::ListFilter;
@@ -18,7 +19,7 @@ struct Page<'j> {
     next_cursor: Option<String>,
 }
 
-pub(super) async fn list(request: HttpRequest, shared: State) -> Result<HttpResponse, Problem> {
+pub(in crate::http) async fn list(request: HttpRequest, shared: State) -> Result<HttpResponse, Problem> {
     let mut wanted = ListFilter::default();
     let paging = Paging::read(request.query_string(), "", |name, value| filter(&mut wanted, name, value))?;
     let (behind, limit) = (paging.behind, paging.limit + 1);
@@ -26,7 +27,7 @@ pub(super) async fn list(request: HttpRequest, shared: State) -> Result<HttpResp
     let (page, more) = paging.cut(&found);
     let mut response = HttpResponse::Ok();
     let next_cursor = page.last().filter(|_| more).map(|last| paging.next(&mut response, "/v1/jobs", last.id));
-    let jobs = page.iter().map(|job| jobs::resource(&shared, job)).collect();
+    let jobs = page.iter().map(|job| one::resource(&shared, job)).collect();
     Ok(response.json(Page { jobs, next_cursor }))
 }
 

@@ -14,8 +14,6 @@ pub const MAX_WAIT: Duration = Duration::from_secs(30);
 const MAX_KEY_CHARS: usize = 255;
 /// The longest `Content-Encoding` that is repeated, in characters.
 const MAX_CODING_CHARS: usize = 40;
-/// Until there are accounts, everybody who may ask is one principal.
-const PRINCIPAL: &str = "default";
 
 /// What `Prefer: wait=N` (RFC 7240) asks for, at most [`MAX_WAIT`]. A preference that can't be read is none.
 pub fn prefer_wait(request: &HttpRequest) -> Option<Duration> {
@@ -76,7 +74,6 @@ pub fn idempotency(request: &HttpRequest, fingerprint: Vec<u8>) -> Result<Option
         return Err(invalid());
     }
     Ok(Some(Idempotency {
-        principal: PRINCIPAL.to_owned(),
         route: format!("{} {}", request.method(), request.path()),
         key: key.to_owned(),
         fingerprint,

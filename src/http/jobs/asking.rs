@@ -6,11 +6,14 @@ use std::time::Duration;
 use actix_web::http::header;
 use actix_web::{HttpRequest, HttpResponse};
 
-use crate::http::headers::prefer_wait;
+use crate::http::Shared;
+use crate::http::extract::headers::prefer_wait;
+use crate::http::extract::principal;
+use crate::http::jobs::asked::Asked;
+use crate::http::jobs::one;
+use crate::http::jobs::submit::accepted;
+use crate::http::jobs::wire::{self, JobResource};
 use crate::http::problem::{Code, Problem};
-use crate::http::submit::{Asked, accepted};
-use crate::http::wire::{self, JobResource};
-use crate::http::{Shared, jobs};
 use crate::queue::{Job, JobError, JobSpec, JobState};
 
 /// How long the answer is waited for when the caller doesn't say: 10 s.
@@ -20,7 +23,7 @@ const TIMEOUT_MS: i64 = 60_000;
 
 /// Puts a job in before all others of its queue, and answers with its output; 202 and the job when it hasn't ended in
 /// time. `hint` says what a failure means.
-pub(super) async fn ask_a_worker(
+pub(in crate::http) async fn ask_a_worker(
     request: &HttpRequest,
     shared: &Shared,
     job: JobSpec,
@@ -28,17 +31,19 @@ pub(super) async fn ask_a_worker(
 ) -> Result<HttpResponse, Problem> {
     let job = JobSpec { priority: 0, timeout_ms: TIMEOUT_MS, ..job };
     let runs = shared.registry.resolve(&job.kind, &job.args.0);
-    let (job, _) = accepted(shared, Asked { spec: job, runs, upload: None }, |accept| accept).await?;
+    let (job, _) =
+        accepted(shared, Asked { principal: principal(request)?, spec: job, runs, upload: None }, |accept| accept)
+            .await?;
     let until = tokio::time::Instant::now() + prefer_wait(request).unwrap_or(WAIT);
     shared.waiters.wait(job.id, until, |mark| mark.state.is_final()).await;
     // It is accepted, whatever comes of this read.
-    let job = jobs::read(shared, job.id).await.unwrap_or(job);
+    let job = one::read(shared, job.id).await.unwrap_or(job);
     match (job.status.state, &job.outcome.output) {
         (JobState::Succeeded, Some(report)) => Ok(HttpResponse::Ok().json(report)),
         (state, _) if state.is_final() => Err(not_answered(&job, hint)),
         _ => Ok(HttpResponse::Accepted()
             .insert_header((header::LOCATION, wire::path(job.id)))
-            .insert_header((header::RETRY_AFTER, jobs::retry_after(&job).to_string()))
+            .insert_header((header::RETRY_AFTER, one::retry_after(&job).to_string()))
             .json(JobResource::of(&job, false))),
     }
 }

@@ -6,15 +6,20 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::http::headers::idempotency;
-use crate::http::jobs::{self, parse_id};
-use crate::http::paging::{Paging, invalid};
+use crate::http::extract::body::{no_fields, unreadable};
+use crate::http::extract::headers::idempotency;
+use crate::http::extract::paging::{Paging, invalid};
+use crate::http::extract::parse_id;
+use crate::http::extract::principal;
+use crate::http::guard::refuse_when_stopping;
+use crate::http::jobs::asked::{Asked, check_names, check_statement};
+use crate::http::jobs::one as jobs;
+use crate::http::jobs::submit::{accept, fingerprint};
+use crate::http::jobs::wire::{self, Time};
 use crate::http::problem::{Code, Problem};
-use crate::http::submit::{self, Asked, fingerprint};
-use crate::http::wire::{self, Time};
-use crate::http::{Shared, State, no_fields};
+use crate::http::{Shared, State};
 use crate::queue::RawJson;
-use crate::queue::intake::request::Accept;
+use crate::queue::intake::request::{Principal, Submission};
 use crate::queue::intake::retry::{self, RetryOf};
 use crate::queue::record::attempts::{self, Attempt};
 use crate::queue::record::log::{self, StoredLine};
@@ -92,7 +97,7 @@ fn paging(request: &HttpRequest, id: Uuid, what: &str) -> Result<Paging, Problem
     })
 }
 
-pub(super) async fn attempts(
+pub(in crate::http) async fn attempts(
     request: HttpRequest,
     shared: State,
     id: web::Path<String>,
@@ -111,7 +116,11 @@ pub(super) async fn attempts(
     Ok(response.json(AttemptsPage { attempts: page.iter().map(AttemptResource::from).collect(), next_cursor }))
 }
 
-pub(super) async fn log(request: HttpRequest, shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+pub(in crate::http) async fn log(
+    request: HttpRequest,
+    shared: State,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
     let paging = paging(&request, id, "log")?;
     jobs::read(&shared, id).await?;
@@ -136,27 +145,27 @@ fn place_of(place: Uuid) -> (i64, i32) {
     (i64::try_from(lease).unwrap_or(i64::MAX), i32::try_from(n).unwrap_or(i32::MAX))
 }
 
-pub(super) async fn retry(
+pub(in crate::http) async fn retry(
     request: HttpRequest,
     shared: State,
     id: web::Path<String>,
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
-    submit::refuse_when_stopping(&shared)?;
+    refuse_when_stopping(&shared)?;
     let id = parse_id(&id)?;
-    let body = body.map_err(|error| submit::unreadable(&error))?;
+    let body = body.map_err(|error| unreadable(&error))?;
     // A retry runs what the job was: nothing of it can be changed.
     no_fields(&request, Ok(body.clone()))?;
-    let job = job_to_retry(&shared, id).await?;
+    let job = job_to_retry(&shared, principal(&request)?, id).await?;
     let idempotency = idempotency(&request, fingerprint(&request, &body))?;
-    let again = |accept| Accept { retry_of: Some(id), idempotency, ..accept };
-    match submit::accept(&request, &shared, job, again).await {
+    let again = |accept| Submission { retry_of: Some(id), idempotency, ..accept };
+    match accept(&request, &shared, job, again).await {
         Err(problem) if problem.code == Code::RetryUnfinished => Err(naming_the_unfinished(&shared, id, problem).await),
         answer => answer,
     }
 }
 
-async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<Asked, Problem> {
+async fn job_to_retry(shared: &Shared, principal: Principal, id: Uuid) -> Result<Asked, Problem> {
     let mut job = match shared.doorway.run(move |connection| retry::of(connection, id)).await? {
         RetryOf::Retry(job) => *job,
         // Says 404 in the words of every other route.
@@ -167,16 +176,16 @@ async fn job_to_retry(shared: &Shared, id: Uuid) -> Result<Asked, Problem> {
         }
     };
     // What this process no longer knows can't run again.
-    submit::check_names(shared, &job)?;
+    check_names(shared, &job)?;
     // Nor can its caller ask for less time than it had, when its saved statement has less by now.
     let runs = shared.registry.resolve(&job.kind, &job.args.0);
     if let Some(statement) = runs.statement() {
         job.timeout_ms = job.timeout_ms.min(statement.timeout_ms);
     }
-    submit::check_statement(&job, &runs)?;
+    check_statement(&job, &runs)?;
     // Arguments that its kind refuses by now are told by the attempt, as they are of a job that came in by SQL.
     let upload = runs.check(&job.args.0).ok().flatten();
-    Ok(Asked { spec: job, runs, upload })
+    Ok(Asked { principal, spec: job, runs, upload })
 }
 
 async fn naming_the_unfinished(shared: &Shared, id: Uuid, problem: Problem) -> Problem {

@@ -6,14 +6,17 @@
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
 
-use crate::http::asking::ask_a_worker;
+use crate::http::State;
+use crate::http::extract::body::{check_is_json, unreadable};
+use crate::http::extract::{principal, strict_json};
+use crate::http::guard::refuse_when_stopping;
+use crate::http::jobs::asked::{Asked, asked_for, check_upload};
+use crate::http::jobs::asking::ask_a_worker;
 use crate::http::problem::Problem;
-use crate::http::submit::{Asked, asked_for, check_is_json, check_upload, refuse_when_stopping, unreadable};
-use crate::http::{State, strict_json};
 use crate::queue::{JobSpec, RawJson};
 use crate::work::{VALIDATE, Validation};
 
-pub(super) async fn validate(
+pub(in crate::http) async fn validate(
     request: HttpRequest,
     shared: State,
     body: Result<web::Bytes, actix_web::Error>,
@@ -21,7 +24,7 @@ pub(super) async fn validate(
     refuse_when_stopping(&shared)?;
     check_is_json(&request)?;
     let body = body.map_err(|error| unreadable(&error))?;
-    let Asked { spec: job, runs, upload } = asked_for(&shared, &strict_json::object(&body)?)?;
+    let Asked { spec: job, runs, upload, .. } = asked_for(&shared, principal(&request)?, &strict_json::object(&body)?)?;
     check_upload(&shared, upload).await?;
     if !runs.validates() || !shared.registry.contains(VALIDATE) {
         // Its arguments are right; there is nothing more that could be said without running it.

@@ -7,10 +7,12 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use chrono::Utc;
 use uuid::Uuid;
 
-use crate::http::headers::{if_none_match, prefer_wait};
+use crate::http::extract::body::no_fields;
+use crate::http::extract::headers::{if_none_match, prefer_wait};
+use crate::http::extract::parse_id;
+use crate::http::jobs::wire::{self, JobResource};
 use crate::http::problem::{Code, Problem};
-use crate::http::wire::{self, JobResource};
-use crate::http::{Shared, State, no_fields};
+use crate::http::{Shared, State};
 use crate::queue::lifecycle::cancel;
 use crate::queue::lifecycle::cancel::CancelOutcome;
 use crate::queue::lifecycle::pause;
@@ -19,19 +21,13 @@ use crate::queue::record::read;
 use crate::queue::record::report;
 use crate::queue::{Job, JobState};
 
-/// The id in a path.
-pub(super) fn parse_id(text: &str) -> Result<Uuid, Problem> {
-    Uuid::try_parse(text)
-        .map_err(|_| Problem::new(Code::InvalidId, "the id in the path is not a UUID").field("id", "expected a UUID"))
-}
-
 /// A job, or 404.
-pub(super) async fn read(shared: &Shared, id: Uuid) -> Result<Job, Problem> {
+pub(in crate::http) async fn read(shared: &Shared, id: Uuid) -> Result<Job, Problem> {
     let job = shared.doorway.run(move |connection| read::job(connection, id)).await?;
     job.ok_or_else(|| not_found(id))
 }
 
-pub(super) fn not_found(id: Uuid) -> Problem {
+pub(in crate::http) fn not_found(id: Uuid) -> Problem {
     Problem::new(Code::JobNotFound, format!("there is no job {id}, or its record is past its time"))
         .field("id", "expected the id of a job")
 }
@@ -40,7 +36,7 @@ pub(super) fn not_found(id: Uuid) -> Problem {
 const LONGEST_WAIT: i64 = 60;
 
 /// Seconds until a job may begin, rounded up; 0 for one that may, or has begun.
-pub(super) fn until_it_may_begin(job: &Job) -> i64 {
+pub(in crate::http) fn until_it_may_begin(job: &Job) -> i64 {
     if job.status.state != JobState::Scheduled {
         return 0;
     }
@@ -49,7 +45,7 @@ pub(super) fn until_it_may_begin(job: &Job) -> i64 {
 
 /// How many seconds a caller should wait before it asks again: the longer a job runs, the less often; of one that
 /// begins later, not before.
-pub(super) fn retry_after(job: &Job) -> u64 {
+pub(in crate::http) fn retry_after(job: &Job) -> u64 {
     let ahead = until_it_may_begin(job).min(LONGEST_WAIT);
     by_age(job).max(u64::try_from(ahead).unwrap_or_default())
 }
@@ -63,7 +59,11 @@ fn by_age(job: &Job) -> u64 {
     }
 }
 
-pub(super) async fn get(request: HttpRequest, shared: State, id: web::Path<String>) -> Result<HttpResponse, Problem> {
+pub(in crate::http) async fn get(
+    request: HttpRequest,
+    shared: State,
+    id: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
     let id = parse_id(&id)?;
     let mut job = read(&shared, id).await?;
     let mut applied = None;
@@ -99,12 +99,12 @@ async fn wait_for_change(shared: &Shared, job: &Job, wait: std::time::Duration) 
 }
 
 /// The wire form of a job.
-pub(super) fn resource<'j>(shared: &Shared, job: &'j Job) -> JobResource<'j> {
+pub(in crate::http) fn resource<'j>(shared: &Shared, job: &'j Job) -> JobResource<'j> {
     let runs = shared.registry.resolve(&job.spec.kind, &job.spec.args.0);
     JobResource::of(job, runs.produces_result())
 }
 
-pub(super) async fn cancel(
+pub(in crate::http) async fn cancel(
     request: HttpRequest,
     shared: State,
     id: web::Path<String>,
@@ -152,7 +152,7 @@ fn not_resumable(shared: &Shared, job: &Job) -> Problem {
         .hint("cancel it, and submit it again later")
 }
 
-pub(super) async fn pause(
+pub(in crate::http) async fn pause(
     request: HttpRequest,
     shared: State,
     id: web::Path<String>,
@@ -180,7 +180,7 @@ pub(super) async fn pause(
     Ok(changed(&shared, status, &job))
 }
 
-pub(super) async fn resume(
+pub(in crate::http) async fn resume(
     request: HttpRequest,
     shared: State,
     id: web::Path<String>,

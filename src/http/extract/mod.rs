@@ -1,0 +1,21 @@
+//! What handlers read of a request: who asks, ids, headers, bodies, pages. Each says what is wrong, and where.
+
+pub(super) mod body;
+mod caller;
+pub(super) mod cursor;
+pub(super) mod headers;
+pub(super) mod media;
+pub(super) mod paging;
+pub(super) mod strict_json;
+
+use uuid::Uuid;
+
+pub(in crate::http) use caller::principal;
+
+use crate::http::problem::{Code, Problem};
+
+/// The id in a path.
+pub(in crate::http) fn parse_id(text: &str) -> Result<Uuid, Problem> {
+    Uuid::try_parse(text)
+        .map_err(|_| Problem::new(Code::InvalidId, "the id in the path is not a UUID").field("id", "expected a UUID"))
+}

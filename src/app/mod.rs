@@ -9,6 +9,7 @@
 //! | `builder` | what a program says: databases, kinds, settings |
 //! | `server` | [`Server`] and [`Workers`], run to their end or beside the program |
 //! | [`mod@migrate`] | the queue's schema, brought up to this build |
+//! | `listeners`, `signals` | where requests arrive; how a process is asked to stop |
 //! | `process` | the assembly, and the order in which a process stops |
 //! | `databases` | the queue and the targets when a process starts: waited for, looked at |
 //! | `private` | roles and databases of a private cluster |
@@ -17,10 +18,12 @@
 mod builder;
 mod databases;
 mod error;
+mod listeners;
 pub mod migrate;
 pub(crate) mod private;
 pub(crate) mod process;
 mod server;
+mod signals;
 
 pub use builder::{DatabaseUrl, ServerBuilder, Target, WorkersBuilder};
 pub use error::AppError;

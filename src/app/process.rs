@@ -3,17 +3,17 @@
 //! The main thread belongs to the HTTP side's event loop. Whatever waits for a database has a thread of its own.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use actix_rt::signal::unix::{Signal, SignalKind, signal};
 use actix_web::dev::Server;
 use actix_web::web;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+pub use crate::app::listeners::{Addresses, Listeners};
+pub use crate::app::signals::{StopRequests, StopSignals};
 use crate::app::{AppError, databases};
 use crate::config::{Config, RefusedTarget};
 use crate::db::doorway::DoorwayThreads;
@@ -71,61 +71,11 @@ pub struct Parts {
 /// Targets that can't be used as they are set, by name.
 pub type RefusedTargets = BTreeMap<String, RefusedTarget>;
 
-/// Where requests arrive.
-pub struct Listeners {
-    /// For the whole contract.
-    api: Option<TcpListener>,
-    /// For probes alone.
-    probes: Option<TcpListener>,
-}
-
-/// Where requests are answered.
-#[derive(Clone, Copy, Debug)]
-pub struct Addresses {
-    /// The whole contract.
-    pub api: Option<SocketAddr>,
-    /// Probes alone.
-    pub probes: Option<SocketAddr>,
-}
-
-impl Listeners {
-    /// Listens as the settings say. Done before anything else, so that a wrong address is told at once.
-    ///
-    /// # Errors
-    /// When an address can't be used, or would be reachable from other machines without a token.
-    pub fn open(config: &Config) -> Result<Listeners, AppError> {
-        http_settings(config)?;
-        let api = config.roles.http.then(|| listen(config.listen, "--listen")).transpose()?;
-        let probes = config.probe_listen.map(|address| listen(address, "--probe-listen")).transpose()?;
-        Ok(Listeners { api, probes })
-    }
-
-    /// Where they listen.
-    ///
-    /// # Errors
-    /// When the system doesn't say.
-    pub fn addresses(&self) -> std::io::Result<Addresses> {
-        let address = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
-        Ok(Addresses { api: address(&self.api)?, probes: address(&self.probes)? })
-    }
-}
-
-fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address).map_err(|error| {
-        AppError::Listen(match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                format!("{address} is in use by another program: stop that one, or choose another address ({flag})")
-            }
-            _ => format!("can't listen on {address}: {error}"),
-        })
-    })
-}
-
 /// The settings of the HTTP side.
 ///
 /// # Errors
 /// When it would be reachable from other machines without a token.
-fn http_settings(config: &Config) -> Result<HttpSettings, AppError> {
+pub(super) fn http_settings(config: &Config) -> Result<HttpSettings, AppError> {
     let settings = HttpSettings {
         listen: config.roles.http.then_some(config.listen).into_iter().chain(config.probe_listen).collect(),
         allowed_hosts: config.allowed_hosts.clone(),
@@ -440,101 +390,6 @@ fn usability(targets: Targets, refused: RefusedTargets) -> impl Fn() -> BTreeMap
         };
         targets.iter().map(now).chain(refused.clone()).collect()
     }
-}
-
-/// Who says that a process is to stop, and that it is to hurry.
-pub trait StopRequests: 'static {
-    /// Waits for the next request.
-    fn next(&mut self) -> impl Future<Output = ()>;
-
-    /// From now on, whoever asks for the saved statements to be read again is heard. Defaults to nobody.
-    fn reload_with(&mut self, _reloader: Reloader) {}
-}
-
-/// SIGTERM, SIGINT, and SIGHUP of a terminal that was closed, which comes more than once and hurries nobody. Any other SIGHUP
-/// has the saved statements read again, where there are any.
-pub struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// None when it is to be ignored, as under nohup.
-    hang_up: Option<Signal>,
-    /// There are saved statements.
-    reloads: bool,
-    reloader: Option<Reloader>,
-    /// It was asked to read them again before it could.
-    reload_asked: bool,
-    /// The process ends with the terminal that it began in.
-    ends_with_terminal: bool,
-}
-
-impl StopSignals {
-    /// Begins to listen to them.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn new(reloads: bool) -> std::io::Result<StopSignals> {
-        Ok(StopSignals {
-            reloads,
-            reloader: None,
-            reload_asked: false,
-            ends_with_terminal: has_terminal() && !ignores_hang_up(),
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            // Who reloads is told to by this signal, whatever it was started with.
-            hang_up: if ignores_hang_up() && !reloads { None } else { Some(signal(SignalKind::hangup())?) },
-        })
-    }
-
-    /// SIGHUP came. `true` when it means that the process is to stop.
-    fn hung_up(&mut self) -> bool {
-        if !self.reloads || (self.ends_with_terminal && !has_terminal()) {
-            self.hang_up = None;
-            return true;
-        }
-        match &self.reloader {
-            Some(reloader) => reloader.ask(),
-            None => self.reload_asked = true,
-        }
-        false
-    }
-}
-
-/// The terminal that the process belongs to is there.
-fn has_terminal() -> bool {
-    std::fs::File::open("/dev/tty").is_ok()
-}
-
-impl StopRequests for StopSignals {
-    async fn next(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                () = received(self.hang_up.as_mut()) => if self.hung_up() { return },
-            }
-        }
-    }
-
-    fn reload_with(&mut self, reloader: Reloader) {
-        if std::mem::take(&mut self.reload_asked) {
-            reloader.ask();
-        }
-        self.reloader = Some(reloader);
-    }
-}
-
-async fn received(signal: Option<&mut Signal>) {
-    match signal {
-        Some(signal) => drop(signal.recv().await),
-        None => std::future::pending().await,
-    }
-}
-
-/// Whoever started this process had SIGHUP ignored: the first bit of the mask that the kernel shows.
-fn ignores_hang_up() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 /// Waits for a request to stop, then for the workers: they end what runs, within the grace or until a second request.

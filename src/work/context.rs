@@ -5,14 +5,15 @@
 
 mod clean_up;
 mod commits;
+mod left_behind;
 mod limits;
+mod said;
 mod waits;
 mod warnings;
 
 use std::any::TypeId;
 use std::cell::{Cell, RefCell};
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::pg::PgConnection;
@@ -20,11 +21,11 @@ use uuid::Uuid;
 
 use crate::db::pool::Pool;
 use crate::db::{DbError, RetryingPool};
-use crate::pq::{Notice, NoticeSink, PqErrorKind};
+use crate::pq::{NoticeSink, PqErrorKind};
 use crate::queue::lifecycle::claim::{self, ClaimedJob, Noted};
 use crate::queue::lifecycle::finish::FinishedResult;
 use crate::queue::model::JobStatistics;
-use crate::queue::record::log::{LogBuffer, LogLevel, LogSource};
+use crate::queue::record::log::{LogLevel, LogSource};
 use crate::queue::{ErrorCode, JobError, Lease};
 use crate::results::{Column, Limits, ResultWriter};
 use crate::statements::Statement;
@@ -32,12 +33,13 @@ use crate::target::{SessionAsks, Target, TargetBackend};
 use crate::uploads::{self, Upload};
 use crate::work::control::{Interrupt, JobControl, StopReason};
 use crate::work::loan::{ByBackend, ByCanceller, DieselWork, SessionWork};
-use crate::work::progress::{Progress, Report};
+use crate::work::progress::Report;
 use crate::work::{States, WorkError};
 
+pub use left_behind::{CommitState, Effects, LeftBehind};
 pub use limits::unknown_time_zone;
+pub use said::Said;
 pub use waits::{Looks, Waits};
-use warnings::Heard;
 pub use warnings::Warning;
 pub(crate) use warnings::{HEAR_WARNINGS_SQL, Unlogged, Warnings};
 
@@ -55,92 +57,6 @@ pub struct Services {
     pub(crate) states: Arc<States>,
     /// Those who look at the sessions of attempts.
     pub looks: Arc<Looks>,
-}
-
-/// What an attempt says of itself, read by the threads that store it.
-#[derive(Debug, Default)]
-pub struct Said {
-    progress: Mutex<Progress>,
-    log: Mutex<LogBuffer>,
-    heard: Mutex<Heard>,
-    /// Transactions that were recorded, or may have been.
-    recorded: AtomicI32,
-    waits: Mutex<Waits>,
-}
-
-impl Said {
-    /// How far it is.
-    pub fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What it waits for.
-    pub fn waits(&self) -> MutexGuard<'_, Waits> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A transaction of it was recorded, or may have been: what became of that comes before any other end.
-    pub fn may_have_committed(&self) -> bool {
-        self.recorded.load(Ordering::SeqCst) > 0
-    }
-
-    /// What it has to say.
-    pub fn log(&self) -> MutexGuard<'_, LogBuffer> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What is left of an attempt when its work has returned.
-pub struct LeftBehind {
-    /// Rows and bytes.
-    pub statistics: JobStatistics,
-    /// The result that becomes visible when the job succeeds.
-    pub result: Option<FinishedResult>,
-    /// The result that becomes visible when the job fails with the error that the work returned.
-    pub result_of_failure: Option<FinishedResult>,
-    /// What it may have done.
-    pub effects: Effects,
-    /// How far its transaction came.
-    pub commit: CommitState,
-    /// It worked on a standby.
-    pub on_standby: bool,
-}
-
-/// What an attempt may have done, beside the transaction that it recorded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Effects {
-    /// Its kind was not reached.
-    #[default]
-    NotBegun,
-    /// All of it was rolled back, and the server said so.
-    None,
-    /// Something may have taken effect.
-    Possible,
-    /// Something may have taken effect that nobody can find out: even a kind that may be repeated isn't.
-    NotRepeatable,
-}
-
-impl Effects {
-    /// Whether a kind that may not be repeated can run again.
-    pub fn are_possible(self) -> bool {
-        matches!(self, Effects::Possible | Effects::NotRepeatable)
-    }
-}
-
-/// How far the last transaction has come that was recorded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum CommitState {
-    /// None was recorded.
-    #[default]
-    None,
-    /// This one was recorded, or may have been, and may have been committed.
-    InDoubt(String),
-    /// It was recorded, and the server said that it was rolled back.
-    RolledBack(String),
-    /// It is committed, and stays so. The work goes on.
-    Advanced(String),
-    /// It is committed as the end of the job, and stays so.
-    Committed(String),
 }
 
 /// One attempt, seen from inside: what [`Work::run`](crate::work::Work::run) is given.
@@ -444,7 +360,7 @@ impl<'a> WorkContext<'a> {
 
     fn notice_sink(&self) -> NoticeSink {
         let said = Arc::clone(&self.said);
-        Box::new(move |notice| say_notice(&said, notice))
+        Box::new(move |notice| said.say_notice(notice))
     }
 
     /// Asks something of the queue. Its troubles are not the job's: it waits for them to pass, for as long as the attempt
@@ -530,17 +446,4 @@ impl<'a> WorkContext<'a> {
             on_standby: self.on_standby.get(),
         }
     }
-}
-
-fn say_notice(said: &Said, notice: Notice) {
-    if !said.hear(&notice) {
-        return;
-    }
-    let level = match notice.severity.as_str() {
-        severity if severity.starts_with("DEBUG") => LogLevel::Debug,
-        "NOTICE" => LogLevel::Notice,
-        "WARNING" => LogLevel::Warning,
-        _ => LogLevel::Info,
-    };
-    said.log().say(level, LogSource::Server, Some(notice.sqlstate), &notice.message);
 }

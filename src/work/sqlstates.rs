@@ -8,7 +8,7 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use crate::db::DbError;
 use crate::pq::{PqError, PqErrorKind, is_worth_another_try};
 use crate::queue::{ErrorCode, JobError};
-use crate::work::{QUERY_CANCELED, SERIALIZATION_FAILURE, WorkError};
+use crate::work::error::{QUERY_CANCELED, SERIALIZATION_FAILURE, WorkError};
 
 /// The code of an error of the server's, and whether the work is worth another attempt. `lost`: the session is gone, or
 /// never was.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use slowlane::cli::demo::kill::kill;
-use slowlane::cli::demo::measure::{Contestant, Environment, Statement};
+use slowlane::cli::demo::measure::{Contestant, Environment};
+use slowlane::cli::demo::statement::Statement;
 use slowlane::cli::private::Databases;
 
 use crate::support::child::{Running, Server, program};

@@ -151,3 +151,98 @@ fn every_module_says_what_it_owns() {
         assert!(text.starts_with("//!"), "{}", path.display());
     }
 }
+
+/// The paths that a `use` of several names stands for: `a::{b, c::{d}}` are `a::b` and `a::c::d`.
+fn spelled_out(before: &str, tree: &str, found: &mut Vec<String>) {
+    let (mut depth, mut from) = (0, 0);
+    let mut parts = Vec::new();
+    for (at, c) in tree.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&tree[from..at]);
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&tree[from..]);
+    for part in parts.into_iter().map(str::trim).filter(|part| !part.is_empty()) {
+        match part.split_once('{') {
+            Some((more, rest)) => {
+                spelled_out(&format!("{before}{}", more.trim()), rest.trim_end().trim_end_matches('}'), found);
+            }
+            None => found.push(format!("{before}{part}")),
+        }
+    }
+}
+
+/// The files of this crate that a file names in its `use`, tests aside. A name that stands in no file of its own is its parent's.
+fn named(path: &str, text: &str, modules: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let code = code(text.split("#[cfg(test)]\nmod tests").next().unwrap());
+    let mut paths = Vec::new();
+    for (at, _) in code.match_indices("use crate::") {
+        let tree = code[at + 11..].split(';').next().unwrap();
+        spelled_out("", tree, &mut paths);
+    }
+    let file_of = |path: &String| {
+        let mut parts: Vec<&str> = path.split(" as ").next().unwrap().split("::").collect();
+        while !parts.is_empty() {
+            if let Some(file) = modules.get(&parts.join("::")) {
+                return Some(file.clone());
+            }
+            parts.pop();
+        }
+        None
+    };
+    paths.iter().filter_map(file_of).filter(|file| file != path).collect()
+}
+
+/// Files that name one another, straight or through others, can only be read together.
+#[test]
+fn no_files_go_round_in_circles() {
+    let sources = sources();
+    let name = |path: &Path| path.with_extension("").to_str().unwrap().replace("/mod", "").replace('/', "::");
+    let modules: BTreeMap<String, String> =
+        sources.iter().map(|(path, _)| (name(path), path.to_str().unwrap().to_owned())).collect();
+    let mut uses: BTreeMap<String, BTreeSet<String>> = sources
+        .iter()
+        .map(|(path, text)| {
+            let path = path.to_str().unwrap();
+            (path.to_owned(), named(path, text, &modules))
+        })
+        .collect();
+    // Whoever uses nobody any more is read, and leaves; who is left goes round.
+    loop {
+        let read: Vec<String> = uses.iter().filter(|(_, used)| used.is_empty()).map(|(path, _)| path.clone()).collect();
+        if read.is_empty() {
+            break;
+        }
+        for path in &read {
+            uses.remove(path);
+        }
+        for used in uses.values_mut() {
+            used.retain(|path| !read.contains(path));
+        }
+    }
+    // Of those, they that nobody left uses only lead there.
+    loop {
+        let used: BTreeSet<String> = uses.values().flatten().cloned().collect();
+        let before = uses.len();
+        uses.retain(|path, _| used.contains(path));
+        if uses.len() == before {
+            break;
+        }
+    }
+    assert!(uses.is_empty(), "{uses:#?}");
+}
+
+#[test]
+fn a_circle_would_be_seen() {
+    let modules: BTreeMap<String, String> =
+        [("a", "a.rs"), ("b", "b/mod.rs"), ("b::c", "b/c.rs")].map(|(m, f)| (m.to_owned(), f.to_owned())).into();
+    let text =
+        "//! use crate::a;\nuse crate::{a, b::{self, c::{Deep as D, E}}};\n#[cfg(test)]\nmod tests { use crate::x; }";
+    assert_eq!(named("x.rs", text, &modules), BTreeSet::from(["a.rs".into(), "b/mod.rs".into(), "b/c.rs".into()]));
+}

@@ -6,7 +6,8 @@ use slowlane::db::pool::{Manager, Purpose};
 use slowlane::pq::Session;
 use slowlane::queue::fleet::workers::{self, Identity};
 use slowlane::queue::lifecycle::claim::{self, Positions, Scope};
-use slowlane::queue::lifecycle::finish::{self, Ending, Finished};
+use slowlane::queue::lifecycle::end::{Ending, Finished};
+use slowlane::queue::lifecycle::finish::{self};
 use slowlane::queue::model::JobState;
 use uuid::Uuid;
 

@@ -433,3 +433,17 @@ impl WorkersBuilder {
         self.build()?.run()
     }
 }
+
+impl Server {
+    /// Says what a server is to be.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::default()
+    }
+}
+
+impl Workers {
+    /// Says what workers are to be.
+    pub fn builder() -> WorkersBuilder {
+        WorkersBuilder::default()
+    }
+}

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use diesel::pg::PgConnection;
 
 use crate::app::AppError;
-use crate::app::process::{CONTROL_STATEMENT_TIMEOUT, DIED, manager};
+use crate::app::queue::{CONTROL_STATEMENT_TIMEOUT, manager};
 use crate::config::Config;
 use crate::db::migrations::{self, MigrateError};
 use crate::db::{DbError, Source, preflight, roles, slots};
@@ -142,7 +142,7 @@ pub(super) fn open_all(
     std::thread::scope(|scope| {
         let opening = named("slowlane-targets").spawn_scoped(scope, open)?;
         wait_for_queue(queue, config, stopping)?;
-        opening.join().map_err(|_| AppError::Died(DIED))?
+        opening.join().map_err(|_| AppError::died())?
     })
 }
 
@@ -173,8 +173,7 @@ pub(super) fn open_targets(
     std::thread::scope(|scope| {
         let start = |(name, target)| named("slowlane-target").spawn_scoped(scope, || open(name, target));
         let opening = targets.into_iter().map(start).collect::<Result<Vec<_>, _>>()?;
-        let opened =
-            opening.into_iter().map(|one| one.join().map_err(|_| AppError::Died(DIED))?.map_err(AppError::from));
+        let opened = opening.into_iter().map(|one| one.join().map_err(|_| AppError::died())?.map_err(AppError::from));
         opened.collect()
     })
 }

@@ -72,3 +72,10 @@ pub enum AppError {
     #[error("{0}")]
     Died(&'static str),
 }
+
+impl AppError {
+    /// A thread panicked that the process needs.
+    pub(crate) fn died() -> AppError {
+        AppError::Died("a thread that the process needs has panicked; the log says why")
+    }
+}

@@ -1,10 +1,14 @@
 //! The addresses of a process: listened on before anything else, so that a wrong one is told at once.
 
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use crate::app::AppError;
-use crate::app::process::http_settings;
 use crate::config::Config;
+use crate::http::{self, HttpSettings, Token};
+
+/// How long requests may take to end when everything else has.
+pub(super) const HTTP_GRACE: Duration = Duration::from_secs(5);
 
 /// Where requests arrive.
 pub struct Listeners {
@@ -54,4 +58,22 @@ fn listen(address: SocketAddr, flag: &str) -> Result<TcpListener, AppError> {
             _ => format!("can't listen on {address}: {error}"),
         })
     })
+}
+
+/// The settings of the HTTP side.
+///
+/// # Errors
+/// When it would be reachable from other machines without a token.
+pub(super) fn http_settings(config: &Config) -> Result<HttpSettings, AppError> {
+    let settings = HttpSettings {
+        listen: config.roles.http.then_some(config.listen).into_iter().chain(config.probe_listen).collect(),
+        allowed_hosts: config.allowed_hosts.clone(),
+        api_token: config.api_token.as_ref().map(|token| Token::new(token.expose())),
+        result_store_bytes: config.result_store_bytes,
+        upload_limit_bytes: config.upload_limit_bytes,
+        upload_idle: config.upload_idle_timeout,
+        grace: HTTP_GRACE,
+    };
+    http::check_listen(&settings)?;
+    Ok(settings)
 }

@@ -13,6 +13,7 @@
 //! | `process` | the assembly, and the order in which a process stops |
 //! | `databases` | the queue and the targets when a process starts: waited for, looked at |
 //! | `private` | roles and databases of a private cluster |
+//! | `queue` | connections to the queue |
 //! | `error` | why something can't be started |
 
 mod builder;
@@ -22,6 +23,7 @@ mod listeners;
 pub mod migrate;
 pub(crate) mod private;
 pub(crate) mod process;
+mod queue;
 mod server;
 mod signals;
 

@@ -12,15 +12,17 @@ use actix_web::web;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::app::listeners::http_settings;
 pub use crate::app::listeners::{Addresses, Listeners};
+use crate::app::queue::{CONTROL_STATEMENT_TIMEOUT, manager};
 pub use crate::app::signals::{StopRequests, StopSignals};
 use crate::app::{AppError, databases};
 use crate::config::{Config, RefusedTarget};
 use crate::db::doorway::DoorwayThreads;
-use crate::db::pool::{self, Manager, Pool, Purpose};
+use crate::db::pool::{self, Pool};
 use crate::db::{Doorway, Source};
 use crate::dsn::Dsn;
-use crate::http::{self, Api, ApiTarget, Common, DepthClock, HttpSettings, TargetFacts, Token, Usability};
+use crate::http::{self, Api, ApiTarget, Common, DepthClock, TargetFacts, Usability};
 use crate::metrics::Metrics;
 use crate::queue::RetryPolicy;
 use crate::queue::fleet::health::Health;
@@ -38,17 +40,10 @@ use crate::worker::{Workers, WorkersConfig};
 const CONTROL_WAIT: Duration = Duration::from_secs(5);
 /// How long a part of a result waits for a connection.
 const RESULTS_WAIT: Duration = Duration::from_secs(5);
-/// The longest statement of a claim or an end.
-pub(super) const CONTROL_STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest statement that stores a part of a result.
 const RESULTS_STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest statement of the writer.
 const WRITER_STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long requests may take to end when everything else has.
-const HTTP_GRACE: Duration = Duration::from_secs(5);
-
-/// Of a thread that should have said how it ended.
-pub(super) const DIED: &str = "a thread that the process needs has panicked; the log says why";
 
 /// What a process is made of.
 pub struct Parts {
@@ -70,24 +65,6 @@ pub struct Parts {
 
 /// Targets that can't be used as they are set, by name.
 pub type RefusedTargets = BTreeMap<String, RefusedTarget>;
-
-/// The settings of the HTTP side.
-///
-/// # Errors
-/// When it would be reachable from other machines without a token.
-pub(super) fn http_settings(config: &Config) -> Result<HttpSettings, AppError> {
-    let settings = HttpSettings {
-        listen: config.roles.http.then_some(config.listen).into_iter().chain(config.probe_listen).collect(),
-        allowed_hosts: config.allowed_hosts.clone(),
-        api_token: config.api_token.as_ref().map(|token| Token::new(token.expose())),
-        result_store_bytes: config.result_store_bytes,
-        upload_limit_bytes: config.upload_limit_bytes,
-        upload_idle: config.upload_idle_timeout,
-        grace: HTTP_GRACE,
-    };
-    http::check_listen(&settings)?;
-    Ok(settings)
-}
 
 /// Prepares, serves until a signal says to stop, and stops in order. `prepare` may wait, and has a thread of its own;
 /// a signal meanwhile takes effect when it is done. `ready` is called when requests are answered. `reloads`: a hang-up has
@@ -150,9 +127,9 @@ pub fn run_until<S: StopRequests>(
             }
         });
         for server in servers {
-            server.await.map_err(|_| AppError::Died(DIED))??;
+            server.await.map_err(|_| AppError::died())??;
         }
-        drain.await.map_err(|_| AppError::Died(DIED))?;
+        drain.await.map_err(|_| AppError::died())?;
         Ok::<_, AppError>(Some(doorway_threads))
     })?;
     drop(doorway_threads);
@@ -344,10 +321,6 @@ pub fn workers_before_serving(
         metrics,
     })?;
     Ok((workers, signals))
-}
-
-pub(super) fn manager(queue: &Source, name: &'static str, statement_timeout: Duration) -> Manager {
-    Manager::queue(queue, &Purpose { name, statement_timeout })
 }
 
 struct Pools {

@@ -9,8 +9,7 @@ use std::thread::JoinHandle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::app::AppError;
-use crate::app::builder::{ServerBuilder, WorkersBuilder};
-use crate::app::process::{self, Addresses, DIED, Parts, StopRequests};
+use crate::app::process::{self, Addresses, Parts, StopRequests};
 
 /// HTTP and workers in one process: what `slowlane serve` is, with kinds of your own.
 ///
@@ -94,7 +93,7 @@ impl Assembly {
         match serving.recv() {
             Ok(()) => Ok(running),
             // It ended before it served, and says why.
-            Err(_) => Err(running.join().err().unwrap_or(AppError::Died(DIED))),
+            Err(_) => Err(running.join().err().unwrap_or(AppError::died())),
         }
     }
 }
@@ -153,11 +152,6 @@ macro_rules! runs {
 impl Server {
     runs!();
 
-    /// Says what a server is to be.
-    pub fn builder() -> ServerBuilder {
-        ServerBuilder::default()
-    }
-
     /// Where HTTP is served: it is listened on already, and answered when the server runs.
     pub fn address(&self) -> Option<SocketAddr> {
         self.0.addresses.api
@@ -166,11 +160,6 @@ impl Server {
 
 impl Workers {
     runs!();
-
-    /// Says what workers are to be.
-    pub fn builder() -> WorkersBuilder {
-        WorkersBuilder::default()
-    }
 }
 
 /// A server, or workers, beside the program. Dropping it stops what runs at once, and waits until it has stopped.
@@ -216,7 +205,7 @@ impl Running {
     }
 
     fn join(&mut self) -> Result<(), AppError> {
-        self.thread.take().map_or(Ok(()), |thread| thread.join().unwrap_or(Err(AppError::Died(DIED))))
+        self.thread.take().map_or(Ok(()), |thread| thread.join().unwrap_or(Err(AppError::died())))
     }
 }
 

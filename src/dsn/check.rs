@@ -1,10 +1,14 @@
 //! What libpq's parameters may be: checked before libpq sees them, because it repeats what it doesn't like.
 
+use std::collections::BTreeMap;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::dsn::refusal::{Code, DsnError};
-use crate::dsn::translate::Parameters;
 use crate::dsn::{foreign, raw, tidy};
+
+/// Parameters by libpq's names.
+pub(super) type Parameters = BTreeMap<String, String>;
 
 /// Numbers of libpq's that it would repeat, whatever stands there, when they are none.
 const NUMBERS: [&str; 6] =

@@ -4,13 +4,11 @@ mod tls;
 
 use std::collections::BTreeMap;
 
-use crate::dsn::check::check;
+use crate::dsn::check::{Parameters, check};
 use crate::dsn::foreign::{self, Foreign, How, Tls};
 use crate::dsn::raw::{Oddity, Raw};
 use crate::dsn::refusal::{Code, DsnError};
 use crate::dsn::{Change, Driver, Dsn, Parameter, adonet};
-
-pub(super) type Parameters = BTreeMap<String, String>;
 
 /// What a pool or a statement cache of another driver's is replaced by.
 const POOL: &str = "slowlane has a pool of its own: workers, api_connections, control_connections, result_connections";

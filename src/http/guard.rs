@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use crate::http::problem::{Code, Problem};
 use crate::http::routes::is_open;
-use crate::http::{Common, HttpSettings, Shared};
+use crate::http::{Common, HttpSettings};
 use crate::queue::intake::request::Principal;
 
 /// A listen address that isn't safe as things are.
@@ -84,16 +84,6 @@ fn check_token(request: &ServiceRequest, settings: &HttpSettings) -> Result<(), 
     Err(Problem::new(Code::Unauthorized, "the request needs the header Authorization: Bearer with the server's token")
         .field("Authorization", "expected Bearer and the token")
         .header(header::WWW_AUTHENTICATE, "Bearer realm=\"slowlane\""))
-}
-
-/// A server that stops takes nothing more.
-pub(super) fn refuse_when_stopping(shared: &Shared) -> Result<(), Problem> {
-    match shared.health.is_stopping() {
-        true => {
-            Err(Problem::new(Code::ShuttingDown, "this server is shutting down; try again, another one may answer"))
-        }
-        false => Ok(()),
-    }
 }
 
 fn header_text(request: &ServiceRequest, name: header::HeaderName) -> Option<String> {

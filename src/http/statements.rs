@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::http::extract::body::{no_fields, no_parameters};
-use crate::http::guard::refuse_when_stopping;
+use crate::http::extract::refuse_when_stopping;
 use crate::http::jobs::wire::Time;
 use crate::http::problem::{Code, Problem};
 use crate::http::{Shared, State};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::http::extract::body::{no_parameters, only_text, unreadable};
-use crate::http::guard::refuse_when_stopping;
+use crate::http::extract::refuse_when_stopping;
 use crate::http::jobs::asked::check_names;
 use crate::http::jobs::asking::ask_a_worker;
 use crate::http::jobs::wire::Time;

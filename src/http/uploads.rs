@@ -12,7 +12,7 @@ use crate::http::extract::headers::{coding_not_taken, content_coding};
 use crate::http::extract::media::MediaType;
 use crate::http::extract::paging::{Paging, invalid};
 use crate::http::extract::parse_id;
-use crate::http::guard::refuse_when_stopping;
+use crate::http::extract::refuse_when_stopping;
 use crate::http::jobs::wire::{self, Time};
 use crate::http::problem::{Code, Problem};
 use crate::results::Format;

@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::kinds::planning;
-use crate::kinds::prepared::PrepareError;
+use crate::kinds::prepare_error::PrepareError;
 use crate::kinds::{params, reads};
 use crate::pq::{PqError, Session};
 use crate::queue::model::ProgressBasis;

@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::kinds::planning::{Looked, look_at};
-use crate::kinds::prepared::{PrepareError, Prepared};
+use crate::kinds::prepare_error::PrepareError;
+use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::{explained, first_words};
 use crate::kinds::{hints, params, reads};
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};

@@ -399,7 +399,7 @@ impl Import {
             };
             // Rows that it took with it would be lost.
             if let Some(reject) = csv::refusal(dialect, record, records.bytes(record)) {
-                return Err(WorkError::Fail(load::refused_row(&reject)));
+                return Err(WorkError::Fail(reject.as_the_end()));
             }
             // Names that are given count, and the header's aren't read.
             match self.columns {

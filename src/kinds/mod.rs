@@ -14,10 +14,12 @@ mod modifiers;
 mod names;
 pub mod params;
 mod planning;
+mod prepare_error;
 mod prepared;
 pub mod query;
 mod reads;
 pub mod refresh;
+mod returns;
 pub mod saved_statements;
 mod sql;
 

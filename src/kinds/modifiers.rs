@@ -8,7 +8,7 @@
 use std::ffi::CString;
 
 use crate::kinds::params::ParamError;
-use crate::kinds::prepared::PrepareError;
+use crate::kinds::prepare_error::PrepareError;
 use crate::pq::{PqError, PqErrorKind, Session, TransactionStatus};
 use crate::queue::ErrorCode;
 

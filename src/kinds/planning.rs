@@ -9,8 +9,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::kinds::prepared::{PrepareError, Prepared, type_names};
-use crate::kinds::{hints, query, reads};
+use crate::kinds::prepare_error::PrepareError;
+use crate::kinds::prepared::{Prepared, type_names};
+use crate::kinds::returns::returns_rows;
+use crate::kinds::{hints, reads};
 use crate::pq::{PqError, Session};
 use crate::queue::RawJson;
 use crate::work::validation::{PlanColumn, StatementPlan, Validation};
@@ -116,7 +118,7 @@ impl Looked<'_> {
         plan: Option<RawJson>,
     ) -> Result<StatementPlan, WorkError> {
         if self.returns_rows {
-            query::returns_rows(prepared, self.sql)?;
+            returns_rows(prepared, self.sql)?;
         }
         let parameters = type_names(session, &prepared.cast_types())?;
         let types: Vec<(u32, i32)> =

@@ -14,7 +14,9 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use crate::kinds::planning::{Looked, look_at};
-use crate::kinds::prepared::{PrepareError, Prepared, type_names};
+use crate::kinds::prepare_error::PrepareError;
+use crate::kinds::prepared::{Prepared, type_names};
+use crate::kinds::returns::{not_allowed, returns_rows};
 use crate::kinds::sql::first_word;
 use crate::kinds::{hints, params, reads};
 use crate::pq::{self, Canceller, Chunk, PqError, PqErrorKind, Session};
@@ -117,18 +119,6 @@ impl Work for Query {
         };
         Validation::of(vec![look_at(&mut session, ctx, &looked)])
     }
-}
-
-/// A statement of a `query` has to.
-pub(super) fn returns_rows(prepared: &Prepared<'_>, sql: &str) -> Result<(), WorkError> {
-    if prepared.columns.is_empty() && !may_return_no_columns(sql) {
-        return Err(not_allowed("this statement returns no rows", hints::of_no_rows(sql)));
-    }
-    Ok(())
-}
-
-fn not_allowed(what: &str, hint: &str) -> WorkError {
-    WorkError::Fail(JobError::new(ErrorCode::StatementNotAllowed, what).with_hint(hint))
 }
 
 pub(super) fn not_a_query(error: PqError, sql: &str) -> WorkError {
@@ -249,12 +239,4 @@ impl<'s, 'c> Sink<'s, 'c> {
 fn column_types(session: &mut Session, columns: &[pq::Column]) -> Result<Vec<String>, WorkError> {
     let types: Vec<(u32, i32)> = columns.iter().map(|column| (column.type_oid, column.type_modifier)).collect();
     Ok(type_names(session, &types)?)
-}
-
-/// `SELECT FROM t` has no columns and still returns rows.
-fn may_return_no_columns(sql: &str) -> bool {
-    first_word(sql).is_some_and(|word| {
-        ["select", "with", "values", "table"].iter().any(|known| word.eq_ignore_ascii_case(known))
-            || word.starts_with('(')
-    })
 }

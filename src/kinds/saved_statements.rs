@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use crate::kinds::planning::estimates;
 use crate::kinds::prepared::Prepared;
 use crate::kinds::sql::first_words;
-use crate::kinds::{backfill, execute, hints, query, reads, refresh};
+use crate::kinds::{backfill, execute, hints, query, reads, refresh, returns};
 use crate::pq::{PqError, Session};
 use crate::queue::{JobError, RawJson};
 use crate::statements::file::Sql;
@@ -213,7 +213,7 @@ fn look(
     }
     let prepared = Prepared::new(session, &sql.text, params).map_err(|error| error.or_server(server))?;
     if is_query {
-        query::returns_rows(&prepared, &sql.text)?;
+        returns::returns_rows(&prepared, &sql.text)?;
     }
     if reads {
         reads::check_words(&sql.text).map_err(reader)?;

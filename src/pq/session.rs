@@ -12,7 +12,7 @@ use crate::pq::failure::ConnectFailure;
 use crate::pq::line::{Line, Patience};
 use crate::pq::raw::{self, CancelConn, Conn, NoticeSink, PgResult};
 use crate::pq::resolve::with_addresses;
-use crate::pq::stream::RowStream;
+use crate::pq::stream::{RowStream, copy_error};
 
 /// How long a server that refused a connection has to say so again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -302,10 +302,6 @@ pub fn connect_failure(dsn: &Dsn, raw: &str) -> ConnectFailure {
         }
         class => class,
     }
-}
-
-pub(super) fn copy_error() -> PqError {
-    PqError::of(PqErrorKind::Copy, "COPY is not a statement that returns rows")
 }
 
 fn c_string(text: &str) -> Result<CString, PqError> {

@@ -7,7 +7,6 @@ use pq_sys::ExecStatusType;
 
 use crate::pq::error::{PqError, PqErrorKind};
 use crate::pq::raw::{Conn, PgResult};
-use crate::pq::session::copy_error;
 
 /// A few rows. Keeps their memory until it is dropped.
 pub struct Chunk(PgResult);
@@ -116,4 +115,8 @@ impl<'s> RowStream<'s> {
         while self.conn.next_result().is_some() {}
         Err(error)
     }
+}
+
+pub(super) fn copy_error() -> PqError {
+    PqError::of(PqErrorKind::Copy, "COPY is not a statement that returns rows")
 }

@@ -18,7 +18,7 @@ pub use writer::{Limits, Pushed, ResultWriter};
 
 use crate::db::DbError;
 use crate::queue::RawJson;
-use crate::queue::lifecycle::finish::FinishedResult;
+use crate::queue::lifecycle::end::FinishedResult;
 
 /// A column of a result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use zstd::bulk::Compressor;
 
 use crate::db::RetryingPool;
 use crate::queue::Lease;
-use crate::queue::lifecycle::finish::FinishedResult;
+use crate::queue::lifecycle::end::FinishedResult;
 use crate::results::rows;
 use crate::results::{Column, Manifest, PartInfo, ResultError, csv, json, store};
 

@@ -4,7 +4,6 @@
 //! statement.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -15,6 +14,7 @@ use toml::de::DeTable;
 
 use crate::dsn::plain_or;
 use crate::queue::model::{TIME_ZONE_EXPECTED, is_time_zone};
+use crate::statements::error::FileError;
 use crate::statements::lines::{key_lines, line_of, parts};
 use crate::statements::params::{self, Param, ParamEntry, ValueError, is_name};
 use crate::statements::spans::{lock_timeout, timeout};
@@ -92,21 +92,6 @@ impl InnerKind {
             InnerKind::Refresh => "refresh",
             InnerKind::Backfill => "backfill",
         }
-    }
-}
-
-/// What is wrong with a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileError {
-    /// The line, from 1.
-    pub line: usize,
-    /// What is wrong there.
-    pub message: String,
-}
-
-impl fmt::Display for FileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {}", self.line, self.message)
     }
 }
 

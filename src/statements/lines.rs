@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::statements::file::FileError;
+use crate::statements::error::FileError;
 
 /// The TOML of the comments at the top, each line of it in its place; what follows; and the line that this begins with.
 pub(super) fn parts(text: &str) -> Result<(String, &str, usize), FileError> {

@@ -19,6 +19,7 @@
 
 mod bounds;
 mod decimal;
+mod error;
 pub mod file;
 mod lines;
 mod literal;
@@ -30,7 +31,8 @@ mod shape;
 mod spans;
 mod split;
 
-pub use file::{FileError, FileName, InnerKind, Statement};
+pub use error::FileError;
+pub use file::{FileName, InnerKind, Statement};
 pub use params::{Param, ValueError};
 pub use reload::{Reloaded, Reloader};
 pub use set::{Broken, Loaded, Statements, UnreadableFolder};

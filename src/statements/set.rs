@@ -14,7 +14,8 @@ use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 
 use crate::dsn::path_or;
-use crate::statements::file::{FileError, FileName, InnerKind, MAX_FILE_BYTES, Statement};
+use crate::statements::error::FileError;
+use crate::statements::file::{FileName, InnerKind, MAX_FILE_BYTES, Statement};
 
 /// The most files of a folder.
 pub const MAX_FILES: usize = 1_000;

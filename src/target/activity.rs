@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::db::DbError;
 use crate::db::pool::{ANSWER_SLACK, Manager};
 use crate::db::reach::Source;
-use crate::target::TargetBackend;
+use crate::target::backend::TargetBackend;
 
 /// The name of the connection that looks.
 pub const NAME: &str = "slowlane sampler";

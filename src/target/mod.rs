@@ -15,6 +15,7 @@
 //! | `work_role`, [`rights`] | what a role may do, and the SQL by which it may do more |
 
 pub mod activity;
+mod backend;
 mod fitness;
 mod flusher;
 mod loans;
@@ -52,6 +53,7 @@ pub use crate::target::supervisor::END_SESSIONS_SQL;
 use crate::target::supervisor::Supervisor;
 pub use crate::target::work_role::{ROLE_SQL, RoleRights};
 
+pub use backend::TargetBackend;
 use loans::WorkManager;
 pub use loans::{DieselLoan, SessionLoan, Work, reset_diesel, reset_session};
 pub use settings::{TargetError, TargetSettings, TargetSpec};
@@ -68,15 +70,6 @@ pub const CONNECTIONS_BESIDE: u32 = 5;
 /// How long after its deadline an attempt's session is given up, so that its thread comes free whatever the network
 /// does: by then the watchdog has cancelled the statement and ended the session, where the target can be reached.
 const AFTER_DEADLINE: Duration = Duration::from_secs(15);
-
-/// One server process of a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetBackend {
-    /// Its process id.
-    pub pid: i32,
-    /// When it started.
-    pub backend_start: DateTime<Utc>,
-}
 
 /// A database that work runs on. Opens sessions when they are first asked for.
 pub struct Target {

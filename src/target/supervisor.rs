@@ -17,7 +17,7 @@ use crate::db::line;
 use crate::db::pool::{ANSWER_SLACK, Manager};
 use crate::db::reach::Source;
 use crate::pq::Patience;
-use crate::target::TargetBackend;
+use crate::target::backend::TargetBackend;
 
 /// The longest statement, in milliseconds.
 const TIMEOUT_MS: u64 = 10_000;

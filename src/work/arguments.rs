@@ -1,8 +1,13 @@
 //! What a kind says of its arguments: each that it refuses, and the upload that they name.
 
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::queue::model::pointer::step;
+use crate::queue::{ErrorCode, JobError};
 use crate::uploads::ContentType;
+use crate::work::error::WorkError;
 
 /// An argument that can't be accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,4 +74,32 @@ pub(super) fn listed(errors: &[ArgError]) -> String {
 
 pub(super) fn no_json(error: serde_json::Error) -> CheckError {
     CheckError { errors: vec![ArgError::new("", format!("expected arguments that have a JSON form: {error}"))] }
+}
+
+/// The end of a job whose arguments are refused.
+pub(super) fn invalid_args(refused: CheckError) -> WorkError {
+    WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, refused.to_string()))
+}
+
+/// Reads arguments. An error has the pointer of what it is about.
+pub(super) fn parse<W: DeserializeOwned>(args: &RawValue) -> Result<W, ArgError> {
+    let mut reader = serde_json::Deserializer::from_str(args.get());
+    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let pointer = pointer_of(error.path());
+        // The position that serde_json adds is one within the arguments and would mislead.
+        let text = error.into_inner().to_string();
+        let detail = text.split(" at line ").next().unwrap_or(&text).to_owned();
+        ArgError { pointer, detail }
+    })
+}
+
+fn pointer_of(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(format!("/{index}")),
+            Segment::Map { key } => Some(step(key)),
+            Segment::Enum { .. } | Segment::Unknown => None,
+        })
+        .collect()
 }

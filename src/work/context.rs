@@ -23,7 +23,7 @@ use crate::db::pool::Pool;
 use crate::db::{DbError, RetryingPool};
 use crate::pq::{NoticeSink, PqErrorKind};
 use crate::queue::lifecycle::claim::{self, ClaimedJob, Noted};
-use crate::queue::lifecycle::finish::FinishedResult;
+use crate::queue::lifecycle::end::FinishedResult;
 use crate::queue::model::JobStatistics;
 use crate::queue::record::log::{LogLevel, LogSource};
 use crate::queue::{ErrorCode, JobError, Lease};

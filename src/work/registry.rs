@@ -9,13 +9,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
 use crate::pq::Session;
-use crate::queue::model::pointer::step;
 use crate::queue::{ErrorCode, JobError, JobSpec, RawJson};
 use crate::statements::{InnerKind, Loaded, Statement, Statements, UnreadableFolder};
+use crate::work::arguments::{invalid_args, parse};
 use crate::work::context::WorkContext;
 use crate::work::{
     ArgError, CheckError, CleanedUp, ON_STATEMENTS_ONLY, STATEMENT, UploadArg, VALIDATE, Validation, Work, WorkError,
@@ -385,37 +384,11 @@ fn unknown_kind(kind: &str) -> WorkError {
     WorkError::Fail(JobError::new(ErrorCode::UnknownKind, format!("this process has no kind {kind}")))
 }
 
-pub(crate) fn invalid_args(refused: CheckError) -> WorkError {
-    WorkError::Fail(JobError::new(ErrorCode::InvalidArgs, refused.to_string()))
-}
-
 /// A job that came in by SQL, or before the target was declared so.
 fn statements_only(ctx: &WorkContext<'_>) -> WorkError {
     let message = format!("the target {} runs saved statements only", ctx.target_name());
     let error = JobError::new(ErrorCode::StatementsOnly, message);
     WorkError::Fail(error.with_hint("submit a job of the kind statement; GET /v1/statements lists them"))
-}
-
-pub(crate) fn parse<W: DeserializeOwned>(args: &RawValue) -> Result<W, ArgError> {
-    let mut reader = serde_json::Deserializer::from_str(args.get());
-    serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let pointer = pointer_of(error.path());
-        // The position that serde_json adds is one within the arguments and would mislead.
-        let text = error.into_inner().to_string();
-        let detail = text.split(" at line ").next().unwrap_or(&text).to_owned();
-        ArgError { pointer, detail }
-    })
-}
-
-fn pointer_of(path: &serde_path_to_error::Path) -> String {
-    use serde_path_to_error::Segment;
-    path.iter()
-        .filter_map(|segment| match segment {
-            Segment::Seq { index } => Some(format!("/{index}")),
-            Segment::Map { key } => Some(step(key)),
-            Segment::Enum { .. } | Segment::Unknown => None,
-        })
-        .collect()
 }
 
 pub(crate) fn check<W: Work>(args: &RawValue) -> Result<Option<UploadArg>, CheckError> {

@@ -15,9 +15,10 @@ use utoipa::ToSchema;
 
 use crate::queue::{ErrorCode, JobError};
 use crate::statements::{Statement, Statements, ValueError};
+use crate::work::arguments::{invalid_args, parse};
 use crate::work::context::WorkContext;
 use crate::work::validation::Validation;
-use crate::work::{ArgError, CheckError, WorkError, registry};
+use crate::work::{ArgError, CheckError, WorkError};
 
 /// The kind of saved statements.
 pub const STATEMENT: &str = "statement";
@@ -60,7 +61,7 @@ pub(super) fn named(statements: &Statements, args: &RawValue) -> Result<Arc<Stat
 }
 
 fn parsed(args: &RawValue) -> Result<SavedStatement, CheckError> {
-    registry::parse::<SavedStatement>(args).map_err(|error| CheckError { errors: vec![error] })
+    parse::<SavedStatement>(args).map_err(|error| CheckError { errors: vec![error] })
 }
 
 fn find(statements: &Statements, name: &str) -> Result<Arc<Statement>, Unresolved> {
@@ -146,7 +147,7 @@ pub(super) fn unknown_here(name: &str) -> WorkError {
 /// runs.
 pub(super) fn begin(statement: Arc<Statement>, args: &RawValue, ctx: &WorkContext<'_>) -> Result<Resolved, WorkError> {
     let fail = |code: ErrorCode, message: String| Err(WorkError::Fail(JobError::new(code, message)));
-    let resolved = Resolved::of(statement, args).map_err(registry::invalid_args)?;
+    let resolved = Resolved::of(statement, args).map_err(invalid_args)?;
     let statement = &resolved.statement;
     if statement.target != ctx.target_name() {
         let message = format!("the saved statement {} runs on the target {} only", statement.name, statement.target);

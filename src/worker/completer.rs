@@ -6,13 +6,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::db::DbError;
-use crate::queue::lifecycle::finish::{self, Became, Ending, Finished, Held};
+use crate::queue::lifecycle::end::{Became, Ending, Finished, Held};
+use crate::queue::lifecycle::finish::{self};
 use crate::queue::model::JobState;
 use crate::queue::record::history::{self, Run};
 use crate::queue::record::log::LogLine;
-use crate::queue::record::report::{self, Attempted};
+use crate::queue::record::report::{self};
 use crate::queue::{ErrorCode, JobError, Lease};
 use crate::worker::Shared;
+use crate::worker::ended::Ended;
 use crate::worker::threads::{Growing, Threads};
 
 /// Ends written by one statement.
@@ -28,34 +30,6 @@ const MAX_REFUSALS: i32 = 10;
 const MAX_REFUSALS_WITH_LOG: i32 = 3;
 /// How often a group that takes too long is tried again as a whole.
 const MAX_TIMEOUTS: i32 = 3;
-
-/// One attempt's end.
-#[derive(Clone, Debug)]
-pub struct Ended {
-    /// The right to say so.
-    pub lease: Lease,
-    /// The kind of work.
-    pub kind: String,
-    /// The database that it ran on.
-    pub target: String,
-    /// The number of the attempt, from 1.
-    pub attempt: i32,
-    /// How long it ran.
-    pub took: Duration,
-    /// How it ended.
-    pub ending: Ending,
-    /// What it said last.
-    pub log: Vec<LogLine>,
-    /// What it took, where that is worth remembering.
-    pub run: Option<Run>,
-}
-
-impl Ended {
-    fn attempted(&self) -> Attempted<'_> {
-        let Ended { lease, kind, target, attempt, took, .. } = self;
-        Attempted { job_id: lease.job_id, kind, target, attempt: *attempt, took: Some(*took) }
-    }
-}
 
 pub(super) fn start(shared: &Arc<Shared>, told: Receiver<Ended>, threads: &mut Threads) -> std::io::Result<()> {
     let shared = Arc::clone(shared);

@@ -13,7 +13,7 @@ use crate::queue::fleet::sightings::Sightings;
 use crate::queue::fleet::workers::{self, DEAD_AFTER, Sighted};
 use crate::queue::intake::insert;
 use crate::queue::lifecycle::checkpoint;
-use crate::queue::lifecycle::finish::Ending;
+use crate::queue::lifecycle::end::Ending;
 use crate::queue::lifecycle::leavings;
 use crate::queue::record::history;
 use crate::queue::record::partitions;

@@ -18,6 +18,7 @@
 
 mod cleaner;
 pub mod completer;
+mod ended;
 pub mod executor;
 mod explain;
 pub mod fetcher;
@@ -51,7 +52,7 @@ use crate::queue::lifecycle::claim::Scope;
 use crate::target::Targets;
 use crate::work::control::CLEAN_UP_WITHIN;
 use crate::work::{Registry, Services, StopReason};
-use crate::worker::completer::Ended;
+use crate::worker::ended::Ended;
 use crate::worker::health::Healths;
 use crate::worker::running::Running;
 use crate::worker::slots::Slots;

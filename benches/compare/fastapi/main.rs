@@ -19,8 +19,9 @@ use nix::sys::signal::Signal;
 use slowlane::cli::demo::blocking::{Plan, Report, stoppable};
 use slowlane::cli::demo::child::Dialect;
 use slowlane::cli::demo::kill::Kill;
-use slowlane::cli::demo::measure::{Contestant, Environment, Run, Statement};
+use slowlane::cli::demo::measure::{Contestant, Environment, Run};
 use slowlane::cli::demo::probes::Spread;
+use slowlane::cli::demo::statement::Statement;
 use slowlane::cli::demo::tables::{failures, span};
 use slowlane::cli::private::{Databases, Slot};
 

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use crate::cli::Failure;
 use crate::cli::demo::child::{Dialect, Observed};
-use crate::cli::demo::measure::{Contestant, Environment, Statement, milliseconds};
+use crate::cli::demo::measure::{Contestant, Environment, milliseconds};
+use crate::cli::demo::statement::Statement;
 use crate::cli::demo::triggers::{Prepared, RECOVERY_TIMEOUT, database_path};
 use crate::db::pool::{ANSWER_SLACK, Manager};
 

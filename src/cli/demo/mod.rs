@@ -21,6 +21,7 @@ pub mod kill;
 mod load;
 pub mod measure;
 pub mod probes;
+pub mod statement;
 pub mod statements;
 pub mod tables;
 pub mod triggers;

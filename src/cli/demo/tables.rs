@@ -6,8 +6,9 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use crate::cli::demo::blocking::Report;
 use crate::cli::demo::kill::Kill;
-use crate::cli::demo::measure::{Run, Statement, Threads};
+use crate::cli::demo::measure::{Run, Threads};
 use crate::cli::demo::probes::Spread;
+use crate::cli::demo::statement::Statement;
 
 /// Milliseconds as people read them: `3.0 ms`, `2.1 s`. What never came to an end failed.
 pub fn span(milliseconds: f64) -> String {

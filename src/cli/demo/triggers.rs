@@ -10,8 +10,8 @@ use serde_json::json;
 
 use crate::cli::Failure;
 use crate::cli::demo::child::{Dialect, Server};
-use crate::cli::demo::measure::Statement;
 use crate::cli::demo::probes::{ANSWER_TIMEOUT, agent};
+use crate::cli::demo::statement::Statement;
 
 /// How long a first job may take.
 const START_TIMEOUT: Duration = Duration::from_secs(60);

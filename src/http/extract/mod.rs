@@ -12,10 +12,21 @@ use uuid::Uuid;
 
 pub(in crate::http) use caller::principal;
 
+use crate::http::Shared;
 use crate::http::problem::{Code, Problem};
 
 /// The id in a path.
 pub(in crate::http) fn parse_id(text: &str) -> Result<Uuid, Problem> {
     Uuid::try_parse(text)
         .map_err(|_| Problem::new(Code::InvalidId, "the id in the path is not a UUID").field("id", "expected a UUID"))
+}
+
+/// A server that stops takes nothing more.
+pub(in crate::http) fn refuse_when_stopping(shared: &Shared) -> Result<(), Problem> {
+    match shared.health.is_stopping() {
+        true => {
+            Err(Problem::new(Code::ShuttingDown, "this server is shutting down; try again, another one may answer"))
+        }
+        false => Ok(()),
+    }
 }

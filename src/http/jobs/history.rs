@@ -11,7 +11,7 @@ use crate::http::extract::headers::idempotency;
 use crate::http::extract::paging::{Paging, invalid};
 use crate::http::extract::parse_id;
 use crate::http::extract::principal;
-use crate::http::guard::refuse_when_stopping;
+use crate::http::extract::refuse_when_stopping;
 use crate::http::jobs::asked::{Asked, check_names, check_statement};
 use crate::http::jobs::one as jobs;
 use crate::http::jobs::submit::{accept, fingerprint};

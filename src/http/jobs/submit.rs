@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::http::extract::body::{check_is_json, unreadable};
 use crate::http::extract::headers::{idempotency, prefer_wait};
+use crate::http::extract::refuse_when_stopping;
 use crate::http::extract::{principal, strict_json};
-use crate::http::guard::refuse_when_stopping;
 use crate::http::jobs::asked::{Asked, asked_for, check_upload};
 use crate::http::jobs::one::{self, retry_after};
 use crate::http::jobs::wire::{self, JobResource};

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::http::State;
 use crate::http::extract::body::{check_is_json, unreadable};
+use crate::http::extract::refuse_when_stopping;
 use crate::http::extract::{principal, strict_json};
-use crate::http::guard::refuse_when_stopping;
 use crate::http::jobs::asked::{Asked, asked_for, check_upload};
 use crate::http::jobs::asking::ask_a_worker;
 use crate::http::problem::Problem;

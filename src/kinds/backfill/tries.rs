@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::kinds::backfill::batch::{Batch, Statements, without_position};
 use crate::kinds::backfill::size::BatchSize;
 use crate::kinds::backfill::{Cursor, Progress};
-use crate::kinds::prepared::PrepareError;
+use crate::kinds::prepare_error::PrepareError;
 use crate::pq::{PqError, Session};
 use crate::queue::record::log::LogLevel;
 use crate::queue::{ErrorCode, JobError};

@@ -1,7 +1,7 @@
 //! Some rows on their way into COPY, and those that can't be.
 
-use crate::queue::ErrorCode;
 use crate::queue::record::log::cut;
+use crate::queue::{ErrorCode, JobError};
 
 /// The longest text of a row, and the longest message, that are kept with a refusal, in bytes.
 const MAX_TEXT_BYTES: usize = 1024;
@@ -37,6 +37,16 @@ pub(super) struct Reject {
 }
 
 impl Reject {
+    /// A row that isn't even sent, as the end of a job.
+    pub fn as_the_end(&self) -> JobError {
+        let mut error = JobError::new(self.code, format!("line {}: {}", self.line, self.message));
+        error.sqlstate = Some(self.sqlstate.clone());
+        error.detail = Some(self.text.clone());
+        error.column.clone_from(&self.column);
+        error.hint.clone_from(&self.hint);
+        error
+    }
+
     pub fn new(line: u64, sqlstate: &str, message: &str, row: &[u8]) -> Reject {
         let text = String::from_utf8_lossy(head(row)).replace('\0', "\u{fffd}");
         Reject {

@@ -172,7 +172,7 @@ impl Sink<'_> {
             sent = sent.saturating_add(u64::try_from(batch.data.len()).unwrap_or(u64::MAX));
             outcome = copy.send(&batch.data).map_err(WorkError::from);
             if let Some(reject) = batch.refused.first() {
-                refused = Some(WorkError::Fail(refused_row(reject)));
+                refused = Some(WorkError::Fail(reject.as_the_end()));
                 break;
             }
             if outcome.is_ok() {
@@ -234,7 +234,7 @@ impl Sink<'_> {
             imported.count(stored?);
         }
         if let Some(first) = rejects.first.as_ref().filter(|_| source.form.is_unreadable()) {
-            let error = refused_row(first);
+            let error = first.as_the_end();
             return Err(rejects.give_up(error));
         }
         self.set_timeout(source.ctx, "")?;
@@ -416,7 +416,7 @@ impl<'c, 'a> Rejects<'c, 'a> {
     /// Why the job is to end, if it is.
     fn end(&self) -> Option<JobError> {
         if let Some(last) = &self.last {
-            return Some(refused_row(last));
+            return Some(last.as_the_end());
         }
         if self.total <= self.limit {
             return None;
@@ -458,16 +458,6 @@ fn reason(error: &PqError) -> String {
         Some(detail) => format!("{} ({detail})", error.message),
         None => error.message.clone(),
     }
-}
-
-/// A row that isn't even sent, as the end of a job.
-pub(super) fn refused_row(refused: &Reject) -> JobError {
-    let mut error = JobError::new(refused.code, format!("line {}: {}", refused.line, refused.message));
-    error.sqlstate = Some(refused.sqlstate.clone());
-    error.detail = Some(refused.text.clone());
-    error.column.clone_from(&refused.column);
-    error.hint.clone_from(&refused.hint);
-    error
 }
 
 /// What helps against bytes that are no text.

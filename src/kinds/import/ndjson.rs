@@ -6,7 +6,6 @@ use std::collections::{BTreeSet, HashMap};
 use serde_json::value::RawValue;
 
 use crate::kinds::import::batch::Batch;
-use crate::kinds::import::load::refused_row;
 use crate::kinds::import::members::members;
 use crate::kinds::import::records::{Record, Records};
 use crate::kinds::import::shape::{Refusal, Shape};
@@ -209,7 +208,7 @@ pub(super) fn keys(
         keys.some_lack = counts.into_iter().any(|count| count < rows && (lacks_all || count > 0));
     }
     match unreadable.filter(|_| rows == 0) {
-        Some(first) => Err(WorkError::Fail(refused_row(&first))),
+        Some(first) => Err(WorkError::Fail(first.as_the_end())),
         None => Ok((rows > 0).then_some(keys)),
     }
 }

@@ -10,8 +10,10 @@ use uuid::Uuid;
 
 use crate::db::DbError;
 use crate::queue::fleet::workers::{Sighted, columns};
-use crate::queue::lifecycle::finish::{self, Became, Ending, Finished};
-use crate::queue::lifecycle::interruptions::{Interruption, interrupted};
+use crate::queue::lifecycle::end::Interruption;
+use crate::queue::lifecycle::end::{Became, Ending, Finished};
+use crate::queue::lifecycle::finish::{self};
+use crate::queue::lifecycle::interruptions::interrupted;
 use crate::queue::model::{JobState, Lease};
 
 /// A running attempt as its row says.

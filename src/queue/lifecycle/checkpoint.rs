@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::db::fate::{ServerLife, TransactionMark};
 use crate::db::{DbError, prepared};
-use crate::queue::lifecycle::finish::{Finished, FinishedResult};
+use crate::queue::lifecycle::end::{Finished, FinishedResult};
 use crate::queue::model::{JobState, JobStatistics, Lease, RawJson};
 
 /// Rows of jobs that are over, removed by one statement.

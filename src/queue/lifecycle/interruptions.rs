@@ -5,18 +5,9 @@
 //! got further, or when an attempt ended by itself (an error that is tried again, a snooze). A pause, and a target that is
 //! away, say nothing either way. The counts are columns of `jobs`; `queue/lifecycle/finish.rs` keeps them.
 
-use crate::queue::lifecycle::finish::{Ending, Finished};
+use crate::queue::lifecycle::end::{Ending, Finished, Interruption};
 use crate::queue::model::ErrorCode;
 use crate::queue::model::{JobError, MAX_INTERRUPTED_IN_A_ROW, MAX_LOST_IN_A_ROW};
-
-/// How an attempt was interrupted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interruption {
-    /// The worker died: perhaps of the job.
-    WorkerLost,
-    /// The worker lives, or ended in order: it shut down, lost the queue, or lost sight of the job.
-    HandedBack,
-}
 
 /// Interruptions in a row, before the one that is being counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

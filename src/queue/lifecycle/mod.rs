@@ -3,6 +3,7 @@
 //! | file | what it holds |
 //! | --- | --- |
 //! | [`claim`] | rows become running jobs; positions and the sweep |
+//! | [`end`] | how an attempt ends, in nouns |
 //! | [`finish`] | running jobs end, are retried or handed back, under their lease |
 //! | [`interruptions`] | how many interruptions in a row a job may have |
 //! | [`checkpoint`] | what survives a crash: cursors, and transactions about to be committed |
@@ -13,6 +14,7 @@
 pub mod cancel;
 pub mod checkpoint;
 pub mod claim;
+pub mod end;
 pub mod finish;
 pub mod interruptions;
 pub mod leavings;

@@ -9,7 +9,7 @@ use log::kv::Value;
 use log::{Level, Record};
 use uuid::Uuid;
 
-use crate::queue::lifecycle::finish::{Became, Ending};
+use crate::queue::lifecycle::end::{Became, Ending};
 use crate::queue::model::ErrorCode;
 use crate::queue::model::{BlockedBy, Job, JobState};
 

@@ -1,6 +1,6 @@
 //! What an attempt leaves behind for its end: counts, results, and what it may have done.
 
-use crate::queue::lifecycle::finish::FinishedResult;
+use crate::queue::lifecycle::end::FinishedResult;
 use crate::queue::model::JobStatistics;
 
 /// What is left of an attempt when its work has returned.

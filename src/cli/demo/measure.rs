@@ -76,7 +76,7 @@ impl Contestant {
             command
                 .args(["--queues", &environment.queue, "--shutdown-grace", "4s", "--log-format", "json", "--log"])
                 .arg(
-                    "warn,slowlane::app::server=info,slowlane::http::submit=debug,slowlane::worker::executor=debug,\
+                    "warn,slowlane::app::server=info,slowlane::http::jobs::submit=debug,slowlane::worker::executor=debug,\
                  slowlane::jobs=info",
                 );
             command.env("SLOWLANE_DATABASE_URL", environment.databases.queue.to_url().expose());
